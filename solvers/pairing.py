@@ -1,0 +1,35 @@
+"""The one place that says which field, solver and gradient can work together, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solvers.errors import PairingError
+from solvers.gradient import Gradient
+from solvers.protocol import STRUCTURES, describe, structure
+from solvers.solver import SOLVERS, Solver
+
+
+def missing(field: Any, solver: Solver) -> tuple[str, ...]:
+    """The structures that `solver` needs and `field` does not declare."""
+    return tuple(need for need in solver.needs if need not in structure(field))
+
+
+def compatible(field: Any) -> list[str]:
+    """Names of the registered solvers that work with `field`."""
+    return [name for name in SOLVERS if not missing(field, SOLVERS[name])]
+
+
+def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
+    """Refuse a pairing that cannot work.
+
+    Raises:
+        PairingError: which structure is missing and which solvers would do.
+    """
+    lacking = missing(field, solver)
+    if lacking:
+        needs = " and ".join(f"a {name} field ({STRUCTURES.get(name, name)})" for name in lacking)
+        raise PairingError(
+            f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
+            f"use one of {', '.join(compatible(field))}"
+        )

@@ -1,0 +1,93 @@
+"""What a solver may ask of a field.
+
+Only `forward` is required. The rest is structure: a field declares it in `structure`, and a solver lists in `needs`
+what it cannot do without. Nothing is guessed from the presence of a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+#: A time or a step size: a number, or a tensor that broadcasts against one component `(*batch, hidden)` of the state
+#: (so `(batch, 1)` for one clock per sample).
+Time = float | Tensor
+
+#: A state: one tensor `(*batch, components, hidden)`, or its components taken apart.
+State = Tensor | tuple[Tensor, ...]
+
+#: The input current u at a time, as a solver asks for it at its stages.
+ControlPath = Callable[[Time], Any]
+
+#: The structures a field can declare, and what each one promises.
+STRUCTURES = {
+    "partitioned": "velocity(t, q, p, u) and force(t, q, p, u)",
+    "separable": "a velocity that sees only p and a force that sees only q",
+    "conformal": "a separable field but for linear damping -damping() p in the force",
+    "semilinear": "linear, nonlinear, solve and flow of f = L x + N(t, x, u)",
+    "hamiltonian": "a scalar energy(state, u)",
+}
+
+
+@runtime_checkable
+class Field(Protocol):
+    """The least a solver works with: the right-hand side of d state/dt = f(t, state, u).
+
+    `state` is `(*batch, components, hidden)`, `u` is `(*batch, channels)`, and the result has the shape of `state`.
+    `t` is a number or a tensor `(*batch, 1)`.
+    """
+
+    def __call__(self, t: Time, state: Tensor, u: Tensor, /) -> Tensor:
+        """The slope of the state."""
+        ...
+
+
+def structure(field: object) -> frozenset[str]:
+    """The structures that `field` declares (none for a bare function)."""
+    return frozenset(getattr(field, "structure", ()))
+
+
+def describe(field: object) -> str:
+    """The name of a field in messages."""
+    return getattr(field, "__name__", None) or type(field).__name__
+
+
+def components(state: State) -> tuple[Tensor, ...]:
+    """The components of a state, each `(*batch, hidden)`."""
+    return state if isinstance(state, tuple) else state.unbind(-2)
+
+
+def packed(state: State) -> Tensor:
+    """The state as one tensor `(*batch, components, hidden)`."""
+    return torch.stack(state, dim=-2) if isinstance(state, tuple) else state
+
+
+def bind(field: Any) -> Any:
+    """The field with everything that depends on its parameters alone computed once, if it offers that."""
+    offered = getattr(field, "bind", None)
+    return field if offered is None else offered()
+
+
+def increment(field: Any, dt: Time) -> Time:
+    """The step size that multiplies slopes: dt times the field's `time_scale()` per channel, where it has one."""
+    scale = getattr(field, "time_scale", None)
+    factor = None if scale is None else scale()
+    return dt if factor is None else dt * factor
+
+
+def over_state(h: Time) -> Time:
+    """A step size that broadcasts against one component, made to broadcast against the whole state."""
+    return h.unsqueeze(-2) if isinstance(h, Tensor) and h.dim() > 0 else h
+
+
+def affine(u: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """u + x M with `matrix` M acting from the right, fused where the shapes allow."""
+    return torch.addmm(u, x, matrix) if u.dim() == x.dim() == 2 else u + x @ matrix
+
+
+def axpy(x: Tensor, h: Time, slope: Tensor) -> Tensor:
+    """x + h * slope in one pass over memory."""
+    return x.addcmul(slope, h) if isinstance(h, Tensor) else x.add(slope, alpha=h)

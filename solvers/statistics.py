@@ -1,0 +1,41 @@
+"""Counting what a solve costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from solvers.protocol import Time
+
+
+class Counted:
+    """A field that counts evaluations of its right-hand side; everything else is passed on to the field.
+
+    A partitioned method evaluates `force`, an implicit-explicit one `nonlinear`, all others the field itself: one
+    evaluation each. The velocity of an oscillator and the solves with its linear part are not counted.
+    """
+
+    def __init__(self, field: Any) -> None:
+        self.field, self.evaluations = field, 0
+
+    def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
+        """The right-hand side, counted."""
+        self.evaluations += 1
+        slope: Tensor = self.field(t, state, u)
+        return slope
+
+    def force(self, t: Time, q: Tensor, p: Tensor, u: Any) -> Tensor:
+        """The force, counted."""
+        self.evaluations += 1
+        force: Tensor = self.field.force(t, q, p, u)
+        return force
+
+    def nonlinear(self, t: Time, state: Tensor, u: Any, terms: frozenset[str] | None = None) -> Tensor:
+        """The part outside the linear operator, counted."""
+        self.evaluations += 1
+        slope: Tensor = self.field.nonlinear(t, state, u, terms)
+        return slope
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.field, name)
