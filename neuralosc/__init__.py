@@ -1,0 +1,54 @@
+"""Continuous-time recurrent networks: a vector field, a solver and a gradient, chosen independently."""
+
+__version__ = "0.1.0"
+
+from neuralosc.field import Partitioned, Semilinear, VectorField
+from neuralosc.fields import (
+    Antisymmetric,
+    DenseHamiltonian,
+    Hamiltonian,
+    HamiltonianOscillator,
+    Lipschitz,
+    Oscillator,
+)
+from neuralosc.networks import (
+    AntisymmetricRNN,
+    CoRNN,
+    HamiltonianRNN,
+    LipschitzRNN,
+    ModelCard,
+    UnICORNN,
+    make,
+    model,
+    models,
+)
+from neuralosc.persistence import load, save
+from neuralosc.reference import from_reference
+from neuralosc.rnn import ContinuousRNN, Solution
+
+__all__ = [
+    "Antisymmetric",
+    "AntisymmetricRNN",
+    "CoRNN",
+    "ContinuousRNN",
+    "DenseHamiltonian",
+    "Hamiltonian",
+    "HamiltonianOscillator",
+    "HamiltonianRNN",
+    "Lipschitz",
+    "LipschitzRNN",
+    "ModelCard",
+    "Oscillator",
+    "Partitioned",
+    "Semilinear",
+    "Solution",
+    "UnICORNN",
+    "VectorField",
+    "__version__",
+    "from_reference",
+    "load",
+    "make",
+    "model",
+    "models",
+    "save",
+]

@@ -1,0 +1,160 @@
+"""Vector fields: the right-hand side of a network, with whatever structure it declares."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers.errors import InputError
+from solvers.linear import LinearOperator
+from solvers.protocol import Time
+
+
+class VectorField(nn.Module):
+    """The right-hand side of d state/dt = time_scale * f(t, state, u(t)).
+
+    A field of one's own needs `forward` and, to map its input in one product, `drive`:
+
+        class Leaky(neuralosc.VectorField):
+            def __init__(self, input_size, hidden_size):
+                super().__init__(input_size, hidden_size)
+                self.V, self.W = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+
+            def drive(self, x):
+                return self.V(x)
+
+            def forward(self, t, state, u):
+                (h,) = state.unbind(-2)
+                return (torch.tanh(self.W(h) + u) - h).unsqueeze(-2)
+
+    Attributes:
+        input_size: features of a sample of the input.
+        hidden_size: channels of each component of the state.
+        components: 1 for a first-order field, 2 for an oscillator (position, velocity).
+    """
+
+    components: int = 1
+    input_size: int
+    hidden_size: int
+
+    def __init__(
+        self, input_size: int | None = None, hidden_size: int | None = None, components: int | None = None
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("components", components)):
+            if size is None:
+                continue
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise InputError(f"{name} is {size!r}, expected a positive integer")
+            setattr(self, name, size)
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """The structures this field declares, out of `solvers.STRUCTURES`."""
+        return frozenset()
+
+    def drive(self, x: Tensor) -> Tensor:
+        """The input current u `(*batch, time, channels)` of the inputs x `(*batch, time, input)`; x itself here."""
+        return x
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The whole right-hand side, the shape of `state`.
+
+        Args:
+            t: time, a number or a tensor `(*batch, 1)`.
+            state: `(*batch, components, hidden)`.
+            u: input current at t, `(*batch, channels)`.
+        """
+        raise InputError(f"{type(self).__name__} defines no forward(t, state, u): write its right-hand side there")
+
+    def time_scale(self) -> Tensor | None:
+        """A positive factor on dt per channel, `(hidden,)`, or None for 1. Solvers apply it; `forward` does not."""
+        return None
+
+    def prepare(self) -> dict[str, Any]:
+        """What depends on parameters alone and is worth computing once for a whole sequence, by name."""
+        return {}
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The values of `prepare`: stored ones in a bound field, computed anew in a free one."""
+        bound: dict[str, Any] | None = self.__dict__.get("_bound")
+        return self.prepare() if bound is None else bound
+
+    def bind(self, constants: dict[str, Any] | None = None) -> VectorField:
+        """This field, same parameters, with its `constants` computed once (or given)."""
+        bound = copy.copy(self)
+        bound.__dict__["_bound"] = self.prepare() if constants is None else constants
+        return bound
+
+
+class Partitioned(VectorField):
+    """A field in position q and velocity p: dq = velocity(t, q, p, u), dp = force(t, q, p, u).
+
+    Attributes:
+        separable: velocity sees only p; force sees only q, or is such a force minus `damping()` times p.
+    """
+
+    components = 2
+    separable: bool = False
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Partitioned, and separable or conformal if declared so."""
+        declared = super().structure | {"partitioned"}
+        if not self.separable:
+            return declared
+        return declared | {"separable" if self.damping() is None else "conformal"}
+
+    def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """dq/dt, `(*batch, hidden)`; p itself here."""
+        return p
+
+    def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """dp/dt, `(*batch, hidden)`, damping included."""
+        raise InputError(f"{type(self).__name__} defines no force(t, q, p, u): write dp/dt there")
+
+    def damping(self) -> float | Tensor | None:
+        """G of the linear damping -G p inside the force, a number or `(hidden,)`; None when there is none."""
+        return None
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """(velocity, force)."""
+        q, p = state.unbind(-2)
+        return torch.stack((self.velocity(t, q, p, u), self.force(t, q, p, u)), dim=-2)
+
+
+class Semilinear(VectorField):
+    """A field f = L x + N(t, x, u) whose linear part is known in closed form.
+
+    `terms` names the parts of L that a solver may choose to treat implicitly; None means all of them.
+    """
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Adds semilinear."""
+        return super().structure | {"semilinear"}
+
+    def operator(self, terms: frozenset[str] | None = None) -> LinearOperator:
+        """L, with the chosen terms."""
+        raise InputError(f"{type(self).__name__} defines no operator(terms): return one of solvers.linear")
+
+    def linear(self, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
+        """L x."""
+        return self.operator(terms).apply(state)
+
+    def nonlinear(self, t: Time, state: Tensor, u: Tensor, terms: frozenset[str] | None = None) -> Tensor:
+        """N(t, x, u) = f - L x."""
+        slope: Tensor = self(t, state, u)
+        return slope - self.linear(state, terms)
+
+    def solve(self, dt: Time, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
+        """(1 - dt L)^-1 x."""
+        return self.operator(terms).solve(dt, state)
+
+    def flow(self, dt: Time, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
+        """exp(dt L) x."""
+        return self.operator(terms).flow(dt, state)

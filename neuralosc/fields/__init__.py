@@ -1,0 +1,7 @@
+"""The vector fields of the named networks, and the base classes for one's own."""
+
+from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
+from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz
+from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
+
+__all__ = ["Antisymmetric", "DenseHamiltonian", "Hamiltonian", "HamiltonianOscillator", "Lipschitz", "Oscillator"]

@@ -1,0 +1,142 @@
+"""Hamiltonian fields: from any scalar energy, and the dense energies of the Hamiltonian RNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from neuralosc.field import Partitioned
+from neuralosc.fields.energies import log_cosh
+from neuralosc.fields.parameters import uniform_
+from solvers.errors import InputError
+from solvers.protocol import Time, affine
+
+
+class Hamiltonian(Partitioned):
+    """The field of a scalar energy H(state, u): dq = dH/dp, dp = -dH/dq, by automatic differentiation.
+
+    Write `energy` in a subclass, or pass it:
+
+        Hamiltonian(1, 8, energy=lambda state, u: 0.5 * state.square().sum((-2, -1)) - (u * state[..., 0, :]).sum(-1))
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels of position and of velocity.
+        energy: H(state, u) with one value per sample, `(*batch,)`.
+        separable: declare that H = T(p) + V(q, u), which symplectic methods need to be exactly symplectic.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        energy: Callable[[Tensor, Tensor], Tensor] | None = None,
+        separable: bool | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        self._energy = energy
+        if separable is not None:
+            self.separable = separable
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Adds hamiltonian."""
+        return super().structure | {"hamiltonian"}
+
+    def energy(self, state: Tensor, u: Tensor) -> Tensor:
+        """H(state, u), `(*batch,)`."""
+        if self._energy is None:
+            raise InputError(
+                f"{type(self).__name__} defines no energy(state, u): write it in the subclass or pass energy=..."
+            )
+        return self._energy(state, u)
+
+    def _total(self, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        energy = self.energy(torch.stack((q, p), dim=-2), u)
+        if energy.shape != q.shape[:-1]:
+            raise InputError(
+                f"the energy of {type(self).__name__} has shape {tuple(energy.shape)}, expected one value per sample, "
+                f"{tuple(q.shape[:-1])}: sum over components and channels, (-2, -1)"
+            )
+        return energy.sum()
+
+    def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """dH/dp."""
+        slope: Tensor = torch.func.grad(self._total, argnums=1)(q, p, u)
+        return slope
+
+    def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """-dH/dq."""
+        slope: Tensor = torch.func.grad(self._total, argnums=0)(q, p, u)
+        return -slope
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """(dH/dp, -dH/dq) in one differentiation."""
+        q, p = state.unbind(-2)
+        dq, dp = torch.func.grad(self._total, argnums=(0, 1))(q, p, u)
+        return torch.stack((dp, -dq), dim=-2)
+
+
+class DenseHamiltonian(Partitioned):
+    """The separable dense energies of the Hamiltonian RNN.
+
+        one layer:   H = sum log cosh(W q + u) + alpha |q|^2 / 2 + |p|^2 / 2
+        two layers:  the same with sum log cosh(R p + r) added
+
+        dq = p  [+ R^T tanh(R p + r)],    dp = -W^T tanh(W q + u) - alpha q,    u = V x + b
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels of position and of velocity.
+        alpha: stiffness, at least 0.
+        energy_layers: 1 or 2.
+
+    Initialised like `nn.Linear`.
+    """
+
+    separable = True
+
+    def __init__(self, input_size: int, hidden_size: int, alpha: float = 1.0, energy_layers: int = 1) -> None:
+        super().__init__(input_size, hidden_size)
+        if energy_layers not in (1, 2):
+            raise InputError(f"energy_layers is {energy_layers!r}, expected 1 or 2")
+        if not 0 <= alpha < float("inf"):
+            raise InputError(f"alpha is {alpha!r}, expected finite and at least 0")
+        self.alpha, self.energy_layers = alpha, energy_layers
+        self.V = nn.Linear(input_size, hidden_size)
+        self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.R = nn.Linear(hidden_size, hidden_size) if energy_layers == 2 else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        self.V.reset_parameters()
+        uniform_([self.W], self.hidden_size)
+        if self.R is not None:
+            self.R.reset_parameters()
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Adds hamiltonian."""
+        return super().structure | {"hamiltonian"}
+
+    def drive(self, x: Tensor) -> Tensor:
+        """V x + b."""
+        u: Tensor = self.V(x)
+        return u
+
+    def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """dH/dp."""
+        return p if self.R is None else p + torch.tanh(self.R(p)) @ self.R.weight
+
+    def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
+        """-dH/dq."""
+        return -affine(self.alpha * q, torch.tanh(affine(u, q, self.W.T)), self.W)
+
+    def energy(self, state: Tensor, u: Tensor) -> Tensor:
+        """H, `(*batch,)`."""
+        q, p = state.unbind(-2)
+        energy = log_cosh(affine(u, q, self.W.T)) + self.alpha * q.square() / 2 + p.square() / 2
+        return (energy if self.R is None else energy + log_cosh(self.R(p))).sum(-1)

@@ -1,0 +1,138 @@
+"""First-order fields: the Lipschitz RNN, plain and gated, and the antisymmetric RNN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralosc.field import Semilinear, VectorField
+from neuralosc.fields.parameters import skew_mix
+from solvers.errors import InputError
+from solvers.linear import DenseOperator
+from solvers.protocol import Time, affine
+
+
+def _input_map(input_size: int, hidden_size: int) -> nn.Linear:
+    """A linear map initialised as in the published Lipschitz code: Xavier normal, zero bias."""
+    linear = nn.Linear(input_size, hidden_size)
+    nn.init.xavier_normal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Lipschitz(Semilinear):
+    """The Lipschitz RNN field: a linear part and a nonlinearity with Lipschitz constant 1 inside.
+
+        dh = alpha h A + tanh(h W + u),    u = V x + b
+        A and W each beta (M - M^T) + (1 - beta)(M + M^T) - gamma I, acting from the right
+
+    Gated: dh = (alpha h A + tanh(h W + u)) * sigmoid(h W + u_gate), with an input map of its own for the gate; this
+    one is not semilinear.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels.
+        beta: 1 makes A and W skew but for gamma, 0 symmetric.
+        gamma: decay.
+        alpha: factor of the linear part.
+        gated: the gated variant.
+        init_std: entries of both M are drawn from N(0, (init_std / hidden)^2).
+
+    Source: Erichson, Azencot, Queiruga, Hodgkinson, Mahoney, Lipschitz Recurrent Neural Networks, ICLR 2021, eq. 1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        beta: float = 0.75,
+        gamma: float = 0.001,
+        alpha: float = 1.0,
+        gated: bool = False,
+        init_std: float = 1.0,
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        if not 0 <= beta <= 1:
+            raise InputError(f"beta is {beta!r}, expected between 0 and 1")
+        self.beta, self.gamma, self.alpha, self.init_std, self.gated = beta, gamma, alpha, init_std, gated
+        self.V = _input_map(input_size, hidden_size)
+        self.V_gate = nn.Linear(input_size, hidden_size) if gated else None
+        self.A = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        nn.init.normal_(self.A, std=init_std / hidden_size)
+        nn.init.normal_(self.W, std=init_std / hidden_size)
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Semilinear, unless gated."""
+        return super().structure - ({"semilinear"} if self.gated else set())
+
+    def drive(self, x: Tensor) -> Tensor:
+        """V x + b; gated: followed by the current of the gate."""
+        u: Tensor = self.V(x)
+        return u if self.V_gate is None else torch.cat((u, self.V_gate(x)), dim=-1)
+
+    def prepare(self) -> dict[str, Any]:
+        """The effective matrices."""
+        return {
+            "A": self.alpha * skew_mix(self.A, self.beta, self.gamma),
+            "W": skew_mix(self.W, self.beta, self.gamma),
+        }
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The right-hand side."""
+        constants = self.constants
+        (h,) = state.unbind(-2)
+        if not self.gated:
+            return affine(torch.tanh(affine(u, h, constants["W"])), h, constants["A"]).unsqueeze(-2)
+        current, gate = u.chunk(2, dim=-1)
+        coupling = h @ constants["W"]
+        slope = affine(torch.tanh(coupling + current), h, constants["A"])
+        return (slope * torch.sigmoid(coupling + gate)).unsqueeze(-2)
+
+    def operator(self, terms: frozenset[str] | None = None) -> DenseOperator:
+        """A, from the right."""
+        return DenseOperator(self.constants["A"])
+
+    def nonlinear(self, t: Time, state: Tensor, u: Tensor, terms: frozenset[str] | None = None) -> Tensor:
+        """tanh(h W + u)."""
+        (h,) = state.unbind(-2)
+        return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)
+
+
+class Antisymmetric(VectorField):
+    """The antisymmetric RNN field: a Jacobian with eigenvalues near the imaginary axis.
+
+        dh = tanh(h (M - M^T - gamma I) + u),    u = V x + b
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels.
+        gamma: decay.
+        init_std: entries of M are drawn from N(0, (init_std / hidden)^2).
+
+    Source: Chang, Chen, Haber, Chi, AntisymmetricRNN: A Dynamical System View on Recurrent Neural Networks, ICLR 2019.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, gamma: float = 0.001, init_std: float = 1.0) -> None:
+        super().__init__(input_size, hidden_size)
+        self.gamma, self.init_std = gamma, init_std
+        self.V = _input_map(input_size, hidden_size)
+        self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        nn.init.normal_(self.W, std=init_std / hidden_size)
+
+    def drive(self, x: Tensor) -> Tensor:
+        """V x + b."""
+        u: Tensor = self.V(x)
+        return u
+
+    def prepare(self) -> dict[str, Any]:
+        """The effective matrix."""
+        return {"W": skew_mix(self.W, 1.0, self.gamma)}
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The right-hand side."""
+        (h,) = state.unbind(-2)
+        return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)

@@ -1,0 +1,75 @@
+"""Coefficients of a field and the initialisations its papers use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from solvers.errors import InputError
+
+Value = float | Sequence[float] | Tensor
+
+
+class Coefficient(nn.Module):
+    """A coefficient: a fixed number, fixed per channel, or learned per channel and kept positive by softplus.
+
+    Args:
+        name: what to call it in messages.
+        value: a number, or one per channel; the starting value of a learned one.
+        hidden_size: channels.
+        learned: train it, value = softplus(raw).
+        minimum: smallest value allowed; a learned one must be above it.
+    """
+
+    raw: Tensor
+
+    def __init__(self, name: str, value: Value, hidden_size: int, learned: bool = False, minimum: float = 0.0) -> None:
+        super().__init__()
+        given = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        if given.dim() > 1 or (given.dim() == 1 and len(given) != hidden_size):
+            raise InputError(
+                f"{name} has shape {tuple(given.shape)}, expected a number or {hidden_size} values, one per channel"
+            )
+        allowed = given > minimum if learned else given >= minimum
+        if not bool((torch.isfinite(given) & allowed).all()):
+            bound = f"above {minimum:g}" if learned else f"at least {minimum:g}"
+            raise InputError(f"{name} is {value!r}, expected finite and {bound}")
+        self.fixed = None if learned or given.dim() else float(given)
+        if learned:
+            # softplus^-1, exact for large values where exp would overflow.
+            start = given.expand(hidden_size).clone()
+            self.raw = nn.Parameter(start + torch.log(-torch.expm1(-start)))
+        elif given.dim():
+            self.register_buffer("raw", given.clone())
+        self.learned = learned
+
+    def forward(self) -> float | Tensor:
+        """The value: a number, or `(hidden,)`."""
+        if self.fixed is not None:
+            return self.fixed
+        return functional.softplus(self.raw) if self.learned else self.raw
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        return f"{self.fixed:g}" if self.fixed is not None else f"per channel{', learned' if self.learned else ''}"
+
+
+def uniform_(parameters: Sequence[Tensor | None], fan_in: int) -> None:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what torch.nn.Linear uses for weight and bias."""
+    bound = 1 / math.sqrt(fan_in)
+    for parameter in parameters:
+        if parameter is not None:
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+def skew_mix(matrix: Tensor, beta: float, gamma: float) -> Tensor:
+    """beta (M - M^T) + (1 - beta)(M + M^T) - gamma I.
+
+    Its symmetric part has the eigenvalues of (1 - beta)(M + M^T) - gamma I, so that beta near 1 makes it almost skew.
+    """
+    skew, symmetric = matrix - matrix.T, matrix + matrix.T
+    return beta * skew + (1 - beta) * symmetric - gamma * torch.diag(torch.ones_like(matrix[0]))

@@ -1,0 +1,103 @@
+"""Checks of what a recurrent layer is given, each failure one line: what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from solvers.errors import InputError
+
+Lengths = Tensor | Sequence[int]
+
+
+def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
+    """Refuse inputs of the wrong type, shape, dtype or device."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is a {type(x).__name__}, expected a tensor (batch, time, input): use torch.as_tensor(x)")
+    if x.dim() != 3 or x.shape[-1] != input_size:
+        hint = "add a batch axis with x.unsqueeze(0)" if x.dim() == 2 else "batch first, features last"
+        raise InputError(f"x has shape {tuple(x.shape)}, expected (batch, time, {input_size}): {hint}")
+    if x.shape[1] == 0:
+        raise InputError(f"x has shape {tuple(x.shape)}, expected at least one sample in time")
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return
+    if x.device != parameter.device:
+        raise InputError(f"x is on {x.device}, the parameters are on {parameter.device}: move one with .to(device)")
+    if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise InputError(
+            f"x has dtype {x.dtype}, the parameters have {parameter.dtype}: use x.to({parameter.dtype}) "
+            f"or rnn.to({x.dtype})"
+        )
+
+
+def check_finite(x: Tensor) -> None:
+    """Refuse NaN and infinite inputs."""
+    finite = torch.isfinite(x)
+    if torch.compiler.is_compiling() or bool(finite.all()):
+        return
+    sample, step, feature = (int(i) for i in (~finite).nonzero()[0])
+    value = float(x.detach()[sample, step, feature])
+    raise InputError(
+        f"x is {value} at sample {sample}, step {step}, feature {feature}, expected finite values: "
+        "clean or fill the data"
+    )
+
+
+def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
+    """True for samples within `lengths`, `(batch, time)`.
+
+    Raises:
+        InputError: a wrong number of lengths, or one outside 1 .. time.
+    """
+    batch, time = x.shape[:2]
+    given = torch.as_tensor(lengths, device=x.device)
+    if given.shape != (batch,) or given.is_floating_point() or given.dtype == torch.bool:
+        raise InputError(
+            f"lengths has shape {tuple(given.shape)} and dtype {given.dtype}, expected {batch} integers, one per sample"
+        )
+    wrong = (given < 1) | (given > time)
+    if bool(wrong.any()):
+        sample = int(wrong.nonzero()[0])
+        raise InputError(
+            f"lengths[{sample}] is {int(given[sample])}, expected between 1 and {time}, the padded length: "
+            "leave out empty sequences"
+        )
+    return torch.arange(time, device=x.device) < given.unsqueeze(-1)
+
+
+def check_timespans(timespans: Tensor, x: Tensor) -> Tensor:
+    """The timespans as a tensor like x, `(time,)` or `(batch, time)`.
+
+    Raises:
+        InputError: wrong shape, negative or non-finite.
+    """
+    batch, time = x.shape[:2]
+    spans = torch.as_tensor(timespans, device=x.device)
+    if spans.shape not in ((time,), (batch, time)):
+        raise InputError(
+            f"timespans has shape {tuple(spans.shape)}, expected ({time},) or ({batch}, {time}): the time elapsed "
+            "since the previous sample, in units of dt"
+        )
+    wrong = ~torch.isfinite(spans) | (spans < 0)
+    if not torch.compiler.is_compiling() and bool(wrong.any()):
+        place = tuple(int(i) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"timespans{list(place)} is {float(spans.detach()[place]):g}, expected finite and at least 0: "
+            "time must not run backwards"
+        )
+    return spans.to(x.dtype)
+
+
+def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """The given initial state, refused if it does not fit."""
+    if not isinstance(state, Tensor) or tuple(state.shape) != shape:
+        given = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise InputError(f"state has shape {given}, expected {shape}: ([layers,] batch, components, hidden)")
+    if state.dtype != x.dtype or state.device != x.device:
+        raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(state).all()):
+        raise InputError("state has NaN or infinite entries, expected finite values: start from zeros or a valid state")
+    return state

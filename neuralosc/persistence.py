@@ -1,0 +1,117 @@
+"""Saving and loading networks: weights and configuration in one safetensors file, nothing unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import neuralosc
+from neuralosc.networks import make
+from neuralosc.rnn import ContinuousRNN
+from solvers.errors import InputError
+
+FORMAT = "neuralosc 1"
+
+
+def save(rnn: ContinuousRNN, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> Path:
+    """Write the weights and the configuration of a network; the file appears whole or not at all.
+
+    Args:
+        rnn: a named network, or one of your own field (then `load` needs one to load `into`).
+        path: file to write.
+        metadata: further text to keep with it.
+
+    Raises:
+        InputError: safetensors is not installed, or the folder does not exist.
+    """
+    write = _safetensors().save
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"cannot save to {target}: the folder {target.parent} does not exist; make it first")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
+    header = {**(metadata or {}), "format": FORMAT, "version": neuralosc.__version__, "config": json.dumps(rnn.config)}
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(write(tensors, metadata=header))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def load(path: str | os.PathLike[str], into: ContinuousRNN | None = None) -> ContinuousRNN:
+    """Read what `save` wrote.
+
+    Args:
+        path: the file.
+        into: a network of your own field to load the weights into; named networks are built anew without it.
+
+    Raises:
+        InputError: no such file, a file of another kind, a damaged one, or weights that do not fit.
+    """
+    source = Path(path)
+    tensors, header = _read(source)
+    if header.get("format") != FORMAT:
+        raise InputError(
+            f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
+            f"expected {FORMAT!r}): give a file that neuralosc.save wrote"
+        )
+    rnn = _rebuild(source, json.loads(header["config"])) if into is None else into
+    _fit(rnn, tensors, source)
+    if into is None and tensors:
+        rnn = rnn.to(next(iter(tensors.values())).dtype)
+    rnn.load_state_dict(tensors)
+    return rnn
+
+
+def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    if not source.is_file():
+        raise InputError(f"no file {source}: give the path of a file that neuralosc.save wrote")
+    library = _safetensors()
+    try:
+        with library.safe_open(str(source), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except Exception as error:  # every way a foreign or damaged file can fail ends in the same advice
+        raise InputError(
+            f"{source} cannot be read as a safetensors file ({type(error).__name__}: {error}): "
+            "give a file that neuralosc.save wrote"
+        ) from error
+
+
+def _rebuild(source: Path, config: dict[str, Any] | None) -> ContinuousRNN:
+    if not config:
+        raise InputError(
+            f"{source} holds the weights of a network with a field of its own: make that network and "
+            "call neuralosc.load(path, into=rnn)"
+        )
+    settings = dict(config)
+    return make(settings.pop("model"), **settings)
+
+
+def _fit(rnn: nn.Module, tensors: dict[str, Any], source: Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in rnn.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{source} does not fit the network: {name} has shape {found.get(name, 'none, it is missing')} in the "
+                f"file and {expected.get(name, 'no place')} in the network"
+            )
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise InputError("saving and loading need the package safetensors: pip install safetensors") from error
+
+    class Library:
+        save = staticmethod(safetensors.torch.save)
+        safe_open = staticmethod(safetensors.safe_open)
+
+    return Library
