@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.errors import InputError
-from solvers.linear import LinearOperator
+from solvers.linear import LinearOperator, linear_part
 from solvers.protocol import Time
 
 
@@ -39,6 +39,8 @@ class VectorField(nn.Module):
     components: int = 1
     input_size: int
     hidden_size: int
+    #: The operators that a bound field made, by their terms; a free field makes them anew (`solvers.linear_part`).
+    operators: dict[Any, LinearOperator] | None = None
 
     def __init__(
         self, input_size: int | None = None, hidden_size: int | None = None, components: int | None = None
@@ -88,6 +90,7 @@ class VectorField(nn.Module):
         """This field, same parameters, with its `constants` computed once (or given)."""
         bound = copy.copy(self)
         bound.__dict__["_bound"] = self.prepare() if constants is None else constants
+        bound.__dict__["operators"] = {}
         return bound
 
 
@@ -103,11 +106,12 @@ class Partitioned(VectorField):
 
     @property
     def structure(self) -> frozenset[str]:
-        """Partitioned, and separable or conformal if declared so."""
+        """Partitioned; conformal, and separable without damping, if declared so; newtonian if the velocity is p too."""
         declared = super().structure | {"partitioned"}
         if not self.separable:
             return declared
-        return declared | {"separable" if self.damping() is None else "conformal"}
+        declared |= {"conformal"} if self.damping() is not None else {"conformal", "separable"}
+        return declared | ({"newtonian"} if type(self).velocity is Partitioned.velocity else set())
 
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """dq/dt, `(*batch, hidden)`; p itself here."""
@@ -144,7 +148,7 @@ class Semilinear(VectorField):
 
     def linear(self, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """L x."""
-        return self.operator(terms).apply(state)
+        return linear_part(self, terms).apply(state)
 
     def nonlinear(self, t: Time, state: Tensor, u: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """N(t, x, u) = f - L x."""
@@ -153,8 +157,8 @@ class Semilinear(VectorField):
 
     def solve(self, dt: Time, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """(1 - dt L)^-1 x."""
-        return self.operator(terms).solve(dt, state)
+        return linear_part(self, terms).solve(dt, state)
 
     def flow(self, dt: Time, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """exp(dt L) x."""
-        return self.operator(terms).flow(dt, state)
+        return linear_part(self, terms).flow(dt, state)

@@ -1,4 +1,4 @@
-"""Linear operators L of semilinear fields: product L x, solve (1 - h L)^-1 x and flow exp(h L) x.
+"""Linear operators L of semilinear fields: product L x, solve (1 - h L)^-1 x, flow exp(h L) x and phi-functions.
 
 Each acts on a state `(*batch, components, hidden)`; h is a number, or a tensor that broadcasts against
 `(*batch, hidden)`, so every sample and channel may have its own step size.
@@ -6,13 +6,22 @@ Each acts on a state `(*batch, components, hidden)`; h is a number, or a tensor 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from solvers.protocol import Time
+from solvers.phi import Block, matrix_phis, oscillator_phis, phi_action, phis
+from solvers.protocol import Time, over_state
+
+T = TypeVar("T")
+Number = float | Tensor
+
+#: From states x_0, x_1, .. to the sum over k of phi_k(h L) x_k.
+Combination = Callable[[Sequence[Tensor]], Tensor]
 
 
 class LinearOperator(Protocol):
@@ -30,6 +39,65 @@ class LinearOperator(Protocol):
         """exp(h L) x."""
         ...
 
+    def phis(self, h: Time, order: int, like: Tensor) -> Combination:
+        """The map from x_0, x_1, .. to phi_0(h L) x_0 + phi_1(h L) x_1 + .., up to phi_order; see `solvers.phi`.
+
+        What does not depend on the states (of the kind of `like`) is computed here, for any number of uses.
+        """
+        ...
+
+
+def linear_part(semilinear: Any, terms: frozenset[str] | None = None) -> LinearOperator:
+    """The operator of a field; a bound field keeps it, and so whatever the operator computed once."""
+    kept: dict[Any, LinearOperator] | None = getattr(semilinear, "operators", None)
+    if kept is None:
+        made: LinearOperator = semilinear.operator(terms)
+        return made
+    # What a field computes for its operator while nothing is recorded has no gradient to give.
+    key = (terms, torch.is_grad_enabled())
+    if key not in kept:
+        kept[key] = semilinear.operator(terms)
+    return kept[key]
+
+
+class Memo:
+    """What an operator computed for the step sizes it met last, so that equal steps share one matrix function."""
+
+    size = 16
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Any] = {}
+
+    def __call__(self, h: Time, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for each number h and `key`."""
+        if isinstance(h, Tensor) or torch.compiler.is_compiling():
+            return make()
+        # What was made while nothing was recorded has no gradient to give.
+        key = (h, key, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        if key not in self._kept:
+            with contextlib.ExitStack() as stack:
+                # Checkpointing counts what each recomputed stretch saves: this, made once, must not be counted.
+                # torch.func knows no such hooks, and needs none.
+                with contextlib.suppress(RuntimeError):
+                    stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
+                made = make()
+            while len(self._kept) >= self.size:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = made
+        found: T = self._kept[key]
+        return found
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _sum(products: Iterable[Tensor]) -> Tensor:
+    total, *rest = products
+    for product in rest:
+        total = total + product
+    return total
+
 
 @dataclass(frozen=True)
 class OscillatorOperator:
@@ -40,8 +108,9 @@ class OscillatorOperator:
         damping: G, a number or `(hidden,)`.
     """
 
-    stiffness: float | Tensor
-    damping: float | Tensor
+    stiffness: Number
+    damping: Number
+    memo: Memo = field(default_factory=Memo, init=False, compare=False, repr=False)
 
     def apply(self, state: Tensor) -> Tensor:
         """(p, -A q - G p)."""
@@ -55,60 +124,104 @@ class OscillatorOperator:
         return torch.stack((q + h * p, p), dim=-2)
 
     def flow(self, h: Time, state: Tensor) -> Tensor:
-        """Closed form of the damped oscillator, smooth across critical damping.
+        """The damped oscillator in closed form, smooth across critical damping."""
+        return self.phis(h, 0, state)((state,))
 
-        With a = G/2 and d = A - a^2: q(h) = (C + a S) q + S p and p(h) = -A S q + (C - a S) p, where
-        C = exp(-a h) cos(sqrt(d) h) and S = exp(-a h) sin(sqrt(d) h) / sqrt(d), continued analytically to d <= 0.
-        """
-        q, p = state.unbind(-2)
-        a = torch.as_tensor(self.damping, dtype=q.dtype, device=q.device) / 2
-        stiffness = torch.as_tensor(self.stiffness, dtype=q.dtype, device=q.device)
-        c, s = _damped_cosine_sine(torch.as_tensor(h, dtype=q.dtype, device=q.device), a, stiffness - a * a)
-        return torch.stack(((c + a * s) * q + s * p, -stiffness * s * q + (c - a * s) * p), dim=-2)
+    def phis(self, h: Time, order: int, like: Tensor) -> Combination:
+        """The sum of 2x2 blocks times states."""
+        blocks = self.memo(h, (order, like.dtype, like.device), lambda: self._blocks(h, order, like))
+
+        def combination(states: Sequence[Tensor]) -> Tensor:
+            parts = [(*block, *x.unbind(-2)) for block, x in zip(blocks, states, strict=False)]
+            q = _sum(a * q + b * p for a, b, _, _, q, p in parts)
+            p = _sum(c * q + d * p for _, _, c, d, q, p in parts)
+            return torch.stack((q, p), dim=-2)
+
+        return combination
+
+    def _blocks(self, h: Time, order: int, like: Tensor) -> list[Block]:
+        values = (h, self.stiffness, self.damping)
+        # Of numbers alone, numbers in double precision.
+        numbers = not any(isinstance(value, Tensor) for value in values)
+        dtype, device = (torch.float64, "cpu") if numbers else (like.dtype, like.device)
+        step, stiffness, damping = (torch.as_tensor(value, dtype=dtype, device=device) for value in values)
+        blocks = oscillator_phis(step, stiffness, damping, order)
+        return [tuple(map(float, block)) for block in blocks] if numbers else blocks  # type: ignore[misc]
 
 
-def _damped_cosine_sine(h: Tensor, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(-a h) (cos(w h), sin(w h) / w) for w^2 = d of either sign, with finite gradients at d = 0."""
-    x = d * h * h
-    # Below the first threshold the series is exact to rounding; the guarded square root keeps gradients finite there.
-    small = x.abs() < 1e-4
-    w = torch.where(small, torch.ones_like(x), d.abs() * torch.ones_like(x)).sqrt()
-    decay = torch.exp(-a * h)
-    # cosh and sinh are written with the decay inside the exponentials: cosh alone overflows for strong damping.
-    grow, fade = torch.exp((w - a) * h), torch.exp(-(w + a) * h)
-    grow, fade = (torch.where((d < 0) & ~small, e, decay) for e in (grow, fade))
-    cosine = torch.where(d < 0, (grow + fade) / 2, decay * torch.cos(w * h))
-    sine = torch.where(d < 0, (grow - fade) / (2 * w), decay * torch.sin(w * h) / w)
-    series_c = decay * (1 - x / 2 + x**2 / 24 - x**3 / 720)
-    series_s = decay * h * (1 - x / 6 + x**2 / 120 - x**3 / 5040)
-    return torch.where(small, series_c, cosine), torch.where(small, series_s, sine)
+@dataclass(frozen=True)
+class DiagonalOperator:
+    """L x = values * x, the same on every component.
+
+    Attributes:
+        values: a number or `(hidden,)`, real or complex.
+    """
+
+    values: Number
+    memo: Memo = field(default_factory=Memo, init=False, compare=False, repr=False)
+
+    def apply(self, state: Tensor) -> Tensor:
+        """The product, entry by entry."""
+        return self.values * state
+
+    def solve(self, h: Time, state: Tensor) -> Tensor:
+        """X / (1 - h values)."""
+        return state / (1 - over_state(h) * self.values)
+
+    def flow(self, h: Time, state: Tensor) -> Tensor:
+        """X exp(h values)."""
+        return self.phis(h, 0, state)((state,))
+
+    def phis(self, h: Time, order: int, like: Tensor) -> Combination:
+        """The sum of phi-functions times states, entry by entry."""
+
+        def functions() -> list[Tensor]:
+            return phis(torch.as_tensor(over_state(h) * self.values, dtype=like.dtype, device=like.device), order)
+
+        found = self.memo(h, (order, like.dtype, like.device), functions)
+        return lambda states: _sum(x * f for x, f in zip(states, found, strict=False))
 
 
 @dataclass(frozen=True)
 class DenseOperator:
     """A matrix that acts from the right on every component, L x = x M.
 
+    Matrix functions and factorisations for a step size that is one number are made once. With a step size per sample
+    no matrix is made where its action on the state costs less; a step size per channel scales what each channel
+    receives, the columns of M.
+
     Attributes:
         matrix: M, `(hidden, hidden)`.
     """
 
     matrix: Tensor
+    memo: Memo = field(default_factory=Memo, init=False, compare=False, repr=False)
 
     def apply(self, state: Tensor) -> Tensor:
         """X M."""
         return state @ self.matrix
 
-    def _scaled(self, h: Time) -> Tensor:
-        """H M, one matrix per sample where h has one value per sample; h per channel scales the columns."""
-        return self.matrix * (h.unsqueeze(-2) if isinstance(h, Tensor) and h.dim() > 0 else h)
-
     def solve(self, h: Time, state: Tensor) -> Tensor:
         """X (1 - h M)^-1."""
-        system = torch.diag(torch.ones_like(self.matrix[0])) - self._scaled(h)
-        solved: Tensor = torch.linalg.solve(system, state, left=False)
-        return solved
+        if isinstance(h, Tensor):
+            solved: Tensor = torch.linalg.solve(self._system(h), state, left=False)
+            return solved
+        factors = self.memo(h, "solve", lambda: torch.linalg.lu_factor(self._system(h)))
+        rows: Tensor = torch.linalg.lu_solve(*factors, state.reshape(-1, state.shape[-1]), left=False)
+        return rows.reshape(state.shape)
+
+    def _system(self, h: Time) -> Tensor:
+        return torch.diag(torch.ones_like(self.matrix[0])) - self.matrix * over_state(h)
 
     def flow(self, h: Time, state: Tensor) -> Tensor:
         """X exp(h M)."""
-        exponential: Tensor = torch.linalg.matrix_exp(self._scaled(h))
-        return state @ exponential
+        return self.phis(h, 0, state)((state,))
+
+    def phis(self, h: Time, order: int, like: Tensor) -> Combination:
+        """The sum of states times matrices, or their action."""
+        if isinstance(h, Tensor) and h.dim() > 0:
+            step = h.unsqueeze(-2)
+            return lambda states: phi_action(self.matrix, step, states)
+        # torch.linalg.matrix_exp would do for order 0, but is off by 1e-13 for small arguments in double precision.
+        found = self.memo(h, ("phis", order), lambda: matrix_phis(self.matrix * h, max(order, 1)))
+        return lambda states: _sum(x @ f for x, f in zip(states, found, strict=False))
