@@ -6,7 +6,7 @@ one call, and the driver never steps across a jump of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from torchdiffeq._impl.odeint import SOLVERS as DRIVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _ButcherTableau
 
+from solvers.embedded import TSIT5_A, TSIT5_ERROR
+from solvers.embedded import tsit5_dense as _tsit5_dense
 from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
-from solvers.protocol import ControlPath, Time, increment, over_state
+from solvers.protocol import ControlPath, Time, check_slope, increment, over_state
 from solvers.solver import Solver, register
 
 
@@ -56,35 +58,50 @@ class Adaptive(Solver):
 
         def slope(s: Tensor, x: Tensor) -> Tensor:
             at = t + s * dt
-            scaled: Tensor = h * field(at, x, control(at))
-            return scaled
+            return h * check_slope(field, x, field(at, x, control(at)))
 
         end: Tensor = integrate_unit(slope, state, self)
         return end
 
 
-def integrate_unit(slope: Callable[..., Any], start: Any, tolerances: Adaptive, reverse: bool = False) -> Any:
+def integrate_unit(
+    slope: Callable[..., Any],
+    start: Any,
+    tolerances: Adaptive,
+    reverse: bool = False,
+    norm: Callable[[Any], Tensor] | None = None,
+    between: Sequence[float] = (),
+) -> Any:
     """Integrate dx/ds = slope(s, x) from s = 0 to 1 (from 1 to 0 with `reverse`), landing on the end exactly.
 
-    `start` is a tensor, whose first axis is the batch, or a tuple of tensors.
+    Args:
+        slope: the right-hand side.
+        start: a tensor, whose first axis is the batch, or a tuple of tensors.
+        tolerances: method, rtol, atol and max_steps.
+        reverse: from 1 to 0.
+        norm: of the scaled error; the worst sample's root mean square when left out.
+        between: fractions at which the state is wanted too, in the direction of integration.
+
+    Returns:
+        the state at the end; with `between`, the states there and at the end, stacked.
     """
     first = start[0] if isinstance(start, tuple) else start
-    if first.numel() == 0:
+    if first.numel() == 0 and not between:
         return start
-    interval = torch.tensor([1.0, 0.0] if reverse else [0.0, 1.0], dtype=first.dtype, device=first.device)
-    options: dict[str, Any] = {"step_t": interval[1:]}
-    if not isinstance(start, tuple):
-        options["norm"] = worst_sample
+    ends = (1.0, 0.0) if reverse else (0.0, 1.0)
+    times = torch.tensor([ends[0], *between, ends[1]], dtype=first.dtype, device=first.device)
+    options: dict[str, Any] = {"step_t": times[-1:], "norm": norm or worst_sample}
     path = torchdiffeq.odeint(
         _Watched(slope, tolerances),
         start,
-        interval,
+        times,
         rtol=tolerances.rtol,
         atol=tolerances.atol,
         method=tolerances.name,
         options=options,
     )
-    return tuple(x[-1] for x in path) if isinstance(path, tuple) else path[-1]
+    wanted = slice(1, None) if between else -1
+    return tuple(x[wanted] for x in path) if isinstance(path, tuple) else path[wanted]
 
 
 def worst_sample(error: Tensor) -> Tensor:
@@ -102,25 +119,32 @@ class _Watched:
         self.last: Any = None
 
     def __call__(self, s: Tensor, x: Any) -> Any:
+        first = self.last is None
         self.last = self.slope(s, x)
+        if first:
+            self._check_finite(self.last, "slope")
         return self.last
+
+    def _check_finite(self, value: Any, what: str) -> None:
+        sample = non_finite_sample(value)
+        if sample is not None:
+            name = self.tolerances.name
+            raise NonFiniteStateError(f"the {what} became non-finite under solver {name!r}", sample=sample)
 
     def callback_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
         """Called by the driver before each attempted step."""
         name, limit = self.tolerances.name, self.tolerances.max_steps
-        for value, what in ((x, "state"), (self.last, "slope")):
-            sample = non_finite_sample(value)
-            if sample is not None:
-                raise NonFiniteStateError(f"the {what} became non-finite under solver {name!r}", sample=sample)
+        self._check_finite(x, "state")
+        self._check_finite(self.last, "slope")
         self.attempts += 1
         if self.attempts > limit:
             raise StepLimitError(
-                f"solver {name!r} used up max_steps = {limit:g} at {float(s):.3g} of an interval",
+                f"solver {name!r} used up max_steps = {limit:g} at {float(s.detach()):.3g} of an interval",
                 sample=_largest_sample(self.last),
             )
         if not s + ds > s:
             raise StepUnderflowError(
-                f"the step of solver {name!r} shrank to {float(ds):.3g} of an interval",
+                f"the step of solver {name!r} shrank to {float(ds.detach()):.3g} of an interval",
                 sample=_largest_sample(self.last),
             )
 
@@ -139,40 +163,6 @@ def _largest_sample(slope: Any) -> int | None:
     if not isinstance(slope, Tensor) or slope.dim() < 2:
         return None
     return int(slope.detach().abs().reshape(slope.shape[0], -1).amax(1).argmax())
-
-
-def _tsit5_dense(x: float) -> list[float]:
-    """Weights of the stages of Tsit5 for the state at the fraction x of a step (Tsitouras 2011, section 3)."""
-    return [
-        -1.0530884977290216 * x * (x - 1.3299890189751412) * (x**2 - 1.4364028541716351 * x + 0.7139816917074209),
-        0.1017 * x**2 * (x**2 - 2.1966568338249754 * x + 1.2949852507374631),
-        2.490627285651252793 * x**2 * (x**2 - 2.38535645472061657 * x + 1.57803468208092486),
-        -16.54810288924490272 * (x - 1.21712927295533244) * (x - 0.61620406037800089) * x**2,
-        47.37952196281928122 * (x - 1.203071208372362603) * (x - 0.658047292653547382) * x**2,
-        -34.87065786149660974 * (x - 1.2) * (x - 0.666666666666666667) * x**2,
-        2.5 * (x - 1) * (x - 0.6) * x**2,
-    ]
-
-
-# Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption, Comput. Math.
-# Appl. 62 (2011).
-TSIT5_A = (
-    (0.161,),
-    (-0.008480655492356989, 0.335480655492357),
-    (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-    (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-    (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-    (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
-)
-TSIT5_ERROR = (
-    -0.00178001105222577714,
-    -0.0008164344596567469,
-    0.007880878010261995,
-    -0.1447110071732629,
-    0.5823571654525552,
-    -0.45808210592918697,
-    1 / 66,
-)
 
 
 class _Tsit5(RKAdaptiveStepsizeODESolver):  # type: ignore[misc]

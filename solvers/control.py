@@ -31,7 +31,7 @@ class Control:
     paths: Callable[[Sequence[Tensor], Clock], Sequence[ControlPath]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Held:
     """u(t) = value."""
 
@@ -42,7 +42,7 @@ class Held:
         return self.value
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Ramp:
     """u(t) = first + (t - start) / span (last - first); `last` where the span is zero."""
 

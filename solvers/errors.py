@@ -7,6 +7,7 @@ what happened on the way (a status with the sample, step and time where it happe
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -71,9 +72,32 @@ class StepUnderflowError(NumericalError):
     advice = "loosen rtol and atol, use float64, or use an implicit solver if the field is stiff"
 
 
+class ConvergenceError(NumericalError):
+    """An implicit stage, or the linear system for its gradient, that an iteration did not solve.
+
+    Attributes:
+        samples: every sample it did not solve; `sample` is the first of them.
+        residual: the largest entry by which the equations of that one are missed, or None when unknown.
+        iterations: how many were made, or None.
+    """
+
+    advice = "use a smaller dt or more substeps, raise max_iterations, or choose linear_solver 'newton'"
+
+    def __init__(
+        self, what: str, *, samples: tuple[int, ...], residual: float | None = None, iterations: int | None = None
+    ) -> None:
+        super().__init__(what, sample=samples[0])
+        self.samples, self.residual, self.iterations = samples, residual, iterations
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """The error for a `name` that is not among the `known` ones of its `kind`, nearest names first."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return UnknownNameError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names) or 'none'}")
+    return UnknownNameError(f"unknown {kind} {name!r}: {hint}known: {listed(names)}")
+
+
+def listed(names: Iterable[str], width: int = 280) -> str:
+    """Names as part of a one-line message, cut where they would make it unreadable."""
+    return textwrap.shorten(", ".join(names) or "none", width, placeholder=" ...")

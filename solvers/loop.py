@@ -12,14 +12,12 @@ from torch import Tensor
 from solvers.adaptive import non_finite_sample
 from solvers.clock import Clock
 from solvers.control import Control
-from solvers.errors import InputError, NonFiniteStateError, NumericalError
+from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
 from solvers.pairing import check
-from solvers.protocol import ControlPath, State, Time, bind, components, describe, packed
+from solvers.protocol import ControlPath, Time, bind, check_slope, concrete
 from solvers.solver import Solver
 from solvers.statistics import Counted
-
-Advance = Callable[[Any, Time, Time, Any, ControlPath], Any]
 
 
 @dataclass(frozen=True)
@@ -27,25 +25,27 @@ class Trajectory:
     """The states of a solve.
 
     Attributes:
+        solver: what made them.
         steps: the state after each interval, in the form the solver carries it.
         evaluations: right-hand-side evaluations, each for the whole batch.
     """
 
-    steps: list[State]
+    solver: Solver
+    steps: list[Any]
     evaluations: int
 
     def states(self) -> Tensor:
         """The state after each interval, `(batch, time, components, hidden)`."""
-        return torch.stack([packed(state) for state in self.steps], dim=1)
+        return torch.stack([self.solver.close(carried) for carried in self.steps], dim=1)
 
     def positions(self) -> Tensor:
         """The first component after each interval, `(batch, time, hidden)`."""
         # Stacked time first, so that each step is one contiguous block, and seen batch first.
-        return torch.stack([components(state)[0] for state in self.steps]).transpose(0, 1)
+        return torch.stack([self.solver.position(carried) for carried in self.steps]).transpose(0, 1)
 
     def end(self) -> Tensor:
         """The state after the last interval, `(batch, components, hidden)`."""
-        return packed(self.steps[-1])
+        return self.solver.close(self.steps[-1])
 
 
 @dataclass(frozen=True)
@@ -61,39 +61,48 @@ class Loop:
     def __len__(self) -> int:
         return len(self.clock)
 
-    def substeps_of(self, field: Any, t: Time, dt: Time, state: Any, control: ControlPath) -> Any:
-        """One interval in `substeps` equal steps."""
-        if self.substeps == 1:
-            return self.solver.step(field, t, dt, state, control)
-        h = dt / self.substeps
-        for i in range(self.substeps):
-            state = self.solver.step(field, t + i * h, h, state, control)
-        return state
+    def substep(self, i: int) -> tuple[Time, Time]:
+        """Start of interval i and the size of its steps."""
+        span = self.clock.spans[i]
+        return self.clock.starts[i], span if self.substeps == 1 else span / self.substeps
 
-    def advance(self, start: Tensor, first: int, last: int, interval: Advance | None = None) -> list[State]:
-        """The states after intervals `first` to `last` - 1; `interval` replaces the plain stepping of one."""
-        states: list[State] = []
-        state: State = start.unbind(-2) if self.solver.split and interval is None else start
-        interval = interval or self.substeps_of
+    def interval(self, i: int, carried: Any) -> Any:
+        """Interval i in `substeps` equal steps."""
+        return self.steps(i, carried, 0, self.substeps)
+
+    def steps(self, i: int, carried: Any, first: int, last: int) -> Any:
+        """Steps `first` to `last` - 1 of interval i."""
+        t, h = self.substep(i)
+        for j in range(first, last):
+            carried = self.solver.step(self.field, t + j * h if j else t, h, carried, self.paths[i])
+        return carried
+
+    def stretch(self, first: int, last: int) -> Loop:
+        """The loop over intervals `first` to `last` - 1 alone."""
+        clock = Clock(self.clock.starts[first:last], self.clock.spans[first:last])
+        return Loop(self.field, self.solver, self.paths[first:last], clock, self.substeps)
+
+    def advance(
+        self, carried: Any, first: int, last: int, interval: Callable[[int, Any], Any] | None = None
+    ) -> list[Any]:
+        """The carried states after intervals `first` to `last` - 1; `interval` replaces the plain stepping of one."""
+        step = interval or self.interval
+        states: list[Any] = []
         for i in range(first, last):
+            before = carried
             try:
-                state = interval(self.field, self.clock.starts[i], self.clock.spans[i], state, self.paths[i])
+                carried = step(i, carried)
             except NumericalError as error:
                 raise error.at(step=i, time=self.clock.time_at(i, error.sample)) from None
-            if i == first and (
-                len(after := components(state)) != start.shape[-2] or after[0].shape != start[..., 0, :].shape
-            ):
-                raise self._shape_error(start, state)
-            states.append(state)
+            if i == 0:
+                for old, new in zip(_parts(before), _parts(carried), strict=True):
+                    check_slope(self.field, old, new)
+            states.append(carried)
         return states
 
-    def _shape_error(self, before: Tensor, after: State) -> InputError:
-        return InputError(
-            f"a step of {describe(self.field)} turned a state of shape {tuple(before.shape)} into "
-            f"{tuple(packed(after).shape)}: "
-            "forward must return the shape of the state (*batch, components, hidden), while u and t broadcast against "
-            "one component (*batch, hidden); take components apart with state.unbind(-2)"
-        )
+
+def _parts(carried: Any) -> tuple[Tensor, ...]:
+    return carried if isinstance(carried, tuple) else (carried,)
 
 
 def solve(
@@ -125,18 +134,21 @@ def solve(
     loop = Loop(counted, solver, control.paths(samples, clock), clock, substeps)
     states = gradient.run(loop, state)
     _check_finite(states, loop)
-    return Trajectory(states, counted.evaluations)
+    return Trajectory(solver, states, counted.evaluations)
 
 
-def _check_finite(states: list[State], loop: Loop) -> None:
+def _check_finite(states: list[Any], loop: Loop) -> None:
     """Refuse a trajectory that left the numbers.
 
     Looking at the last state is enough, and cheap: every method adds to the state, so a NaN or an infinity stays.
     """
-    if not states or torch.compiler.is_compiling() or non_finite_sample(states[-1]) is None:
+    if not states:
+        return
+    last = loop.solver.close(states[-1])
+    if not concrete(last) or bool(torch.isfinite(last).all()):
         return
     for i, state in enumerate(states):
-        sample = non_finite_sample(state)
+        sample = non_finite_sample(loop.solver.close(state))
         if sample is not None:
             solver, time = loop.solver.name, loop.clock.time_at(i, sample)
             raise NonFiniteStateError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solvers.errors import PairingError
+from solvers.errors import PairingError, listed
 from solvers.gradient import Gradient
 from solvers.protocol import STRUCTURES, describe, structure
 from solvers.solver import SOLVERS, Solver
@@ -20,6 +20,17 @@ def compatible(field: Any) -> list[str]:
     return [name for name in SOLVERS if not missing(field, SOLVERS[name])]
 
 
+def _varied(names: list[str]) -> list[str]:
+    """The names, first of each family first, so that a list cut short still shows every kind."""
+    place: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for name in names:
+        family = SOLVERS[name].family
+        place[name] = seen.get(family, 0)
+        seen[family] = place[name] + 1
+    return sorted(names, key=place.__getitem__)
+
+
 def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
     """Refuse a pairing that cannot work.
 
@@ -31,5 +42,7 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
         needs = " and ".join(f"a {name} field ({STRUCTURES.get(name, name)})" for name in lacking)
         raise PairingError(
             f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
-            f"use one of {', '.join(compatible(field))}"
+            f"use one of {listed(_varied(compatible(field)))}"
         )
+    if gradient is not None:
+        gradient.check(field, solver)

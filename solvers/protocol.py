@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from solvers.errors import InputError
+
 #: A time or a step size: a number, or a tensor that broadcasts against one component `(*batch, hidden)` of the state
 #: (so `(batch, 1)` for one clock per sample).
 Time = float | Tensor
@@ -26,8 +28,10 @@ ControlPath = Callable[[Time], Any]
 STRUCTURES = {
     "partitioned": "velocity(t, q, p, u) and force(t, q, p, u)",
     "separable": "a velocity that sees only p and a force that sees only q",
-    "conformal": "a separable field but for linear damping -damping() p in the force",
-    "semilinear": "linear, nonlinear, solve and flow of f = L x + N(t, x, u)",
+    "conformal": "a separable field, or one but for linear damping -damping() p in the force",
+    "newtonian": "a conformal field whose velocity is p",
+    "semilinear": "operator(terms) and nonlinear(t, state, u, terms) of f = L x + N(t, x, u)",
+    "linear": "a semilinear field whose N(t, u) does not see the state",
     "hamiltonian": "a scalar energy(state, u)",
 }
 
@@ -46,13 +50,34 @@ class Field(Protocol):
 
 
 def structure(field: object) -> frozenset[str]:
-    """The structures that `field` declares (none for a bare function)."""
-    return frozenset(getattr(field, "structure", ()))
+    """The structures that `field` declares (none for a bare function), and those that they imply."""
+    declared = frozenset(getattr(field, "structure", ()))
+    return declared | {"conformal"} if declared & {"separable", "newtonian"} else declared
 
 
 def describe(field: object) -> str:
     """The name of a field in messages."""
     return getattr(field, "__name__", None) or type(field).__name__
+
+
+def concrete(x: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at: not while compiling, nor inside a function transform."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:
+    """The slope, refused if it does not have the shape of the state.
+
+    Raises:
+        InputError: most often u or t was broadcast against the whole state instead of one component.
+    """
+    if slope.shape != state.shape:
+        raise InputError(
+            f"{describe(field)} turned a state of shape {tuple(state.shape)} into a slope of shape "
+            f"{tuple(slope.shape)}: forward must return the shape of the state (*batch, components, hidden), while u "
+            "and t broadcast against one component (*batch, hidden); take components apart with state.unbind(-2)"
+        )
+    return slope
 
 
 def components(state: State) -> tuple[Tensor, ...]:

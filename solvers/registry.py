@@ -28,10 +28,9 @@ class Registry(Generic[T]):
         return value
 
     def __getitem__(self, name: str) -> T:
-        key = self._aliases.get(name, name) if isinstance(name, str) else name
-        if key not in self._values:
+        if name not in self:
             raise unknown(self.kind, name, (*self._values, *self._aliases))
-        return self._values[key]
+        return self._values[self._aliases.get(name, name)]
 
     def aliases(self, name: str) -> tuple[str, ...]:
         """The other names of `name`."""
@@ -41,7 +40,7 @@ class Registry(Generic[T]):
         return iter(self._values)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values or name in self._aliases
+        return isinstance(name, str) and (name in self._values or name in self._aliases)
 
     def __len__(self) -> int:
         return len(self._values)

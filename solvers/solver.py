@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from solvers.errors import InputError, PairingError
-from solvers.protocol import ControlPath, Time
+from solvers.protocol import ControlPath, Time, components, packed
 from solvers.registry import Registry
 
 
@@ -42,6 +42,18 @@ class Solver:
     #: `step` also takes the components as a tuple and then returns one, which spares the loop a copy at each step.
     split: ClassVar[bool] = False
 
+    def open(self, state: Tensor) -> Any:
+        """The form in which a loop carries the state from step to step; `step` and `unstep` take it and give it."""
+        return state.unbind(-2) if self.split else state
+
+    def close(self, carried: Any) -> Tensor:
+        """The state of a carried form."""
+        return packed(carried)
+
+    def position(self, carried: Any) -> Tensor:
+        """The first component of a carried form."""
+        return components(carried)[0]
+
     def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
         """One step of size `dt` from `state` at time `t`.
 
@@ -61,6 +73,10 @@ class Solver:
     def unstep(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
         """The state at `t` from the `state` at t + dt: the inverse of `step`, for reversible solvers."""
         raise PairingError(f"solver {self.name!r} has no inverse step: use a reversible solver such as stormer_verlet")
+
+    def undoes(self, field: Any) -> bool:
+        """Whether `unstep` works on this field."""
+        return self.reversible
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

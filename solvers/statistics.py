@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from solvers.protocol import Time
+from solvers.protocol import Time, describe
 
 
 class Counted:
@@ -18,6 +18,7 @@ class Counted:
 
     def __init__(self, field: Any) -> None:
         self.field, self.evaluations = field, 0
+        self.__name__ = describe(field)
 
     def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
         """The right-hand side, counted."""
