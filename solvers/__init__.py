@@ -5,11 +5,17 @@ package names no network and can be used without any.
 """
 
 from solvers import explicit as explicit
+from solvers import exponential as exponential
 from solvers import imex as imex
+from solvers import implicit as implicit
+from solvers import native_implicit as native_implicit
 from solvers import partitioned as partitioned
 from solvers.adaptive import Adaptive
+from solvers.adjoint import Adjoint
+from solvers.checkpoint import Checkpoint
 from solvers.clock import Clock
 from solvers.control import CONTROLS, Control, get_control
+from solvers.driver import Status
 from solvers.errors import (
     InputError,
     NonFiniteStateError,
@@ -19,18 +25,24 @@ from solvers.errors import (
     StepUnderflowError,
     UnknownNameError,
 )
+from solvers.events import Event, Occurrences
 from solvers.explicit import RungeKutta, runge_kutta
-from solvers.gradient import GRADIENTS, Adjoint, Backprop, Gradient, get_gradient
-from solvers.imex import ImexEuler
-from solvers.linear import DenseOperator, LinearOperator, OscillatorOperator
+from solvers.exponential import ExponentialRungeKutta
+from solvers.gradient import GRADIENTS, Backprop, Gradient, get_gradient, gradient_spec
+from solvers.imex import ImexEuler, ImexRungeKutta
+from solvers.integrate import Integration, Statistics, integrate
+from solvers.linear import DenseOperator, DiagonalOperator, LinearOperator, OscillatorOperator
 from solvers.loop import Loop, Trajectory, solve
+from solvers.native import Native
 from solvers.pairing import check, compatible
-from solvers.partitioned import SemiImplicitEuler, StormerVerlet
+from solvers.partitioned import Composition
 from solvers.protocol import STRUCTURES, Field, Time
 from solvers.registry import Registry
+from solvers.reversible import Reversible, ReversiblePair
+from solvers.sampled import Sampled
 from solvers.solver import SOLVERS, Solver, SolverInfo, available, get, register, spec
 from solvers.statistics import Counted
-from solvers.tableau import ButcherTableau
+from solvers.tableau import ButcherTableau, ExponentialTableau, ImexTableau, Splitting
 
 __all__ = [
     "CONTROLS",
@@ -41,28 +53,43 @@ __all__ = [
     "Adjoint",
     "Backprop",
     "ButcherTableau",
+    "Checkpoint",
     "Clock",
+    "Composition",
     "Control",
     "Counted",
     "DenseOperator",
+    "DiagonalOperator",
+    "Event",
+    "ExponentialRungeKutta",
+    "ExponentialTableau",
     "Field",
     "Gradient",
     "ImexEuler",
+    "ImexRungeKutta",
+    "ImexTableau",
     "InputError",
+    "Integration",
     "LinearOperator",
     "Loop",
+    "Native",
     "NonFiniteStateError",
     "NumericalError",
+    "Occurrences",
     "OscillatorOperator",
     "PairingError",
     "Registry",
+    "Reversible",
+    "ReversiblePair",
     "RungeKutta",
-    "SemiImplicitEuler",
+    "Sampled",
     "Solver",
     "SolverInfo",
+    "Splitting",
+    "Statistics",
+    "Status",
     "StepLimitError",
     "StepUnderflowError",
-    "StormerVerlet",
     "Time",
     "Trajectory",
     "UnknownNameError",
@@ -72,6 +99,8 @@ __all__ = [
     "get",
     "get_control",
     "get_gradient",
+    "gradient_spec",
+    "integrate",
     "register",
     "runge_kutta",
     "solve",

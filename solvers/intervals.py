@@ -1,0 +1,198 @@
+"""A one-call solve through the loop, interval by interval, and through one call of torchdiffeq."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from solvers.adaptive import Adaptive, _Watched, worst_sample
+from solvers.clock import Clock
+from solvers.control import Control
+from solvers.driver import Status
+from solvers.errors import NumericalError
+from solvers.gradient import Gradient
+from solvers.loop import Trajectory, solve
+from solvers.native import Native
+from solvers.pace import Tally
+from solvers.protocol import ControlPath, Time, increment, over_state
+from solvers.sampled import Pieces
+from solvers.solver import Solver
+
+
+@dataclass(frozen=True)
+class BookedNative(Solver):
+    """A native method that enters what it did in a book."""
+
+    inner: Native | None = None
+    book: list[Tally] = field(default_factory=list, compare=False)
+
+    def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
+        """The step of the method; see `Solver.step`."""
+        assert self.inner is not None
+        end, tally = self.inner.run(field, t, dt, state, control)
+        self.book.append(tally)
+        return end
+
+
+@dataclass(frozen=True)
+class BookedAdaptive(Adaptive):
+    """A method of torchdiffeq that enters accepted and rejected steps in a book."""
+
+    book: list[int] = field(default_factory=lambda: [0, 0], compare=False)
+
+    def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
+        """The step of the method; see `Solver.step`."""
+        if not state.numel():
+            return state
+        return self.along(field, t, dt, state, control, torch.tensor([0.0, 1.0], dtype=state.dtype))[-1]
+
+    def along(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, fractions: Tensor) -> Tensor:
+        """The states at increasing fractions of an interval, from its start, in one call: `(fractions, *state)`."""
+        h = over_state(increment(field, dt))
+
+        def slope(s: Tensor, x: Tensor) -> Tensor:
+            at = t + s * dt
+            scaled: Tensor = h * field(at, x, control(at))
+            return scaled
+
+        grid = fractions.to(state)
+        options = {"norm": worst_sample, "step_t": grid[-1:].detach()}
+        states: Tensor = torchdiffeq.odeint(
+            _Booking(slope, self), state, grid, rtol=self.rtol, atol=self.atol, method=self.name, options=options
+        )
+        return states
+
+
+class _Booking(_Watched):
+    """Counts the steps of torchdiffeq's driver."""
+
+    def callback_accept_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
+        """Called by the driver."""
+        self.tolerances.book[0] += 1  # type: ignore[attr-defined]
+
+    def callback_reject_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
+        """Called by the driver."""
+        self.tolerances.book[1] += 1  # type: ignore[attr-defined]
+
+
+def booked(solver: Solver) -> Solver:
+    """The solver with a book, if it is adaptive."""
+    if isinstance(solver, Native):
+        return BookedNative(solver.name, solver.order, solver.stages, inner=solver)
+    if isinstance(solver, Adaptive):
+        return BookedAdaptive(solver.name, solver.order, solver.stages, **solver.options)
+    return solver
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of each interval: as many for each sample as its own span asks for.
+
+    Attributes:
+        pieces: the intervals.
+        counts: equal steps in each interval, `(count,)` or `(batch, count)`.
+        dtype: that of the state.
+    """
+
+    pieces: Pieces
+    counts: np.ndarray
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, pieces: Pieces, substeps: int, longest: float | None, dtype: torch.dtype) -> Plan:
+        """At least `substeps` in each interval, and no step longer than `longest`."""
+        spans = pieces.bounds.detach().diff(dim=-1).abs().cpu().double().numpy()
+        counts = np.full(spans.shape, substeps, np.int64)
+        if longest is not None:
+            # 1.1 / 0.1 is a little more than 11: what is rounding asks for no further step.
+            needed = np.ceil(spans / longest * (1 - 16 * float(np.finfo(np.float64).eps)))
+            counts = np.maximum(counts, needed.astype(np.int64))
+        return cls(pieces, counts, dtype)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Steps of each sample in total, or of every sample; intervals of length zero take none."""
+        moving = self.pieces.bounds.detach().diff(dim=-1).cpu().numpy() != 0
+        steps: np.ndarray = np.where(moving, self.counts, 0).sum(-1)
+        return steps
+
+    def clock(self) -> tuple[Clock, list[ControlPath], int, list[int]]:
+        """Intervals and their inputs, substeps in each, and the number of intervals up to the end of each piece.
+
+        A sample that needs fewer steps than another in the same piece stands still in the steps left over.
+        """
+        columns, paths = list(self.pieces.columns(self.dtype)), self.pieces.paths
+        if self.counts.size and bool((self.counts == self.counts.flat[0]).all()):
+            starts, spans = zip(*columns, strict=True)
+            return Clock(starts, spans), list(paths), int(self.counts.flat[0]), list(range(1, len(columns) + 1))
+        steps: list[tuple[Time, Time]] = []
+        inputs: list[ControlPath] = []
+        marks = []
+        for j, (t, dt) in enumerate(columns):
+            split = _split(t, dt, self.counts[..., j])
+            steps += split
+            inputs += [paths[j]] * len(split)
+            marks.append(len(steps))
+        return Clock(tuple(t for t, _ in steps), tuple(dt for _, dt in steps)), inputs, 1, marks
+
+
+def _split(t: Time, dt: Time, counts: np.ndarray) -> list[tuple[Time, Time]]:
+    """Starts and lengths of the steps of one interval, in which each sample takes its own number of equal ones."""
+    most = int(counts.max())
+    if int(counts.min()) == most:
+        return [(t + i * (dt / most), dt / most) for i in range(most)]
+    assert isinstance(dt, Tensor)
+    own = torch.from_numpy(counts).to(dt).unsqueeze(-1)
+    h = dt / own
+    return [(t + h * own.clamp(max=i), torch.where(own > i, h, 0.0)) for i in range(most)]
+
+
+def by_intervals(
+    field: Any, solver: Solver, gradient: Gradient, plan: Plan, state: Tensor, throw: bool
+) -> tuple[Tensor, Trajectory, list[Status]]:
+    """The states at the bounds of the pieces `(batch, bounds, components, hidden)`, the trajectory and the statuses.
+
+    Without `throw` a sample that fails is stopped before the interval in which it does, and the batch starts again.
+    """
+    clock, paths, substeps, marks = plan.clock()
+    status, stops = [Status.SUCCESS] * len(state), np.full(len(state), len(clock))
+    given = Control("given", lambda samples, clock: paths)
+    while True:
+        stopped = clock if (stops == len(clock)).all() else _stopped(clock, stops, state)
+        try:
+            trajectory = solve(field, solver, gradient, given, stopped, (), state, substeps)
+            break
+        except NumericalError as error:
+            if throw:
+                raise
+            failed = range(len(state)) if error.sample is None else [error.sample]
+            for sample in failed:
+                status[sample] = Status.of(error) if status[sample] == Status.SUCCESS else status[sample]
+                # A slope that is not finite where the sample was stopped spoils it even there: stop one earlier.
+                stops[sample] = min(error.step or 0, stops[sample] - 1)
+            if (stops < 0).any():
+                # Not even standing still works for this sample, so the batch cannot be stepped at all.
+                status = [Status.of(error) if one == Status.SUCCESS else one for one in status]
+                return _nothing(state, len(marks) + 1), Trajectory(solver, [], 0), status
+    states = torch.stack([state, *(solver.close(trajectory.steps[mark - 1]) for mark in marks)], 1)
+    reached = np.array([0, *marks])[None] <= stops[:, None]
+    if not reached.all():
+        states = torch.where(torch.from_numpy(reached).to(state.device)[..., None, None], states, torch.nan)
+    return states, trajectory, status
+
+
+def _nothing(state: Tensor, count: int) -> Tensor:
+    states = state.new_full((len(state), count, *state.shape[1:]), torch.nan)
+    return torch.cat((state.unsqueeze(1), states[:, 1:]), 1)
+
+
+def _stopped(clock: Clock, stops: np.ndarray, state: Tensor) -> Clock:
+    """The clock with no time passing for a sample from the interval at which it stops."""
+    last = torch.from_numpy(stops).to(state.device).unsqueeze(-1)
+    spans = tuple(torch.where(last > i, torch.as_tensor(dt).to(state), 0.0) for i, dt in enumerate(clock.spans))
+    return Clock(clock.starts, spans)
