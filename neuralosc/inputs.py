@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers.errors import InputError
+from solvers.protocol import concrete
 
 Lengths = Tensor | Sequence[int]
 
@@ -36,7 +39,7 @@ def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
 def check_finite(x: Tensor) -> None:
     """Refuse NaN and infinite inputs."""
     finite = torch.isfinite(x)
-    if torch.compiler.is_compiling() or bool(finite.all()):
+    if not concrete(x) or bool(finite.all()):
         return
     sample, step, feature = (int(i) for i in (~finite).nonzero()[0])
     value = float(x.detach()[sample, step, feature])
@@ -46,6 +49,13 @@ def check_finite(x: Tensor) -> None:
     )
 
 
+def _as_tensor(name: str, value: Any, expected: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected {expected}") from None
+
+
 def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
     """True for samples within `lengths`, `(batch, time)`.
 
@@ -53,13 +63,15 @@ def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
         InputError: a wrong number of lengths, or one outside 1 .. time.
     """
     batch, time = x.shape[:2]
-    given = torch.as_tensor(lengths, device=x.device)
+    given = _as_tensor("lengths", lengths, f"{batch} integers, one per sample").to(x.device)
+    if given.numel() == 0:
+        given = given.long()
     if given.shape != (batch,) or given.is_floating_point() or given.dtype == torch.bool:
         raise InputError(
             f"lengths has shape {tuple(given.shape)} and dtype {given.dtype}, expected {batch} integers, one per sample"
         )
     wrong = (given < 1) | (given > time)
-    if bool(wrong.any()):
+    if concrete(given) and bool(wrong.any()):
         sample = int(wrong.nonzero()[0])
         raise InputError(
             f"lengths[{sample}] is {int(given[sample])}, expected between 1 and {time}, the padded length: "
@@ -68,21 +80,28 @@ def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
     return torch.arange(time, device=x.device) < given.unsqueeze(-1)
 
 
-def check_timespans(timespans: Tensor, x: Tensor) -> Tensor:
-    """The timespans as a tensor like x, `(time,)` or `(batch, time)`.
+def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The timespans as a tensor like x, `(time,)` or `(batch, time)`; zero where not `valid`.
 
     Raises:
         InputError: wrong shape, negative or non-finite.
     """
     batch, time = x.shape[:2]
-    spans = torch.as_tensor(timespans, device=x.device)
+    spans = _as_tensor("timespans", timespans, f"a tensor ({time},) or ({batch}, {time})")
+    if spans.is_complex():
+        raise InputError(f"timespans has dtype {spans.dtype}, expected real numbers")
+    if spans.device != x.device:
+        raise InputError(f"timespans is on {spans.device}, x is on {x.device}: use timespans.to(x)")
     if spans.shape not in ((time,), (batch, time)):
         raise InputError(
             f"timespans has shape {tuple(spans.shape)}, expected ({time},) or ({batch}, {time}): the time elapsed "
             "since the previous sample, in units of dt"
         )
+    if valid is not None:
+        # Padding may hold anything; no time passes there.
+        spans = torch.where(valid, spans, 0)
     wrong = ~torch.isfinite(spans) | (spans < 0)
-    if not torch.compiler.is_compiling() and bool(wrong.any()):
+    if concrete(spans) and bool(wrong.any()):
         place = tuple(int(i) for i in wrong.nonzero()[0])
         raise InputError(
             f"timespans{list(place)} is {float(spans.detach()[place]):g}, expected finite and at least 0: "
@@ -98,6 +117,6 @@ def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
         raise InputError(f"state has shape {given}, expected {shape}: ([layers,] batch, components, hidden)")
     if state.dtype != x.dtype or state.device != x.device:
         raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(state).all()):
+    if concrete(state) and not bool(torch.isfinite(state).all()):
         raise InputError("state has NaN or infinite entries, expected finite values: start from zeros or a valid state")
     return state

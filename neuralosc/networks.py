@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from torch import Tensor
-
 from neuralosc.field import VectorField
 from neuralosc.fields import Antisymmetric, DenseHamiltonian, HamiltonianOscillator, Lipschitz, Oscillator
 from neuralosc.fields.parameters import Value
@@ -101,7 +99,8 @@ def _network(
         raise InputError(f"num_layers is {layers!r}, expected a positive integer")
     fields = [field(hidden_size if layer else input_size, hidden_size, **hyperparameters) for layer in range(layers)]
     rnn = ContinuousRNN(fields, solver, dt, **given)
-    plain = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in hyperparameters.items()}
+    # Tensors and arrays become lists, so that the configuration can be written down.
+    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyperparameters.items()}
     sizes = {"model": name, "input_size": input_size, "hidden_size": hidden_size}
     rnn.config = {**sizes, **plain, "num_layers": layers, "dropout": rnn.dropout, **rnn.choices()}
     return rnn

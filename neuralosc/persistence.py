@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import neuralosc
+import solvers
 from neuralosc.networks import make
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
@@ -32,6 +34,13 @@ def save(rnn: ContinuousRNN, path: str | os.PathLike[str], metadata: dict[str, s
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"cannot save to {target}: the folder {target.parent} does not exist; make it first")
+    if target.is_dir():
+        raise InputError(f"cannot save to {target}: it is a folder; give the name of a file")
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"metadata {key!r} is {value!r}, expected text: use str() or json.dumps")
+    if rnn.solver.name not in solvers.SOLVERS:
+        raise InputError(f"solver {rnn.solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
     header = {**(metadata or {}), "format": FORMAT, "version": neuralosc.__version__, "config": json.dumps(rnn.config)}
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -60,7 +69,7 @@ def load(path: str | os.PathLike[str], into: ContinuousRNN | None = None) -> Con
             f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
             f"expected {FORMAT!r}): give a file that neuralosc.save wrote"
         )
-    rnn = _rebuild(source, json.loads(header["config"])) if into is None else into
+    rnn = _rebuild(source, header.get("config", "")) if into is None else into
     _fit(rnn, tensors, source)
     if into is None and tensors:
         rnn = rnn.to(next(iter(tensors.values())).dtype)
@@ -82,14 +91,26 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
 
 
-def _rebuild(source: Path, config: dict[str, Any] | None) -> ContinuousRNN:
-    if not config:
+def _rebuild(source: Path, written: str) -> ContinuousRNN:
+    """The network of a stored configuration, with weights drawn from a stream of its own."""
+    try:
+        config = json.loads(written)
+        if config is None:
+            raise InputError(
+                f"{source} holds the weights of a network with a field of its own: make that network and "
+                "call neuralosc.load(path, into=rnn)"
+            )
+        settings = dict(config)
+        with torch.random.fork_rng(devices=[]):
+            return make(settings.pop("model"), **settings)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError) and str(source) in str(error):
+            raise
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{source} holds the weights of a network with a field of its own: make that network and "
-            "call neuralosc.load(path, into=rnn)"
-        )
-    settings = dict(config)
-    return make(settings.pop("model"), **settings)
+            f"the configuration in {source} cannot be used ({type(error).__name__}: {reason}): give a file that "
+            "neuralosc.save wrote"
+        ) from error
 
 
 def _fit(rnn: nn.Module, tensors: dict[str, Any], source: Path) -> None:

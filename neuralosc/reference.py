@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,7 +36,12 @@ def from_reference(name: str, state_dict: StateDict, **settings: Any) -> Loaded:
         UnknownNameError: no such published model.
         InputError: keys are missing, left over or of the wrong shape.
     """
-    return REFERENCES[name](_Keys(name, state_dict), **settings)
+    build = REFERENCES[name]
+    needed = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
+    missing = [key for key in needed if key not in ("keys", "settings", *settings)]
+    if missing:
+        raise InputError(f"a published {name!r} model needs the settings {', '.join(missing)}: give them by name")
+    return build(_Keys(name, state_dict), **settings)
 
 
 class _Keys:

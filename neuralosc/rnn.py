@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -181,7 +181,7 @@ class ContinuousRNN(nn.Module):
             "dt": list(self.dts) if isinstance(self.dt, tuple) else self.dt,
             "solver": solvers.spec(self.solver),
             "substeps": self.substeps,
-            "gradient": self.gradient.name,
+            "gradient": solvers.gradient_spec(self.gradient),
             "control": self.control.name,
         }
 
@@ -238,12 +238,12 @@ class ContinuousRNN(nn.Module):
     ) -> Solution:
         """Like calling the layer, with the states of every layer at every sample and the cost."""
         inputs.check_sequence(x, self.input_size, self)
-        spans = None if timespans is None else inputs.check_timespans(timespans, x)
-        if lengths is not None:
-            valid = inputs.valid_steps(lengths, x)
+        valid = None if lengths is None else inputs.valid_steps(lengths, x)
+        spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
+        if valid is not None:
             # Padding may hold anything, NaN included; it must not reach the arithmetic.
             x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
-            spans = valid.to(x.dtype) * (1.0 if spans is None else spans)
+            spans = valid.to(x.dtype) if spans is None else spans
         inputs.check_finite(x)
         starts = self._initial(state, x)
         trajectories = []
@@ -281,7 +281,8 @@ def _or(given: T | None, standard: T) -> T:
 
 def _layers(field: VectorField | Sequence[VectorField]) -> list[VectorField]:
     """The fields of a stack, which must fit each other."""
-    fields = [field] if isinstance(field, nn.Module) else list(field)
+    single = isinstance(field, nn.Module) and not isinstance(field, nn.ModuleList)
+    fields: list[Any] = [field] if single or not isinstance(field, Iterable) else list(field)
     if not fields:
         raise InputError("a ContinuousRNN was given no field: give one, or a sequence of them")
     for i, layer in enumerate(fields):
@@ -312,7 +313,7 @@ def _layers(field: VectorField | Sequence[VectorField]) -> list[VectorField]:
 
 def _steps(dt: float | Sequence[float], layers: int) -> tuple[float, ...]:
     """One dt per layer."""
-    given = tuple(dt) if isinstance(dt, Sequence) else (dt,) * layers
+    given = tuple(dt) if isinstance(dt, Sequence) and not isinstance(dt, str) else (dt,) * layers
     if len(given) != layers:
         raise InputError(f"dt has {len(given)} values for {layers} layers: give one number, or one per layer")
     for value in given:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neuralosc.field import Partitioned
 from neuralosc.fields.energies import log_cosh
-from neuralosc.fields.parameters import uniform_
+from neuralosc.fields.parameters import number, uniform_
 from solvers.errors import InputError
 from solvers.protocol import Time, affine
 
@@ -102,9 +102,7 @@ class DenseHamiltonian(Partitioned):
         super().__init__(input_size, hidden_size)
         if energy_layers not in (1, 2):
             raise InputError(f"energy_layers is {energy_layers!r}, expected 1 or 2")
-        if not 0 <= alpha < float("inf"):
-            raise InputError(f"alpha is {alpha!r}, expected finite and at least 0")
-        self.alpha, self.energy_layers = alpha, energy_layers
+        self.alpha, self.energy_layers = number("alpha", alpha, 0), energy_layers
         self.V = nn.Linear(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.R = nn.Linear(hidden_size, hidden_size) if energy_layers == 2 else None

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralosc.field import Semilinear, VectorField
-from neuralosc.fields.parameters import skew_mix
-from solvers.errors import InputError
+from neuralosc.fields.parameters import number, skew_mix
 from solvers.linear import DenseOperator
 from solvers.protocol import Time, affine
 
@@ -54,9 +53,9 @@ class Lipschitz(Semilinear):
         init_std: float = 1.0,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        if not 0 <= beta <= 1:
-            raise InputError(f"beta is {beta!r}, expected between 0 and 1")
-        self.beta, self.gamma, self.alpha, self.init_std, self.gated = beta, gamma, alpha, init_std, gated
+        self.beta, self.gamma = number("beta", beta, 0, 1), number("gamma", gamma)
+        self.alpha, self.init_std = number("alpha", alpha), number("init_std", init_std, 0)
+        self.gated = gated
         self.V = _input_map(input_size, hidden_size)
         self.V_gate = nn.Linear(input_size, hidden_size) if gated else None
         self.A = nn.Parameter(torch.empty(hidden_size, hidden_size))
@@ -118,7 +117,7 @@ class Antisymmetric(VectorField):
 
     def __init__(self, input_size: int, hidden_size: int, gamma: float = 0.001, init_std: float = 1.0) -> None:
         super().__init__(input_size, hidden_size)
-        self.gamma, self.init_std = gamma, init_std
+        self.gamma, self.init_std = number("gamma", gamma), number("init_std", init_std, 0)
         self.V = _input_map(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.normal_(self.W, std=init_std / hidden_size)

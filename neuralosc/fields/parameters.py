@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +31,20 @@ class Coefficient(nn.Module):
 
     def __init__(self, name: str, value: Value, hidden_size: int, learned: bool = False, minimum: float = 0.0) -> None:
         super().__init__()
-        given = torch.as_tensor(value, dtype=torch.get_default_dtype())
-        if given.dim() > 1 or (given.dim() == 1 and len(given) != hidden_size):
+        try:
+            exact = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{name} is {reprlib.repr(value)}, expected a number, or one per channel") from None
+        if exact.dim() > 1 or (exact.dim() == 1 and len(exact) != hidden_size):
             raise InputError(
-                f"{name} has shape {tuple(given.shape)}, expected a number or {hidden_size} values, one per channel"
+                f"{name} has shape {tuple(exact.shape)}, expected a number or {hidden_size} values, one per channel"
             )
-        allowed = given > minimum if learned else given >= minimum
-        if not bool((torch.isfinite(given) & allowed).all()):
+        wrong = ~torch.isfinite(exact) | (exact <= minimum if learned else exact < minimum)
+        if bool(wrong.any()):
             bound = f"above {minimum:g}" if learned else f"at least {minimum:g}"
-            raise InputError(f"{name} is {value!r}, expected finite and {bound}")
-        self.fixed = None if learned or given.dim() else float(given)
+            raise InputError(f"{name} is {float(exact[wrong].flatten()[0])}, expected finite and {bound}")
+        self.fixed = None if learned or exact.dim() else float(exact)
+        given = exact.to(torch.get_default_dtype())
         if learned:
             # softplus^-1, exact for large values where exp would overflow.
             start = given.expand(hidden_size).clone()
@@ -56,6 +62,20 @@ class Coefficient(nn.Module):
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return f"{self.fixed:g}" if self.fixed is not None else f"per channel{', learned' if self.learned else ''}"
+
+
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """A finite number within bounds.
+
+    Raises:
+        InputError: it is none, or outside them.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected a finite number")
+    if not least <= value <= most:
+        bounds = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        raise InputError(f"{name} is {value!r}, expected {bounds}")
+    return float(value)
 
 
 def uniform_(parameters: Sequence[Tensor | None], fan_in: int) -> None:
