@@ -1,0 +1,222 @@
+"""The whole configuration of a training run: one flat record, to and from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.files import write_atomically
+from solvers.errors import InputError, unknown
+
+SCHEDULES = ("constant", "cosine", "milestones")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32", "64", "16-mixed", "bf16-mixed")
+
+# A section that a run writes beside its configuration: what it ran on. Read back, it changes nothing.
+ENVIRONMENT = "environment"
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides what a run does.
+
+    Attributes:
+        task: name of the task.
+        task_options: options of the task, such as the length of `adding`.
+        model: name of the network.
+        model_options: what `neuralosc.make` takes: hidden_size, dt, solver, substeps, gradient, control and the
+            hyperparameters of the network. What is left out has the network's default; hidden_size 128.
+        solver_options: options of the solver: rtol, atol, max_steps, implicit.
+        lr: learning rate of Adam.
+        epochs: passes over the training set, at most.
+        batch_size: sequences in a training batch.
+        gradient_clip: largest norm of the gradient, 0 for any.
+        schedule: "constant"; "cosine", from lr to 0 over the epochs; "milestones", times lr_factor at each of them.
+        milestones: numbers of epochs after which the learning rate is multiplied by lr_factor.
+        lr_factor: used with milestones.
+        patience: epochs without a better validation figure after which training stops, 0 for never.
+        seed: of the initial weights, of the order of the samples, of dropout and of generated sequences.
+        device: "auto", "cpu", "cuda" or "mps".
+        threads: CPU threads, 0 for PyTorch's choice. The last bits of the weights depend on it, so a run keeps it.
+        precision: "32", "64", "16-mixed" or "bf16-mixed".
+        data_dir: folder with the data files, for tasks that need them.
+        limit_train_batches: training batches in an epoch, 0 for all.
+        limit_evaluation_batches: batches of a validation or test set that are looked at, 0 for all.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    task: str = "digits"
+    task_options: dict[str, Any] = field(default_factory=dict)
+    model: str = "cornn"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    solver_options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 0.01
+    epochs: int = 60
+    batch_size: int = 64
+    gradient_clip: float = 1.0
+    schedule: str = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    lr_factor: float = 0.1
+    patience: int = 0
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    precision: str = "32"
+    data_dir: str | None = None
+    limit_train_batches: int = 0
+    limit_evaluation_batches: int = 0
+
+    def __post_init__(self) -> None:
+        for name, hint in _HINTS.items():
+            setattr(self, name, _converted(name, getattr(self, name), hint))
+        for name in ("lr", "lr_factor", "epochs", "batch_size"):
+            self._require(name, getattr(self, name) > 0, "a number above 0")
+        for name in ("gradient_clip", "patience", "seed", "threads", "limit_train_batches", "limit_evaluation_batches"):
+            self._require(name, getattr(self, name) >= 0, "0 or a positive number")
+        self._require("seed", self.seed < 2**32, "a number below 2^32")
+        for name, known in (("schedule", SCHEDULES), ("device", DEVICES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        self._require("milestones", all(epoch > 0 for epoch in self.milestones), "numbers of epochs above 0")
+        if (self.schedule == "milestones") != bool(self.milestones):
+            raise InputError(
+                f"schedule {self.schedule!r} with milestones {self.milestones}: give milestones and"
+                " the schedule 'milestones' together, or neither"
+            )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate during `epoch`, counted from 0: a function of nothing else, so a resumed run has it too."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.lr * self.lr_factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, in the order of the attributes."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration with these values, and defaults for the rest.
+
+        Raises:
+            UnknownNameError: a key that is no attribute; the message lists the nearest.
+            InputError: a value of the wrong type, or one that cannot be used.
+        """
+        for key in values:
+            if key not in _HINTS:
+                raise unknown("configuration key", key, _HINTS)
+        return cls(**values)
+
+
+_HINTS = {name: hint for name, hint in typing.get_type_hints(RunConfig).items()}
+
+
+def load_yaml(path: str | Path) -> RunConfig:
+    """The configuration in a YAML file: one written by hand, or the config.yaml of a run.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or holds something that is no configuration.
+    """
+    values = read_yaml(path)
+    values.pop(ENVIRONMENT, None)
+    try:
+        return RunConfig.from_dict(values)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise InputError(f"configuration {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"configuration {path} is no text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"configuration {path} holds a {type(values).__name__}: expected lines of 'key: value'")
+    return values
+
+
+def save_yaml(config: RunConfig, path: str | Path, environment: Mapping[str, Any] | None = None) -> None:
+    """Write the configuration, and what it ran on if given, as YAML that `load_yaml` reads."""
+    values = config.to_dict()
+    if environment is not None:
+        values[ENVIRONMENT] = dict(environment)
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its two traps: 1e-3 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, where nothing is lost by it; else an InputError."""
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value!r}: expected a finite number")
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is str and (isinstance(value, str) or (name == "precision" and value in (32, 64))):
+        return str(value)
+    if hint == str | None and (value is None or isinstance(value, str | Path)):
+        return None if value is None else str(value)
+    if hint == list[int] and isinstance(value, list | tuple):
+        return sorted(_converted(f"an element of {name}", element, int) for element in value)
+    if hint == dict[str, Any] and (value is None or isinstance(value, Mapping)):
+        return {str(key): _plain(f"{name}.{key}", element) for key, element in (value or {}).items()}
+    raise InputError(f"{name} is {value!r}: expected {_NAMES.get(hint, hint)}")
+
+
+_NAMES: dict[Any, str] = {
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    str | None: "a folder",
+    list[int]: "a list of whole numbers",
+    dict[str, Any]: "options as 'name: value'",
+}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value` if YAML can hold it and give it back."""
+    if isinstance(value, list | tuple):
+        return [_plain(name, element) for element in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"{name} is a {type(value).__name__}: expected a number, text, true, false or a list of these")

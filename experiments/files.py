@@ -1,0 +1,41 @@
+"""Writing files so that whoever reads them sees the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from solvers.errors import InputError
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Replace the file at `path` by `content`, safe against a crash or a power cut at any moment.
+
+    The content goes to a temporary file in the same folder, is forced to the disk, and takes its name in one step.
+    What a crash leaves of the temporary file is overwritten by the next call; one process writes a file at a time.
+
+    Raises:
+        InputError: it cannot be written: no such folder, no permission, no space.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Force the names in `folder` to the disk, on systems that can open a folder."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

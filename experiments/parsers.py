@@ -1,0 +1,81 @@
+"""What is typed after an option, and the value it stands for."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import typer
+
+
+def number(text: str) -> float:
+    """A number."""
+    return _parsed(text, float, "a number")
+
+
+def whole_number(text: str) -> int:
+    """A whole number."""
+    return _parsed(text, int, "a whole number")
+
+
+def numbers(text: str) -> float | list[float]:
+    """A number, or several separated by commas (one per layer or channel)."""
+    values = [_parsed(part, float, "a number") for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    return [_parsed(part, int, "a whole number") for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise typer.BadParameter(f"{text!r} holds no name")
+    return found
+
+
+def _parsed(text: str, kind: Callable[[str], Any], expected: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not {expected}") from None
+
+
+def anything(text: str) -> Any:
+    """A number, numbers separated by commas, or else the text itself."""
+    try:
+        return numbers(text)
+    except typer.BadParameter:
+        return text
+
+
+METAVARS: dict[Callable[..., Any], str] = {
+    bool: "",
+    str: "NAME",
+    number: "NUMBER",
+    whole_number: "N",
+    numbers: "NUMBER[,...]",
+    whole_numbers: "N[,...]",
+    anything: "VALUE",
+}
+BY_TYPE: dict[Any, Callable[..., Any]] = {bool: bool, str: str, int: whole_number, float: number}
+
+
+def of_values(values: Iterable[Any]) -> Callable[..., Any]:
+    """The parser for an option that has these values by default."""
+    kinds = {type(value) for value in values}
+    if len(kinds) == 1 and kinds <= BY_TYPE.keys():
+        return BY_TYPE[kinds.pop()]
+    return numbers if kinds <= {int, float, list, tuple} else anything
+
+
+def of_hint(hint: Any) -> Callable[..., Any]:
+    """The parser for an attribute with this type hint; `kind | None` is parsed as `kind`."""
+    if typing.get_origin(hint) is list:
+        return whole_numbers
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    return BY_TYPE.get(kinds[0], anything) if len(kinds) == 1 else anything

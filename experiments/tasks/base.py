@@ -1,0 +1,69 @@
+"""What a task is: named data with a split, a loss and a figure to beat."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from solvers.errors import InputError
+
+Splits = tuple[Dataset, Dataset, Dataset]
+
+# Stored data are divided once and for all with this seed, so that every run is tested on the same samples.
+SPLIT_SEED = 0
+
+
+class Task(ABC):
+    """Sequences with targets, divided into training, validation and test sets.
+
+    A data set holds `x` (time, input) float32 and `y`: a class number for a classification, (output,) float32 for a
+    regression. It is indexed by a number, a slice or a vector of numbers, as a `TensorDataset` is.
+
+    Attributes:
+        name: what the task is called in `TASKS`.
+        description: one line on what the data are.
+        input_size: channels of x.
+        output_size: classes, or channels of y.
+        kind: "classification" (cross-entropy, accuracy) or "regression" (mean squared error).
+        baseline: the figure to beat, a number of the task's metric or a sentence.
+        length: samples in a sequence.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    input_size: ClassVar[int] = 1
+    output_size: ClassVar[int]
+    kind: ClassVar[str]
+    baseline: ClassVar[float | str]
+    length: int
+
+    @property
+    def metric_name(self) -> str:
+        """What is reported: "accuracy" (larger is better) or "mse" (smaller is better)."""
+        return "accuracy" if self.kind == "classification" else "mse"
+
+    @abstractmethod
+    def splits(self, seed: int = 0) -> Splits:
+        """The (training, validation, test) sets.
+
+        Args:
+            seed: of sequences that are generated. Stored data are always divided in the same way.
+
+        Raises:
+            InputError: a data file is missing or cannot be read.
+        """
+
+
+def divide(x: Tensor, y: Tensor, *parts: Tensor) -> tuple[TensorDataset, ...]:
+    """One data set for each vector of indices in `parts`."""
+    return tuple(TensorDataset(x[part], y[part]) for part in parts)
+
+
+def positive(task: str, option: str, value: Any, least: int = 1) -> int:
+    """`value` if it is an integer of at least `least`, else an InputError that names the option of the task."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"task {task!r}: option {option!r} is {value!r}: expected a whole number of at least {least}")
+    return value
