@@ -46,7 +46,7 @@ format: $(STAMP) ## mend what ruff can mend, and format
 	$(RUN) -m ruff check --fix-only
 	$(RUN) -m ruff format
 
-demo: $(STAMP) ## train and compare small models in about a minute
+demo: $(STAMP) ## train on handwritten digits, then swap the integrator of the trained weights
 	$(RUN) -m experiments demo $(ARGS)
 
 bench: $(STAMP) ## measure speed and memory

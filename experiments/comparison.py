@@ -22,11 +22,11 @@ from experiments.contenders import CONFIRMATION, REFERENCE, Contender, contender
 from experiments.loop import Totals
 from experiments.model import SequenceModel
 from experiments.tasks import Task
-from experiments.training import SPLITS, load_model
+from experiments.training import SPLITS, load_model, threads
 from solvers.errors import InputError, NumericalError, unknown
 
 # Samples times length that a table takes where nobody says how many samples, and a sweep at most; and the fewest then.
-TABLE_WORK, SWEEP_WORK = 32_768, 8_192
+TABLE_WORK, SWEEP_WORK = 32_768, 4_096
 FEWEST_SAMPLES = 32
 
 # Bytes of states that a solve may keep: more samples are solved in chunks.
@@ -134,7 +134,8 @@ def compare(
     x, y, available = select(task, config.seed, split, samples, seed)
     swept = sweep_of(table) if sweep else []
     race = _Race(copy.deepcopy(model).double().eval(), task, table, swept)
-    race.run(x, y, report)
+    with threads(config):
+        race.run(x, y, report)
     return Comparison(
         run=str(path),
         model=config.model,

@@ -67,7 +67,7 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
     device = device_of(config)
     task = make_task(config)
     model = build(config, task)
-    with _threads(config):
+    with threads(config):
         config = resolved(config, task, model)
         loop = TrainingLoop(model, config, task)
         folder = RunFolder.create(root, name, prefix=f"{config.task}-{config.model}")
@@ -102,7 +102,7 @@ def resume(path: str | Path, progress: bool = True) -> RunResult:
         loop = TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
         for outdated in (folder.result_file, folder.model_file, folder.readout_file):
             outdated.unlink(missing_ok=True)
-        with _threads(config):
+        with threads(config):
             return _run(folder, loop, device, checkpoint, progress)
 
 
@@ -151,7 +151,7 @@ def evaluate(
     data = task.splits(config.seed)[SPLITS.index(split)]
     batches = evaluation_batches(data, config, limit=limit)
     started = time.perf_counter()
-    with _threads(config):
+    with threads(config):
         figures = measure(model.to(where), batches, task.kind, where)
     return {
         "run": str(folder.path),
@@ -222,7 +222,7 @@ def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
 
 
 @contextlib.contextmanager
-def _threads(config: RunConfig) -> Iterator[None]:
+def threads(config: RunConfig) -> Iterator[None]:
     """Compute with the threads a configuration asks for."""
     before = torch.get_num_threads()
     if config.threads:

@@ -12,6 +12,7 @@ from solvers import native_implicit as native_implicit
 from solvers import partitioned as partitioned
 from solvers.adaptive import Adaptive
 from solvers.adjoint import Adjoint
+from solvers.audit import audit
 from solvers.checkpoint import Checkpoint
 from solvers.clock import Clock
 from solvers.control import CONTROLS, Control, get_control
@@ -93,6 +94,7 @@ __all__ = [
     "Time",
     "Trajectory",
     "UnknownNameError",
+    "audit",
     "available",
     "check",
     "compatible",

@@ -234,6 +234,11 @@ class TestMistakes:
             Event(**{"function": height, **arguments})
         one_line(error, *words)
 
+    def test_a_function_alone_is_no_event(self, one_line):
+        with pytest.raises(solvers.InputError) as error:
+            integrate(fall, ball(1.0), [0.0, 1.0], events=[GROUND, height])
+        one_line(error, "solvers.Event")
+
     def test_a_function_of_the_wrong_shape(self, one_line):
         with pytest.raises(solvers.InputError) as error:
             integrate(fall, ball(1.0, 2.0), [0.0, 1.0], events=Event(lambda t, state: state[:, 0]))
