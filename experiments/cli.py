@@ -35,8 +35,11 @@ app = typer.Typer(
 
 def console() -> Console:
     """Where results are printed: as wide as the terminal, 120 columns elsewhere; colours in a terminal only."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(width=width, highlight=False)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    # With a height too: rich takes a width alone for a wish, and falls back to 80 where TERM is dumb.
+    columns = os.environ.get("COLUMNS", "")
+    return Console(width=int(columns) if columns.isdigit() else 120, height=40, highlight=False)
 
 
 @contextmanager

@@ -107,6 +107,9 @@ def _table(title: str, *headings: str, wrapped: Sequence[str]) -> Table:
 def _add(table: Table, *cells: object) -> None:
     # As text: an equation may hold brackets, which rich would read as markup.
     table.add_row(*(Text(str(cell)) for cell in cells))
+    # A name is what the reader types: on a narrow terminal everything else gives way to it.
+    first = table.columns[0]
+    first.min_width = max(first.min_width or 0, len(str(cells[0])))
 
 
 def _with_note(table: Table, note: str) -> Table:

@@ -21,6 +21,12 @@ COMMANDS = ("list", "train", "compare", "evaluate", "demo", "bench")
 SMALL = "--hidden-size 6 --dt 0.2 --gamma 1 --epsilon 2 --epochs 1 --limit-train-batches 2 --threads 1"
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """A width of its own: workers of a parallel run inherit the 80 columns of nobody's terminal."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
