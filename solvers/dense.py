@@ -29,33 +29,34 @@ class Outputs:
     def enter(self, fractions: Tensor) -> None:
         """Look at an interval: `(samples, times)`, each time as a fraction of it, not decreasing; (0, 1] is inside."""
         self.fractions = fractions.reshape(-1)
-        self.host = fractions.detach().cpu().double().numpy()
+        # A last column that is never reached spares the question whether any time is left.
+        self.host = np.pad(fractions.detach().cpu().double().numpy(), ((0, 0), (0, 1)), constant_values=np.inf)
         self.next = (self.host <= 0).sum(1)
+        self.due = self.host[np.arange(self.samples), self.next]
 
-    def take(self, stride: Stride, until: Array) -> None:
-        """Take what lies inside the accepted steps, up to the fraction `until` of each."""
-        ids, s, ds = stride.ids, stride.s, stride.ds
-        landed = (until == 1) & (ds >= 1 - s)
-        reached = np.where(stride.taken, np.where(landed, 1.0, s + until * ds), -1.0)
-        first = self.next[ids]
-        waiting = (first < self.count) & (self.host[ids, np.minimum(first, self.count - 1)] <= reached)
+    def take(self, stride: Stride, reached: Array) -> None:
+        """Take what lies inside the accepted steps, up to the fractions of the interval that were reached."""
+        waiting = self.due[stride.ids] <= reached
         if not waiting.any():
             return
         rows = waiting.nonzero()[0]
-        counts = (self.host[ids[rows]] <= reached[rows, None]).sum(1) - first[rows]
-        self.next[ids[rows]] += counts
-        which = np.repeat(rows, counts)
-        within = np.arange(len(which)) - np.repeat(counts.cumsum() - counts, counts)
-        places = ids[which] * self.count + first[which] + within
+        ids = stride.ids[rows]
+        first = self.next[ids]
+        counts = (self.host[ids] <= reached[rows, None]).sum(1) - first
+        self.next[ids] += counts
+        self.due[ids] = self.host[ids, self.next[ids]]
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        samples, columns = np.repeat(ids, counts), np.repeat(first, counts) + within
+        ends = self.host[samples, columns] == 1
+        places = samples * self.count + columns
         self.places.append(places)
-        self.values.append(self._states(stride, which, places))
+        self.values.append(self._states(stride, np.repeat(rows, counts), places, ends))
 
-    def _states(self, stride: Stride, which: Array, places: Array) -> Tensor:
+    def _states(self, stride: Stride, which: Array, places: Array, ends: Array) -> Tensor:
         device = stride.start.device
         fraction = self.fractions.index_select(0, torch.from_numpy(places).to(device))
         theta = (fraction - stride.numbers(stride.s[which])) / stride.numbers(stride.ds[which])
         states = stride.state(which, theta)
-        ends = self.host.reshape(-1)[places] == 1
         if fraction.requires_grad or not ends.any():
             return states
         # At the end of the interval the state is there already, without the rounding of the interpolation.

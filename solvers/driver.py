@@ -81,8 +81,8 @@ class Watch(Protocol):
 class Record(Protocol):
     """What takes states out of the steps."""
 
-    def take(self, stride: Stride, until: Array) -> None:
-        """Take what lies inside the accepted steps, up to the fraction `until` of each."""
+    def take(self, stride: Stride, reached: Array) -> None:
+        """Take what lies inside the accepted steps, up to the fractions of the interval that were reached."""
         ...
 
 
@@ -183,7 +183,7 @@ class Driver:
             # Even with no weight in the result, a step into NaN would spoil the gradients of shared parameters.
             attempt = self._attempt(s, np.where(taken, ds, 0.0))
         if taken.any():
-            self._move(Stride(self.solver, self.rows, attempt, pace.ids, taken, s, ds, self.x))
+            self._move(Stride(self.solver, self.rows, attempt, pace.ids, taken, s, ds, pace.s, self.x))
         if not taken.all():
             short = pace.live & ~taken & (ds <= floor)
             if attempt.unsolved is not None:
@@ -210,12 +210,14 @@ class Driver:
 
     def _move(self, stride: Stride) -> None:
         """Move the samples whose steps were taken, to the ends of the steps or to the events inside them."""
-        until, attempt = np.ones(len(stride.ds)), stride.attempt
+        attempt, reached = stride.attempt, stride.reached
         stops = None if self.watch is None else self.watch.look(stride)
         if stops is not None:
-            until[stops[0]] = stops[1]
+            rows, theta, _ = stops
+            reached = reached.copy()
+            reached[rows] = stride.s[rows] + theta * stride.ds[rows]
         if self.record is not None:
-            self.record.take(stride, until)
+            self.record.take(stride, reached)
         if stride.taken.all():
             self.x, self.slope = attempt.end, attempt.slope
         else:

@@ -118,6 +118,8 @@ def integrate(
     check(field, solver, chosen)
     _check_steps(solver, substeps, dt, max_dt)
     given = [events] if isinstance(events, Event) else list(events or ())
+    if not all(isinstance(event, Event) for event in given):
+        raise InputError("events are not all solvers.Event: wrap each function, as in Event(lambda t, x: x[:, 0, 0])")
     _check_state(state0)
     clock = _clock(times, state0)
     path = _path(control, state0)

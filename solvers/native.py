@@ -14,7 +14,6 @@ from torch import Tensor
 from solvers.driver import Driver
 from solvers.embedded import BOSH3, DOPRI5, TSIT5, EmbeddedPair, ImplicitPair, dense_weights
 from solvers.errors import InputError, PairingError
-from solvers.explicit import combine
 from solvers.pace import Tally
 from solvers.protocol import ControlPath, Time
 from solvers.rows import Array, Attempt, Rows
@@ -115,19 +114,19 @@ class NativeExplicit(Native):
         times = rows.times(s + np.multiply.outer(pair.c[1:], ds))
         slopes, end = [slope], x
         for a, time in zip(pair.a[1:], times, strict=True):
-            end = combine(x, h, a, slopes)
+            end = x.addcmul(h, weighted(a, slopes))
             slopes.append(rows.slope(time, end))
         with torch.no_grad():
             error = h * weighted(pair.error, slopes)
         return Attempt(end, slopes[-1], error, h, slopes, len(times))
 
 
-def weighted(weights: tuple[float, ...], terms: Sequence[Tensor]) -> Tensor:
+def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     """Sum of weights_i terms_i."""
     total = terms[0] * weights[0]
-    for w, term in zip(weights[1:], terms[1:], strict=True):
-        if w:
-            total = total.add_(term, alpha=w)
+    for i in range(1, len(terms)):
+        if weights[i]:
+            total.add_(terms[i], alpha=weights[i])
     return total
 
 

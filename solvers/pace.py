@@ -77,6 +77,8 @@ class Pace:
         accept: Array = (error <= 1) & self.live
         e = np.maximum(error, 1e-10)
         factor = self.safety * e ** self.forth[0] * self.error ** self.forth[1]
+        # The first steps grow out of a cautious guess: there, memory would only hold them back.
+        factor = np.where((e < 0.1) & (self.taken < 3), self.safety * e**self.back, factor)
         factor = np.minimum(np.maximum(factor, self.shrink), np.where(self.bounced, 1.0, self.grow))
         # A step cut short by the end of the interval says little: the one it was cut from still stands.
         following = np.maximum(factor * ds, np.minimum(factor, 1.0) * self.ds)

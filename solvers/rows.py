@@ -115,6 +115,7 @@ class Stride:
         ids: the sample of each row.
         taken: whether the step of the row was accepted.
         s, ds: start and length of each step, in fractions of the interval.
+        reached: where each row is after the round; at 1 exactly once it has arrived.
         start: the state at the start.
     """
 
@@ -125,6 +126,7 @@ class Stride:
     taken: Array
     s: Array
     ds: Array
+    reached: Array
     start: Tensor
 
     def state(self, which: Array, theta: Tensor) -> Tensor:
