@@ -25,10 +25,14 @@ class Control:
     Attributes:
         name: the registered name.
         paths: from the samples and the clock to one path per interval.
+        memory: how many samples (and spans) before the last one the path of an interval depends on.
+        causal: the path of an interval depends on no sample after the one that ends it.
     """
 
     name: str
     paths: Callable[[Sequence[Tensor], Clock], Sequence[ControlPath]]
+    memory: int = 0
+    causal: bool = True
 
 
 @dataclass(eq=False)
@@ -53,22 +57,76 @@ class Ramp:
 
     def __call__(self, t: Time) -> Tensor:
         """The point of the ramp at time t."""
-        if isinstance(self.span, Tensor):
-            empty = self.span == 0
-            fraction: Time = torch.where(empty, 1.0, (t - self.start) / torch.where(empty, 1.0, self.span))
-        else:
-            fraction = (t - self.start) / self.span if self.span else 1.0
-        return self.first + fraction * (self.last - self.first)
+        return self.first + _fraction(t, self.start, self.span) * (self.last - self.first)
+
+
+@dataclass(eq=False)
+class Cubic:
+    """The cubic through `first` and `last` that leaves with `slope` and arrives with the slope of the chord.
+
+        u(s) = first + slope s + (chord - slope) (2 s^2 - s^3),    s = (t - start) / span,  chord = last - first
+
+    Slopes are per interval, du/ds. Where the span is zero, u is `last`.
+    """
+
+    start: Time
+    span: Time
+    first: Tensor
+    last: Tensor
+    slope: Tensor
+
+    def __call__(self, t: Time) -> Tensor:
+        """The point of the cubic at time t."""
+        s, chord = _fraction(t, self.start, self.span), self.last - self.first
+        return self.first + s * self.slope + s * s * (2 - s) * (chord - self.slope)
+
+
+def _fraction(t: Time, start: Time, span: Time) -> Time:
+    """How much of an interval is over at time t; all of it where the interval is empty."""
+    if isinstance(span, Tensor):
+        empty = span == 0
+        return torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
+    return (t - start) / span if span else 1.0
 
 
 def _hold(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
     return [Held(u) for u in samples]
 
 
+def _rectilinear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    return [Held(u) for u in _before(samples)]
+
+
+def _before(samples: Sequence[Tensor]) -> list[Tensor]:
+    """The sample before each; the first one stands for what was before it, so that no path looks ahead."""
+    return [*samples[:1], *samples[:-1]]
+
+
 def _linear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    # Before the first sample nothing is known, so the first interval holds it: no path looks ahead of its sample.
-    previous = [*samples[:1], *samples[:-1]]
-    return [Ramp(t, span, a, b) for t, span, a, b in zip(clock.starts, clock.spans, previous, samples, strict=True)]
+    ends = zip(clock.starts, clock.spans, _before(samples), samples, strict=True)
+    return [Ramp(t, span, first, last) for t, span, first, last in ends]
+
+
+def _ahead(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    ends = zip(clock.starts, clock.spans, samples, [*samples[1:], *samples[-1:]], strict=True)
+    return [Ramp(t, span, first, last) for t, span, first, last in ends]
+
+
+def _cubic(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    paths: list[ControlPath] = []
+    for i, (t, span, first, last) in enumerate(zip(clock.starts, clock.spans, _before(samples), samples, strict=True)):
+        # Behind the first interval with samples at both ends there is no difference: that one is its chord.
+        slope = last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last)
+        paths.append(Cubic(t, span, first, last, slope))
+    return paths
+
+
+def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last: Tensor) -> Tensor:
+    """The slope of the interval behind in units of this one; that of this one where the interval behind is empty."""
+    if not isinstance(before, Tensor):
+        return (first - earlier) * (span / before) if before else last - first
+    empty = before == 0
+    return torch.where(empty, last - first, (first - earlier) * (span / torch.where(empty, 1.0, before)))
 
 
 def path_tensors(path: ControlPath) -> dict[str, Tensor]:
@@ -88,11 +146,41 @@ def with_path_tensors(path: ControlPath, tensors: dict[str, Tensor]) -> ControlP
     return replaced
 
 
+def mixed(paths: Sequence[ControlPath], index: Tensor, rows: Tensor) -> ControlPath:
+    """One path that is, for its sample r, sample `rows[r]` of `paths[index[r]]`.
+
+    Raises:
+        InputError: the paths are not of one dataclass, so that they cannot be mixed.
+    """
+    kind = paths[0]
+    if not dataclasses.is_dataclass(kind) or len({type(path) for path in paths}) > 1:
+        raise InputError(
+            "samples that are in different intervals of their input need a control whose paths are of one dataclass: "
+            "use one of solvers.control, or times shared by all samples"
+        )
+    values = {}
+    for name in (field.name for field in dataclasses.fields(kind)):
+        parts = [getattr(path, name) for path in paths]
+        if isinstance(parts[0], Tensor):
+            values[name] = torch.stack(torch.broadcast_tensors(*parts))[index, rows]
+    chosen: ControlPath = dataclasses.replace(kind, **values)  # type: ignore[type-var]
+    return chosen
+
+
 CONTROLS: Registry[Control] = Registry("control")
 #: u = u_i on the whole interval that ends at sample i: what a recurrent network does.
 CONTROLS.add("hold", Control("hold", _hold))
 #: From u_{i-1} to u_i on the interval that ends at sample i.
-CONTROLS.add("linear", Control("linear", _linear))
+CONTROLS.add("linear", Control("linear", _linear, memory=1))
+#: From u_i to u_{i+1} on the interval that ends at sample i, which stands for the value at its start: the first-order
+#: hold of signal processing. The last sample is held.
+CONTROLS.add("linear_noncausal", Control("linear_noncausal", _ahead, causal=False))
+#: Hermite cubics with backward differences: as smooth as a path can be that knows no later sample.
+#: Source: Morrill, Kidger, Yang, Lyons, Neural Controlled Differential Equations for Online Prediction Tasks, 2021.
+CONTROLS.add("cubic", Control("cubic", _cubic, memory=2))
+#: u_{i-1} on the interval that ends at sample i: at no time does the state know a sample not taken yet. The path of
+#: Morrill et al. moves along time and input in turn; its moves along the input take no time.
+CONTROLS.add("rectilinear", Control("rectilinear", _rectilinear, memory=1))
 
 
 def get_control(control: str | Control) -> Control:

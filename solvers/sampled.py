@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.clock import Clock
-from solvers.control import Control, get_control
+from solvers.control import Control, get_control, mixed
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
@@ -120,17 +119,4 @@ def _chosen(paths: Sequence[ControlPath], index: Tensor) -> ControlPath:
     first = int(index.reshape(-1)[0]) if index.numel() else 0
     if bool((index == first).all()):
         return paths[first]
-    kind = paths[0]
-    if not dataclasses.is_dataclass(kind) or len({type(path) for path in paths}) > 1:
-        raise InputError(
-            "samples that are in different intervals of their input need a control whose paths are of one dataclass: "
-            "use one of solvers.control, or times shared by all samples"
-        )
-    batch = torch.arange(len(index), device=index.device)
-    values = {}
-    for name in (field.name for field in dataclasses.fields(kind)):
-        parts = [getattr(path, name) for path in paths]
-        if isinstance(parts[0], Tensor):
-            values[name] = torch.stack(torch.broadcast_tensors(*parts))[index, batch]
-    mixed: ControlPath = dataclasses.replace(kind, **values)  # type: ignore[type-var]
-    return mixed
+    return mixed(paths, index, torch.arange(len(index), device=index.device))
