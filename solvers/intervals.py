@@ -22,6 +22,7 @@ from solvers.pace import Tally
 from solvers.protocol import ControlPath, Time, increment, over_state
 from solvers.sampled import Pieces
 from solvers.solver import Solver
+from solvers.substeps import Division, divide, step_counts
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,8 @@ class Plan:
     @classmethod
     def of(cls, pieces: Pieces, substeps: int, longest: float | None, dtype: torch.dtype) -> Plan:
         """At least `substeps` in each interval, and no step longer than `longest`."""
-        spans = pieces.bounds.detach().diff(dim=-1).abs().cpu().double().numpy()
-        counts = np.full(spans.shape, substeps, np.int64)
-        if longest is not None:
-            # 1.1 / 0.1 is a little more than 11: what is rounding asks for no further step.
-            needed = np.ceil(spans / longest * (1 - 16 * float(np.finfo(np.float64).eps)))
-            counts = np.maximum(counts, needed.astype(np.int64))
+        spans = pieces.bounds.detach().diff(dim=-1).cpu().double().numpy()
+        counts = step_counts(spans, substeps, longest, torch.float64)
         return cls(pieces, counts, dtype)
 
     @property
@@ -121,35 +118,11 @@ class Plan:
         steps: np.ndarray = np.where(moving, self.counts, 0).sum(-1)
         return steps
 
-    def clock(self) -> tuple[Clock, list[ControlPath], int, list[int]]:
-        """Intervals and their inputs, substeps in each, and the number of intervals up to the end of each piece.
-
-        A sample that needs fewer steps than another in the same piece stands still in the steps left over.
-        """
-        columns, paths = list(self.pieces.columns(self.dtype)), self.pieces.paths
-        if self.counts.size and bool((self.counts == self.counts.flat[0]).all()):
-            starts, spans = zip(*columns, strict=True)
-            return Clock(starts, spans), list(paths), int(self.counts.flat[0]), list(range(1, len(columns) + 1))
-        steps: list[tuple[Time, Time]] = []
-        inputs: list[ControlPath] = []
-        marks = []
-        for j, (t, dt) in enumerate(columns):
-            split = _split(t, dt, self.counts[..., j])
-            steps += split
-            inputs += [paths[j]] * len(split)
-            marks.append(len(steps))
-        return Clock(tuple(t for t, _ in steps), tuple(dt for _, dt in steps)), inputs, 1, marks
-
-
-def _split(t: Time, dt: Time, counts: np.ndarray) -> list[tuple[Time, Time]]:
-    """Starts and lengths of the steps of one interval, in which each sample takes its own number of equal ones."""
-    most = int(counts.max())
-    if int(counts.min()) == most:
-        return [(t + i * (dt / most), dt / most) for i in range(most)]
-    assert isinstance(dt, Tensor)
-    own = torch.from_numpy(counts).to(dt).unsqueeze(-1)
-    h = dt / own
-    return [(t + h * own.clamp(max=i), torch.where(own > i, h, 0.0)) for i in range(most)]
+    def divided(self) -> Division:
+        """The intervals cut into their steps."""
+        columns = list(self.pieces.columns(self.dtype))
+        starts, spans = zip(*columns, strict=True) if columns else ((), ())
+        return divide(Clock(starts, spans), self.pieces.paths, self.counts)
 
 
 def by_intervals(
@@ -159,13 +132,14 @@ def by_intervals(
 
     Without `throw` a sample that fails is stopped before the interval in which it does, and the batch starts again.
     """
-    clock, paths, substeps, marks = plan.clock()
+    division = plan.divided()
+    clock, marks = division.clock, division.marks
     status, stops = [Status.SUCCESS] * len(state), np.full(len(state), len(clock))
-    given = Control("given", lambda samples, clock: paths)
+    given = Control("given", lambda samples, clock: division.paths)
     while True:
         stopped = clock if (stops == len(clock)).all() else _stopped(clock, stops, state)
         try:
-            trajectory = solve(field, solver, gradient, given, stopped, (), state, substeps)
+            trajectory = solve(field, solver, gradient, given, stopped, (), state, division.substeps)
             break
         except NumericalError as error:
             if throw:

@@ -18,6 +18,7 @@ from solvers.pairing import check
 from solvers.protocol import ControlPath, Time, bind, check_slope, concrete
 from solvers.solver import Solver
 from solvers.statistics import Counted
+from solvers.substeps import bounded
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def solve(
     samples: Sequence[Tensor],
     state: Tensor,
     substeps: int = 1,
+    max_dt: float | None = None,
 ) -> Trajectory:
     """Step `field` from `state` over the intervals of `clock`, driven by the input currents `samples`.
 
@@ -124,6 +126,7 @@ def solve(
         samples: input current at each sample, `(batch, channels)` each.
         state: `(batch, components, hidden)` at the start of the first interval.
         substeps: equal steps per interval.
+        max_dt: the longest step: a sample whose span is longer takes more, equal steps.
 
     Raises:
         PairingError: the field lacks what the solver needs.
@@ -131,10 +134,16 @@ def solve(
     """
     check(field, solver, gradient)
     counted = Counted(bind(field))
-    loop = Loop(counted, solver, control.paths(samples, clock), clock, substeps)
-    states = gradient.run(loop, state)
-    _check_finite(states, loop)
-    return Trajectory(solver, states, counted.evaluations)
+    division = bounded(clock, control.paths(samples, clock), substeps, max_dt, state.dtype)
+    loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
+    try:
+        states = gradient.run(loop, state)
+        _check_finite(states, loop)
+    except NumericalError as error:
+        if error.step is not None:
+            error.step = division.owner(error.step)
+        raise
+    return Trajectory(solver, [states[mark - 1] for mark in division.marks], counted.evaluations)
 
 
 def _check_finite(states: list[Any], loop: Loop) -> None:
