@@ -22,9 +22,11 @@ from neuralosc.networks import (
     model,
     models,
 )
+from neuralosc.online import Stream
 from neuralosc.persistence import load, save
 from neuralosc.reference import from_reference
 from neuralosc.rnn import ContinuousRNN, Solution
+from solvers.errors import InputError
 
 __all__ = [
     "Antisymmetric",
@@ -35,6 +37,7 @@ __all__ = [
     "Hamiltonian",
     "HamiltonianOscillator",
     "HamiltonianRNN",
+    "InputError",
     "Lipschitz",
     "LipschitzRNN",
     "ModelCard",
@@ -42,6 +45,7 @@ __all__ = [
     "Partitioned",
     "Semilinear",
     "Solution",
+    "Stream",
     "UnICORNN",
     "VectorField",
     "__version__",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from solvers.errors import InputError
-from solvers.protocol import concrete
+from solvers.protocol import Time, concrete
 
 Lengths = Tensor | Sequence[int]
 
@@ -36,17 +38,48 @@ def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
         )
 
 
-def check_finite(x: Tensor) -> None:
-    """Refuse NaN and infinite inputs."""
+def filled(x: Tensor, missing: str) -> Tensor:
+    """x `(batch, time, input)` with finite values only: NaN replaced by what was last seen under missing = "hold".
+
+    Raises:
+        InputError: infinite values, or NaN under missing = "error".
+    """
+    if missing == "hold":
+        x = _last_seen(x)
     finite = torch.isfinite(x)
     if not concrete(x) or bool(finite.all()):
-        return
+        return x
     sample, step, feature = (int(i) for i in (~finite).nonzero()[0])
     value = float(x.detach()[sample, step, feature])
+    advice = "clean or fill the data"
+    if value != value:
+        advice += ', or use missing="hold"'
     raise InputError(
-        f"x is {value} at sample {sample}, step {step}, feature {feature}, expected finite values: "
-        "clean or fill the data"
+        f"x is {value} at sample {sample}, step {step}, feature {feature}, expected finite values: {advice}"
     )
+
+
+def _last_seen(x: Tensor) -> Tensor:
+    """The last value of each feature that is not NaN, zero before there is one."""
+    seen = ~x.isnan()
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(-1, 1)
+    last = torch.where(seen, steps, 0).cummax(1).values
+    return torch.where(last > 0, x.nan_to_num(0.0, math.inf, -math.inf).gather(1, (last - 1).clamp_min(0)), 0.0)
+
+
+def without_padding(x: Tensor, valid: Tensor) -> Tensor:
+    """x with the last valid sample repeated in the padding."""
+    last = (valid.sum(1) - 1).view(-1, 1, 1)
+    return torch.where(valid.unsqueeze(-1), x, x.gather(1, last.expand(-1, 1, x.shape[2])))
+
+
+def pack_like(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """Pack a padded batch in exactly the order of another PackedSequence, ties included."""
+    if like.sorted_indices is not None:
+        output = output.index_select(0, like.sorted_indices)
+        lengths = lengths.index_select(0, like.sorted_indices.cpu())
+    packed = pack_padded_sequence(output, lengths, batch_first=True)
+    return PackedSequence(packed.data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
 
 
 def _as_tensor(name: str, value: Any, expected: str) -> Tensor:
@@ -108,6 +141,37 @@ def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -
             "time must not run backwards"
         )
     return spans.to(x.dtype)
+
+
+def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:
+    """A number, or one value per sample `(batch, 1)`, finite and at least 0."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value:g}, expected finite and at least 0")
+        return float(value)
+    batch = len(x)
+    given = _as_tensor(name, value, f"a number or a tensor ({batch},)")
+    if given.shape not in ((), (batch,)) or given.is_complex():
+        raise InputError(f"{name} has shape {tuple(given.shape)}, expected a number or a tensor ({batch},)")
+    wrong = ~torch.isfinite(given) | (given < 0)
+    if concrete(given) and bool(wrong.any()):
+        raise InputError(f"{name} is {float(given[wrong][0]):g}, expected finite and at least 0")
+    return given.to(x).expand(batch).unsqueeze(-1)
+
+
+def check_times(at: Any, x: Tensor) -> Tensor:
+    """Times since the start, `(times,)` or `(batch, times)`, as `(batch, times)` in the precision of clocks."""
+    batch = len(x)
+    given = _as_tensor("at", at, f"times (times,) or ({batch}, times)")
+    if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != batch) or given.is_complex():
+        raise InputError(
+            f"at has shape {tuple(given.shape)}, expected (times,) or ({batch}, times): times since the start, "
+            "in units of dt"
+        )
+    wrong = ~torch.isfinite(given) | (given < 0)
+    if bool(wrong.any()):
+        raise InputError(f"at holds {float(given[wrong][0]):g}, expected finite times of at least 0")
+    return given.to(x.device, x.dtype if x.device.type == "mps" else torch.float64).expand(batch, -1)
 
 
 def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:

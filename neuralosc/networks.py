@@ -28,10 +28,20 @@ class Choices(TypedDict, total=False):
     substeps: int
     gradient: str | solvers.Gradient
     control: str | solvers.Control
+    missing: str
+    max_dt: float | None
 
 
 #: The values of `Choices` when left out.
-STANDARD: Choices = {"num_layers": 1, "dropout": 0.0, "substeps": 1, "gradient": "backprop", "control": "hold"}
+STANDARD: Choices = {
+    "num_layers": 1,
+    "dropout": 0.0,
+    "substeps": 1,
+    "gradient": "backprop",
+    "control": "hold",
+    "missing": "error",
+    "max_dt": None,
+}
 
 SolverChoice = "str | dict[str, Any] | solvers.Solver"
 
@@ -102,7 +112,14 @@ def _network(
     # Tensors and arrays become lists, so that the configuration can be written down.
     plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyperparameters.items()}
     sizes = {"model": name, "input_size": input_size, "hidden_size": hidden_size}
-    rnn.config = {**sizes, **plain, "num_layers": layers, "dropout": rnn.dropout, **rnn.choices()}
+    rnn.config = {
+        **sizes,
+        **plain,
+        "num_layers": layers,
+        "dropout": rnn.dropout,
+        "missing": rnn.missing,
+        **rnn.choices(),
+    }
     return rnn
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import solvers
-from neuralosc import inputs
+from neuralosc import arguments, inputs, online, queries
 from neuralosc.field import VectorField
 from neuralosc.inputs import Lengths
+from neuralosc.online import Stream
 from solvers.clock import Clock
 from solvers.errors import InputError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,18 @@ class Solution:
         output: position component of the last layer after every sample, `(batch, time, hidden)`, dropout included.
         state: state after the last sample, `([layers,] batch, components, hidden)`.
         trajectories: what each layer did, step by step.
+        inputs: what went into each layer, `(batch, time, features)`: x, missing values filled, and the outputs of the
+            layers before the last.
+        timespans: time elapsed since the previous sample, in units of dt, `(time,)` or `(batch, time)`, 0 in padding.
+        start: state at the beginning, of each layer.
     """
 
     output: Tensor
     state: Tensor
     trajectories: list[solvers.Trajectory]
+    inputs: list[Tensor]
+    timespans: Tensor
+    start: Sequence[Tensor]
 
     @property
     def layers(self) -> list[Tensor]:
@@ -68,6 +75,10 @@ class ContinuousRNN(nn.Module):
         control: u between the samples, a name of `solvers.CONTROLS` or a value.
         dropout: probability of dropping a channel after each layer, the last included; one mask per sequence, shared
             over time.
+        missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
+            seen, and zero before there was one.
+        max_dt: the longest step, in the units of dt. An interval that is longer for a sample is split into equal steps
+            of that sample.
 
     Raises:
         PairingError: the solver cannot work with the field.
@@ -82,25 +93,25 @@ class ContinuousRNN(nn.Module):
         gradient: str | solvers.Gradient = "backprop",
         control: str | solvers.Control = "hold",
         dropout: float = 0.0,
+        missing: str = "error",
+        max_dt: float | None = None,
     ) -> None:
         super().__init__()
-        self.fields = nn.ModuleList(_layers(field))
+        self.fields = nn.ModuleList(arguments.layers(field))
         #: What `neuralosc.make` needs to build this network again; None for a field of one's own.
         self.config: dict[str, Any] | None = None
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout!r}, expected at least 0 and below 1")
-        self.dropout = float(dropout)
-        self._choose(solver, dt, substeps, gradient, control)
+        self.dropout = arguments.probability("dropout", dropout)
+        self.missing = arguments.missing_values(missing)
+        self._choose(solver, dt, substeps, gradient, control, max_dt)
 
-    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any) -> None:
+    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
         """Set the independent choices, checked."""
         self.solver = solvers.get(solver)
         self.gradient = solvers.get_gradient(gradient)
         self.control = solvers.get_control(control)
-        self.dts = _steps(dt, self.num_layers)
-        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-            raise InputError(f"substeps is {substeps!r}, expected a positive integer")
-        self.substeps = substeps
+        self.dts = arguments.steps(dt, self.num_layers)
+        self.substeps = arguments.count("substeps", substeps)
+        self.max_dt = None if max_dt in (None, math.inf) else arguments.positive("max_dt", max_dt)
         for field in self.fields:
             solvers.check(field, self.solver, self.gradient)
 
@@ -114,10 +125,11 @@ class ContinuousRNN(nn.Module):
         """The vector field of a network with one layer."""
         if self.num_layers > 1:
             raise InputError(f"this network has {self.num_layers} layers: take one of rnn.fields")
-        return self._field(0)
+        return self.layer(0)
 
-    def _field(self, layer: int) -> VectorField:
-        field = self.fields[layer]
+    def layer(self, index: int) -> VectorField:
+        """The vector field of one layer."""
+        field = self.fields[index]
         assert isinstance(field, VectorField)
         return field
 
@@ -129,23 +141,23 @@ class ContinuousRNN(nn.Module):
     @property
     def input_size(self) -> int:
         """Features of a sample."""
-        return self._field(0).input_size
+        return self.layer(0).input_size
 
     @property
     def hidden_size(self) -> int:
         """Features of the output."""
-        return self._field(-1).hidden_size
+        return self.layer(-1).hidden_size
 
     @property
     def components(self) -> int:
         """Components of the state."""
-        return self._field(-1).components
+        return self.layer(-1).components
 
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return (
             f"solver={self.solver.name!r}, dt={self.dt}, substeps={self.substeps}, gradient={self.gradient.name!r}, "
-            f"control={self.control.name!r}, dropout={self.dropout:g}"
+            f"control={self.control.name!r}, dropout={self.dropout:g}, missing={self.missing!r}, max_dt={self.max_dt}"
         )
 
     def with_solver(
@@ -156,8 +168,9 @@ class ContinuousRNN(nn.Module):
         substeps: int | None = None,
         gradient: str | solvers.Gradient | None = None,
         control: str | solvers.Control | None = None,
+        max_dt: float | None = None,
     ) -> ContinuousRNN:
-        """The same weights (shared, not copied) under another solver; what is not given stays.
+        """The same weights (shared, not copied) under another solver; what is not given stays (max_dt: inf for none).
 
         Raises:
             PairingError: the solver cannot work with the field.
@@ -166,10 +179,11 @@ class ContinuousRNN(nn.Module):
         swapped._modules = dict(self._modules)
         swapped._choose(
             solver,
-            _or(dt, self.dts),
-            _or(substeps, self.substeps),
-            _or(gradient, self.gradient),
-            _or(control, self.control),
+            self.dts if dt is None else dt,
+            self.substeps if substeps is None else substeps,
+            self.gradient if gradient is None else gradient,
+            self.control if control is None else control,
+            self.max_dt if max_dt is None else max_dt,
         )
         if self.config is not None:
             swapped.config = {**self.config, **swapped.choices()}
@@ -183,6 +197,7 @@ class ContinuousRNN(nn.Module):
             "substeps": self.substeps,
             "gradient": solvers.gradient_spec(self.gradient),
             "control": self.control.name,
+            "max_dt": self.max_dt,
         }
 
     @overload
@@ -225,7 +240,7 @@ class ContinuousRNN(nn.Module):
                 raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
             padded, lengths = pad_packed_sequence(x, batch_first=True)
             solution = self.solve(padded, state, timespans, lengths)
-            return _pack_like(solution.output, lengths, x), solution.state
+            return inputs.pack_like(solution.output, lengths, x), solution.state
         solution = self.solve(x, state, timespans, lengths)
         return solution.output, solution.state
 
@@ -242,26 +257,96 @@ class ContinuousRNN(nn.Module):
         spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
         if valid is not None:
             # Padding may hold anything, NaN included; it must not reach the arithmetic.
-            x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+            x = inputs.without_padding(x, valid)
             spans = valid.to(x.dtype) if spans is None else spans
-        inputs.check_finite(x)
-        starts = self._initial(state, x)
-        trajectories = []
+        x = inputs.filled(x, self.missing)
+        starts = self.initial(state, x)
+        trajectories, given = [], []
         for layer in range(self.num_layers):
+            given.append(x)
             trajectory = self._run_layer(layer, x, starts[layer], spans)
             x = self._drop(trajectory.positions())
             trajectories.append(trajectory)
         ends = [trajectory.end() for trajectory in trajectories]
-        return Solution(x, torch.stack(ends) if self.num_layers > 1 else ends[0], trajectories)
+        end = torch.stack(ends) if self.num_layers > 1 else ends[0]
+        spans = x.new_ones(x.shape[1]) if spans is None else spans
+        return Solution(x, end, trajectories, given, spans, starts)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        timespans: Tensor | None = None,
+        at: Tensor | Sequence[float] = (),
+        state: Tensor | None = None,
+        lengths: Lengths | None = None,
+    ) -> Tensor:
+        """States of the last layer at any times: between the samples, and after the last one, where there is no input.
+
+        The run from sample to sample is the one of `forward`, whatever times are asked for; a time between two samples
+        is reached by a step (or `substeps`, or as many as `max_dt` asks for) from the sample before it. After the last
+        sample x is zero.
+
+        Args:
+            x, timespans, state, lengths: see `forward`.
+            at: times since the start, in units of dt, `(times,)` or one row per sample `(batch, times)`, in any order.
+                Sample i was taken at the sum of the timespans up to its own.
+
+        Returns:
+            `(batch, times, components, hidden)`, differentiable also in `at`.
+        """
+        return queries.states_at(self, self.solve(x, state, timespans, lengths), at)
+
+    def step(
+        self,
+        x: Tensor,
+        state: Tensor | Stream | None = None,
+        timespan: Tensor | float | None = None,
+        time: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Tensor | Stream]:
+        """One sample at a time: fed back its own state, it equals the call on the whole sequence.
+
+        Args:
+            x: the sample, `(batch, input)`.
+            state: what the step before returned; None, or a state, at the beginning.
+            timespan: time elapsed since the sample before, in units of dt: a number or `(batch,)`; 1 when left out.
+            time: time of the sample before, in units of dt; only a field that depends on time sees it.
+
+        Returns:
+            output `(batch, hidden)`, and what the next step needs: the state, `([layers,] batch, components, hidden)`;
+            a `Stream`, which holds it, where earlier samples matter too (a control other than "hold", or
+            `missing="hold"`).
+        """
+        return online.step(self, x, state, timespan, time)
+
+    def run_layer(
+        self,
+        layer: int,
+        control: solvers.Control,
+        clock: Clock,
+        samples: Sequence[Tensor],
+        state: Tensor,
+    ) -> solvers.Trajectory:
+        """Step one layer, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
+        return solvers.solve(
+            self.layer(layer),
+            self.solver,
+            self.gradient,
+            control,
+            clock,
+            samples,
+            state,
+            self.substeps,
+            self.max_dt,
+        )
 
     def _run_layer(self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None) -> solvers.Trajectory:
-        field, dt = self._field(layer), self.dts[layer]
+        dt = self.dts[layer]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
         # Unbinding once keeps the backward pass linear in time; indexing u[:, i] would make it quadratic.
-        samples = field.drive(x).unbind(1)
-        return solvers.solve(field, self.solver, self.gradient, self.control, clock, samples, state, self.substeps)
+        return self.run_layer(layer, self.control, clock, self.layer(layer).drive(x).unbind(1), state)
 
-    def _initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
+    def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
+        """The state of each layer to start from: the one given, checked, or zeros."""
         shape: tuple[int, ...] = (x.shape[0], self.components, self.hidden_size)
         if state is None:
             return [x.new_zeros(shape)] * self.num_layers
@@ -273,59 +358,3 @@ class ContinuousRNN(nn.Module):
         if not self.training or self.dropout == 0:
             return output
         return output * functional.dropout(torch.ones_like(output[:, :1]), self.dropout)
-
-
-def _or(given: T | None, standard: T) -> T:
-    return standard if given is None else given
-
-
-def _layers(field: VectorField | Sequence[VectorField]) -> list[VectorField]:
-    """The fields of a stack, which must fit each other."""
-    single = isinstance(field, nn.Module) and not isinstance(field, nn.ModuleList)
-    fields: list[Any] = [field] if single or not isinstance(field, Iterable) else list(field)
-    if not fields:
-        raise InputError("a ContinuousRNN was given no field: give one, or a sequence of them")
-    for i, layer in enumerate(fields):
-        if not isinstance(layer, VectorField):
-            raise InputError(
-                f"field {i} is a {type(layer).__name__}, expected a neuralosc.VectorField: "
-                "subclass it and write forward(t, state, u)"
-            )
-        for size in ("input_size", "hidden_size"):
-            if getattr(layer, size, None) is None:
-                raise InputError(
-                    f"{type(layer).__name__} has no {size}: "
-                    "call super().__init__(input_size, hidden_size) in its __init__"
-                )
-        first = fields[0]
-        if (layer.components, layer.hidden_size) != (first.components, first.hidden_size):
-            raise InputError(
-                f"layer {i} has {layer.components} components of {layer.hidden_size} channels, layer 0 has "
-                f"{first.components} of {first.hidden_size}: layers of a stack must have states of one shape"
-            )
-        if i and layer.input_size != fields[i - 1].hidden_size:
-            raise InputError(
-                f"layer {i} takes {layer.input_size} inputs, the layer before gives {fields[i - 1].hidden_size}: "
-                "make them equal"
-            )
-    return fields
-
-
-def _steps(dt: float | Sequence[float], layers: int) -> tuple[float, ...]:
-    """One dt per layer."""
-    given = tuple(dt) if isinstance(dt, Sequence) and not isinstance(dt, str) else (dt,) * layers
-    if len(given) != layers:
-        raise InputError(f"dt has {len(given)} values for {layers} layers: give one number, or one per layer")
-    for value in given:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"dt is {value!r}, expected a positive finite number")
-    return tuple(float(value) for value in given)
-
-
-def _pack_like(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """Pack a padded batch in exactly the order of another PackedSequence, ties included."""
-    if like.sorted_indices is not None:
-        output = output.index_select(0, like.sorted_indices)
-        lengths = lengths.index_select(0, like.sorted_indices.cpu())
-    packed = pack_padded_sequence(output, lengths, batch_first=True)
-    return PackedSequence(packed.data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

@@ -1,0 +1,317 @@
+"""Samples one at a time, states between the samples, gaps cut into steps, missing values."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import neuralosc
+import solvers
+from neuralosc import ContinuousRNN, InputError, Stream
+
+F64 = torch.float64
+NAN = float("nan")
+CAUSAL = [name for name in solvers.CONTROLS if solvers.get_control(name).causal]
+
+
+class Timed(neuralosc.VectorField):
+    """A field that sees the time: dh = sin(t) + u - h."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, t, state, u):
+        (h,) = state.unbind(-2)
+        return (torch.sin(torch.as_tensor(t, dtype=h.dtype)) + u - h).unsqueeze(-2)
+
+
+def network(**settings):
+    return neuralosc.CoRNN(2, 4, **{"dt": 0.2, **settings}).double()
+
+
+def sequence(batch=3, time=7):
+    x, spans = torch.randn(batch, time, 2, dtype=F64), 2 * torch.rand(batch, time, dtype=F64)
+    spans[1, 3] = 0.0
+    return x, spans
+
+
+def run_by_steps(rnn, x, spans, state=None):
+    outputs, elapsed = [], torch.zeros(len(x), dtype=F64)
+    for sample, span in zip(x.unbind(1), spans.unbind(1), strict=True):
+        output, state = rnn.step(sample, state, span, time=elapsed)
+        outputs.append(output)
+        elapsed = elapsed + span
+    return torch.stack(outputs, 1), state.state if isinstance(state, Stream) else state
+
+
+class TestStep:
+    @pytest.mark.parametrize("control", CAUSAL)
+    @pytest.mark.parametrize("solver", ["semi_implicit_euler", "rk4", "dopri5", "implicit_midpoint", "native_tsit5"])
+    def test_equals_the_whole_sequence(self, solver, control):
+        rnn, (x, spans) = network(num_layers=2, solver=solver, control=control), sequence()
+        output, state = rnn(x, timespans=spans)
+        outputs, end = run_by_steps(rnn, x, spans)
+        torch.testing.assert_close(outputs, output, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(end, state, rtol=1e-12, atol=1e-13)
+
+    def test_a_field_that_sees_the_time(self):
+        rnn, (x, spans) = ContinuousRNN(Timed(), "rk4", dt=0.7), sequence()
+        torch.testing.assert_close(run_by_steps(rnn, x, spans)[0], rnn(x, timespans=spans)[0], rtol=1e-12, atol=1e-13)
+
+    def test_a_shared_timespan_is_a_number_and_one_when_left_out(self):
+        rnn, x = network(control="cubic"), sequence()[0]
+        expected = rnn(x)[0]
+        state = again = None
+        for i in range(x.shape[1]):
+            output, state = rnn.step(x[:, i], state)
+            same, again = rnn.step(x[:, i], again, 1.0)
+            assert torch.equal(output, same)
+            torch.testing.assert_close(output, expected[:, i], rtol=1e-12, atol=1e-13)
+
+    def test_hold_gives_the_state_itself_and_takes_one(self):
+        rnn, (x, spans) = network(), sequence()
+        start = torch.randn(3, 2, 4, dtype=F64)
+        _, state = rnn.step(x[:, 0], start, spans[:, 0])
+        assert isinstance(state, torch.Tensor)
+        torch.testing.assert_close(state, rnn(x[:, :1], start, spans[:, :1])[1], rtol=1e-13, atol=1e-13)
+
+    def test_gradients_flow_through_the_stream(self):
+        rnn, (x, spans) = network(control="cubic"), sequence()
+        x, spans = x.requires_grad_(), spans.requires_grad_()
+        wanted = [x, spans, *rnn.parameters()]
+        whole = torch.autograd.grad(rnn(x, timespans=spans)[0].square().sum(), wanted)
+        stepped = torch.autograd.grad(run_by_steps(rnn, x, spans)[0].square().sum(), wanted)
+        for found, expected in zip(stepped, whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+    def test_a_detached_stream_goes_on_with_the_same_numbers(self):
+        rnn, (x, spans) = network(control="linear"), sequence()
+        _, stream = rnn.step(x[:, 0], None, spans[:, 0])
+        cut = stream.detach()
+        assert not cut.state.requires_grad and stream.state.requires_grad
+        found, expected = rnn.step(x[:, 1], cut, spans[:, 1])[0], rnn.step(x[:, 1], stream, spans[:, 1])[0]
+        assert torch.equal(found, expected)
+
+    def test_what_a_step_cannot_do(self, one_line):
+        x = torch.zeros(3, 2, dtype=F64)
+        for rnn, given, words in (
+            (network(control="linear_noncausal"), (x,), ["linear_noncausal", "use a causal one"]),
+            (network(dropout=0.5), (x,), ["dropout", "rnn.eval()"]),
+            (network(), (x.unsqueeze(1),), ["(3, 1, 2)", "(batch, 2)"]),
+            (network(), ([1.0, 2.0],), ["list", "(batch, 2)"]),
+            (network(), (x, None, -1.0), ["timespan is -1", "at least 0"]),
+            (network(), (x, None, torch.ones(2)), ["timespan has shape (2,)", "(3,)"]),
+            (network(), (x, None, 1.0, NAN), ["time is nan"]),
+        ):
+            with pytest.raises(InputError) as error:
+                rnn.step(*given)
+            one_line(error, *words)
+        network(dropout=0.5).eval().step(x)
+
+    def test_a_stream_of_another_batch_is_refused(self, one_line):
+        rnn = network(control="linear")
+        _, stream = rnn.step(torch.zeros(3, 2, dtype=F64))
+        with pytest.raises(InputError) as error:
+            rnn.step(torch.zeros(4, 2, dtype=F64), stream)
+        one_line(error, "(4, 2)", "(3, 2)")
+
+
+class TestTrajectory:
+    @pytest.mark.parametrize("control", list(solvers.CONTROLS))
+    @pytest.mark.parametrize("solver", ["semi_implicit_euler", "dopri5", "native_dopri5"])
+    def test_at_the_samples_it_is_the_run_itself(self, solver, control):
+        rnn, (x, spans) = network(num_layers=2, solver=solver, control=control), sequence()
+        states = rnn.trajectory(x, spans, at=spans.cumsum(1))
+        # One step size for the whole batch makes another batch another solution, within the tolerances.
+        close = {"rtol": 1e-5, "atol": 1e-6} if solver == "dopri5" else {"rtol": 1e-11, "atol": 1e-12}
+        torch.testing.assert_close(states, rnn.solve(x, timespans=spans).states, **close)
+
+    @pytest.mark.parametrize("control", CAUSAL)
+    def test_between_the_samples_it_is_a_tight_solution(self, control):
+        """Against one call of `integrate` per sample, with a dense output that knows nothing of intervals."""
+        tight = {"name": "native_dopri5", "rtol": 1e-11, "atol": 1e-13}
+        rnn, (x, spans) = network(solver=tight, control=control), sequence()
+        at = torch.tensor([[3.3, 0.1, 2.0, 0.0], [0.5, 0.5, 1.7, 4.0], [1.1, 2.2, 3.0, 0.3]], dtype=F64)
+        assert bool((at <= spans.sum(1, keepdim=True)).all())
+        found = rnn.trajectory(x, spans, at=at)
+        field, times = rnn.field, spans.cumsum(1) * rnn.dt
+        for i in range(3):
+            order = at[i].argsort()
+            clock = torch.cat((torch.zeros(1, dtype=F64), at[i][order] * rnn.dt))
+            knots = torch.cat((torch.zeros(1, dtype=F64), times[i]))
+            u = field.drive(x[i : i + 1])
+            # The layer holds the first sample before it was taken; `Sampled` repeats its own first one there.
+            control_ = solvers.Sampled(torch.cat((u[:, :1], u), 1), knots, control)
+            if control == "cubic":
+                control_ = dataclasses.replace(control_, samples=u, times=times[i])
+            start = torch.zeros(1, 2, 4, dtype=F64)
+            alone = solvers.integrate(field, start, clock, control_, tight).states[0, 1:]
+            torch.testing.assert_close(found[i][order], alone, rtol=1e-7, atol=1e-9)
+
+    def test_after_the_last_sample_there_is_no_input(self):
+        rnn, (x, spans) = network(solver="rk4", max_dt=0.01), sequence()
+        end = spans.sum(1, keepdim=True)
+        forecast = rnn.trajectory(x, spans, at=end + 3.0)
+        padded = torch.cat((x, torch.zeros(3, 1, 2, dtype=F64)), 1)
+        expected = rnn(padded, timespans=torch.cat((spans, torch.full((3, 1), 3.0, dtype=F64)), 1))[1]
+        torch.testing.assert_close(forecast[:, 0], expected, rtol=1e-11, atol=1e-12)
+
+    def test_with_lengths_the_end_is_the_last_valid_sample(self):
+        rnn, (x, spans) = network(), sequence()
+        lengths = torch.tensor([4, 7, 1])
+        at = torch.stack([spans[i, :n].sum() for i, n in enumerate(lengths)]).unsqueeze(1)
+        at = torch.cat((at, at + 1.5), 1)
+        found = rnn.trajectory(x, spans, at=at, lengths=lengths)
+        for i, n in enumerate(lengths):
+            alone = rnn.trajectory(x[i : i + 1, :n], spans[i, :n], at=at[i])
+            torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-11, atol=1e-12)
+
+    def test_asking_changes_nothing(self):
+        rnn, (x, spans) = network(solver="midpoint"), sequence()
+        few, many = rnn.trajectory(x, spans, at=[2.0]), rnn.trajectory(x, spans, at=[0.3, 2.0, 1.9])
+        assert torch.equal(few[:, 0], many[:, 1])
+
+    @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "reversible"])
+    def test_it_is_differentiable(self, gradient):
+        solver = "stormer_verlet" if gradient == "reversible" else "rk4"
+        field = neuralosc.Oscillator(1, 2, coupled=False).double()
+        rnn = ContinuousRNN(field, solver, dt=0.3, gradient=gradient, control="linear")
+        x, start = torch.randn(2, 3, 1, dtype=F64), torch.randn(2, 2, 2, dtype=F64)
+        spans = 0.5 + torch.rand(2, 3, dtype=F64)
+        at = torch.tensor([[0.7, 9.0], [0.2, 1.3]], dtype=F64)
+        leaves = [value.requires_grad_() for value in (x, spans, at, start)]
+        assert torch.autograd.gradcheck(rnn.trajectory, leaves)
+
+    def test_the_slope_in_time_is_the_field(self):
+        rnn, (x, spans) = network(solver={"name": "native_dopri5", "rtol": 1e-11, "atol": 1e-13}), sequence()
+        at = torch.tensor([0.4], dtype=F64, requires_grad=True)
+        index = int((spans[0].cumsum(0) < 0.4).sum())
+        states = rnn.trajectory(x, spans, at=at)
+        slope = torch.autograd.grad(states[0, 0, 0, 1], at, retain_graph=True)[0]
+        u = rnn.field.drive(x)[:1, index]
+        torch.testing.assert_close(slope[0], rnn.dt * rnn.field(0.0, states[:1, 0], u)[0, 0, 1], rtol=1e-6, atol=1e-9)
+
+    def test_bad_times(self, one_line):
+        rnn, (x, spans) = network(), sequence()
+        for at, words in (
+            ([-1.0], ["at holds -1", "at least 0"]),
+            ([NAN], ["at holds nan"]),
+            (torch.zeros(2, 3), ["(2, 3)", "(3, times)"]),
+            ("soon", ["at is 'soon'"]),
+        ):
+            with pytest.raises(InputError) as error:
+                rnn.trajectory(x, spans, at=at)
+            one_line(error, *words)
+
+    def test_no_times_no_states(self):
+        rnn, (x, spans) = network(), sequence()
+        assert rnn.trajectory(x, spans, at=[]).shape == (3, 0, 2, 4)
+
+
+class TestMaxDt:
+    def test_equal_steps_each_sample_its_own(self):
+        """One sample needs 4 steps in a gap, another 1, another none: each as if alone with its own substeps."""
+        rnn, x = network(solver="rk4"), torch.randn(3, 2, 2, dtype=F64)
+        spans = torch.tensor([[1.0, 3.7], [1.0, 0.9], [1.0, 0.0]], dtype=F64)
+        found = rnn.with_solver("rk4", max_dt=0.2)(x, timespans=spans)[0]
+        for i, substeps in enumerate((4, 1, 1)):
+            first = rnn(x[i : i + 1, :1], timespans=spans[i, :1])
+            last, _ = rnn.with_solver("rk4", substeps=substeps)(x[i : i + 1, 1:], first[1], spans[i, 1:])
+            torch.testing.assert_close(found[i : i + 1], torch.cat((first[0], last), 1), rtol=1e-13, atol=1e-14)
+
+    def test_rounding_asks_for_no_further_step(self):
+        for dtype in (torch.float32, torch.float64):
+            rnn = network(dt=0.1, solver="rk4").to(dtype)
+            x, spans = torch.randn(1, 3, 2, dtype=dtype), torch.tensor([1.0, 11.0, 3.0], dtype=dtype)
+            assert rnn.with_solver("rk4", max_dt=0.1).solve(x, timespans=spans).evaluations == 4 * 15
+
+    def test_a_long_gap_stays_accurate(self):
+        rnn, x = network(solver="rk4"), torch.randn(2, 3, 2, dtype=F64)
+        spans = torch.tensor([[1.0, 40.0, 1.0], [25.0, 1.0, 0.5]], dtype=F64)
+        tight = rnn.with_solver({"name": "dopri8", "rtol": 1e-10, "atol": 1e-12})(x, timespans=spans)[0]
+        bounded = rnn.with_solver("rk4", max_dt=0.05)(x, timespans=spans)[0]
+        torch.testing.assert_close(bounded, tight, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+    def test_gradients(self, gradient):
+        spans = torch.tensor([[0.5, 2.3], [1.9, 0.2]], dtype=F64, requires_grad=True)
+        x = torch.randn(2, 2, 2, dtype=F64, requires_grad=True)
+        rnn = network(solver="rk4", max_dt=0.1, gradient=gradient)
+        loss = rnn(x, timespans=spans)[0].square().sum()
+        reference = rnn.with_solver("rk4", gradient="backprop")(x, timespans=spans)[0].square().sum()
+        wanted = [x, spans, *rnn.parameters()]
+        loose = {"rtol": 1e-4, "atol": 1e-5} if gradient == "adjoint" else {"rtol": 1e-10, "atol": 1e-12}
+        for found, expected in zip(
+            torch.autograd.grad(loss, wanted), torch.autograd.grad(reference, wanted), strict=True
+        ):
+            torch.testing.assert_close(found, expected, **loose)
+
+    def test_errors_name_the_sample_of_the_input(self):
+        class Grower(neuralosc.VectorField):
+            def forward(self, t, state, u):
+                return 1e300 * state * state
+
+        rnn = ContinuousRNN(Grower(2, 2), "euler", max_dt=0.25)
+        x = torch.ones(2, 3, 2, dtype=F64)
+        start = torch.tensor([1.0, 0.0], dtype=F64).view(2, 1, 1).expand(2, 1, 2)
+        spans = torch.tensor([[0.0, 5.0, 1.0], [1.0, 1.0, 1.0]], dtype=F64)
+        with pytest.raises(solvers.NonFiniteStateError) as error:
+            rnn(x, start, spans)
+        assert (error.value.sample, error.value.step) == (0, 1)
+
+    def test_it_is_kept_and_can_be_lifted(self, one_line):
+        rnn = network(max_dt=0.1)
+        assert rnn.with_solver("rk4").max_dt == 0.1 and rnn.with_solver("rk4", max_dt=float("inf")).max_dt is None
+        assert rnn.config["max_dt"] == 0.1
+        for wrong in (0, -1.0, NAN, "long", True):
+            with pytest.raises(InputError) as error:
+                network(max_dt=wrong)
+            one_line(error, "max_dt is", "positive")
+
+
+class TestMissing:
+    def test_the_last_value_of_a_feature_is_held(self):
+        rnn, (x, spans) = network(missing="hold"), sequence()
+        gaps = x.clone()
+        gaps[0, 0, 0] = gaps[0, 2:4, 1] = gaps[2, 6] = NAN
+        filled = x.clone()
+        filled[0, 0, 0], filled[0, 2:4, 1], filled[2, 6] = 0.0, x[0, 1, 1], x[2, 5]
+        assert torch.equal(rnn(gaps, timespans=spans)[0], rnn(filled, timespans=spans)[0])
+        torch.testing.assert_close(run_by_steps(rnn, gaps, spans)[0], rnn(gaps, timespans=spans)[0], rtol=1e-12, atol=0)
+        assert torch.equal(rnn.solve(gaps).inputs[0], filled)
+
+    def test_gradients_reach_what_was_held(self):
+        rnn, x = network(missing="hold"), sequence()[0]
+        x[0, 3, 0] = NAN
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(rnn(x)[0].sum(), x)
+        assert bool(gradient.isfinite().all()) and gradient[0, 3, 0] == 0.0 and gradient[0, 2, 0] != 0.0
+
+    def test_an_error_by_default_that_says_what_to_do(self, one_line):
+        x = sequence()[0]
+        x[1, 2, 0] = NAN
+        with pytest.raises(InputError) as error:
+            network()(x)
+        one_line(error, "sample 1, step 2, feature 0", 'missing="hold"')
+        x[1, 2, 0] = float("inf")
+        for missing in ("error", "hold"):
+            with pytest.raises(InputError) as error:
+                network(missing=missing)(x)
+            one_line(error, "x is inf")
+        with pytest.raises(InputError) as error:
+            network(missing="drop")
+        one_line(error, "missing is 'drop'", "'hold'")
+
+    def test_padding_is_not_missing(self):
+        rnn, (x, spans) = network(missing="hold", control="linear_noncausal"), sequence()
+        x[0, 4:] = NAN
+        output, state = rnn(x, timespans=spans, lengths=[4, 7, 7])
+        alone, end = rnn(x[:1, :4], timespans=spans[:1, :4])
+        torch.testing.assert_close(output[:1, :4], alone, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(state[:1], end, rtol=1e-13, atol=1e-14)
+
+    def test_a_saved_network_keeps_it(self, tmp_path):
+        rnn = network(missing="hold", max_dt=0.4, control="cubic")
+        neuralosc.save(rnn, tmp_path / "net.pt")
+        again = neuralosc.load(tmp_path / "net.pt")
+        assert (again.missing, again.max_dt, again.control.name) == ("hold", 0.4, "cubic")
