@@ -94,6 +94,21 @@ class VectorField(nn.Module):
         return bound
 
 
+class LinearDrive(VectorField):
+    """A field whose input current is u = V x + b.
+
+    Attributes:
+        V: the input map.
+    """
+
+    V: nn.Linear
+
+    def drive(self, x: Tensor) -> Tensor:
+        """V x + b."""
+        u: Tensor = self.V(x)
+        return u
+
+
 class Partitioned(VectorField):
     """A field in position q and velocity p: dq = velocity(t, q, p, u), dp = force(t, q, p, u).
 

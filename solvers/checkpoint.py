@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from solvers.errors import InputError
 from solvers.gradient import GRADIENTS, Gradient
 from solvers.leaves import Leaves
+from solvers.protocol import parts_of
 
 if TYPE_CHECKING:
     from solvers.loop import Loop
@@ -64,7 +65,7 @@ class Checkpoint(Gradient):
 
     def _within(self, budget: int, loop: Loop, carried: Any) -> int:
         """The fewest segments that keep within the budget."""
-        total, kept = len(loop), _bytes(_parts(carried))
+        total, kept = len(loop), _bytes(parts_of(carried))
         per_interval = _stored_by_interval(loop, carried)
         sizes = {count: count * kept + math.ceil(total / count) * per_interval for count in range(2, total + 1)}
         if total * per_interval <= budget:
@@ -77,10 +78,6 @@ class Checkpoint(Gradient):
                 f"{least}: raise it, or use gradient 'reversible' with a reversible solver"
             )
         return fitting[0]
-
-
-def _parts(carried: Any) -> tuple[Tensor, ...]:
-    return carried if isinstance(carried, tuple) else (carried,)
 
 
 def _bytes(tensors: Any) -> int:
@@ -98,7 +95,7 @@ def _stored_by_interval(loop: Loop, carried: Any) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        start = tuple(part.detach().requires_grad_(True) for part in _parts(carried))
+        start = tuple(part.detach().requires_grad_(True) for part in parts_of(carried))
         loop.stretch(0, 1).interval(0, start if isinstance(carried, tuple) else start[0])
     known = {t.untyped_storage().data_ptr() for t in Leaves(loop, 0, 1).tensors.values()}
     return _bytes(t for t in stored if t.untyped_storage().data_ptr() not in known)

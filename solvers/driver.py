@@ -15,14 +15,13 @@ from torch import Tensor
 
 from solvers.errors import (
     ConvergenceError,
-    InputError,
     NonFiniteStateError,
     NumericalError,
     StepLimitError,
     StepUnderflowError,
 )
 from solvers.pace import Pace, Tally
-from solvers.protocol import describe
+from solvers.protocol import check_slope
 from solvers.rows import Array, Attempt, Rows, Stride
 
 if TYPE_CHECKING:
@@ -130,13 +129,7 @@ class Driver:
     def _begin(self) -> None:
         """First slopes and first steps."""
         (now,) = self.rows.times(self.pace.s[None])
-        self.slope = self._evaluate(now, self.x)
-        if self.slope.shape != self.x.shape:
-            raise InputError(
-                f"{describe(self.rows.field)} gave a slope of shape {tuple(self.slope.shape)} for a state of shape "
-                f"{tuple(self.x.shape)}: it must return the shape of the state (*batch, components, hidden), while u "
-                "and t broadcast against one component (*batch, hidden); take components apart with state.unbind(-2)"
-            )
+        self.slope = check_slope(self.rows.field, self.x, self._evaluate(now, self.x))
         for value, what in ((self.x, "state"), (self.slope, "slope")):
             bad = ~torch.isfinite(value).flatten(1).all(1).cpu().numpy()
             self._fail(bad & self.pace.live, Status.NON_FINITE, f"the {what} became non-finite")

@@ -15,7 +15,7 @@ from solvers.control import Control
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
 from solvers.pairing import check
-from solvers.protocol import ControlPath, Time, bind, check_slope, concrete
+from solvers.protocol import ControlPath, Time, bind, check_slope, concrete, parts_of
 from solvers.solver import Solver
 from solvers.statistics import Counted
 from solvers.substeps import bounded
@@ -96,14 +96,10 @@ class Loop:
             except NumericalError as error:
                 raise error.at(step=i, time=self.clock.time_at(i, error.sample)) from None
             if i == 0:
-                for old, new in zip(_parts(before), _parts(carried), strict=True):
+                for old, new in zip(parts_of(before), parts_of(carried), strict=True):
                     check_slope(self.field, old, new)
             states.append(carried)
         return states
-
-
-def _parts(carried: Any) -> tuple[Tensor, ...]:
-    return carried if isinstance(carried, tuple) else (carried,)
 
 
 def solve(

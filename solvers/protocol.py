@@ -85,6 +85,11 @@ def components(state: State) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else state.unbind(-2)
 
 
+def parts_of(carried: Any) -> tuple[Tensor, ...]:
+    """The tensors of a state in the form a solver carries it: one, or a tuple of them."""
+    return carried if isinstance(carried, tuple) else (carried,)
+
+
 def packed(state: State) -> Tensor:
     """The state as one tensor `(*batch, components, hidden)`."""
     return torch.stack(state, dim=-2) if isinstance(state, tuple) else state

@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.errors import InputError, NumericalError, PairingError, listed
 from solvers.gradient import GRADIENTS, Gradient
 from solvers.leaves import Leaves
-from solvers.protocol import ControlPath, Time, describe, over_state
+from solvers.protocol import ControlPath, Time, describe, over_state, parts_of
 from solvers.solver import SOLVERS, Solver, register
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Reversible(Gradient):
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The loop, unrecorded, with its backward pass."""
         carried = loop.solver.open(state)
-        parts = carried if isinstance(carried, tuple) else (carried,)
+        parts = parts_of(carried)
         leaves = Leaves(loop, 0, len(loop))
         spec = _Spec(self, loop, tuple(leaves.tensors), len(parts))
         flat = _Reversed.apply(spec, *parts, *leaves.tensors.values())  # type: ignore[no-untyped-call]
@@ -115,10 +115,6 @@ class _Spec:
         return self.width > 1 or self.loop.solver.split
 
 
-def _parts_of(carried: Any) -> Parts:
-    return carried if isinstance(carried, tuple) else (carried,)
-
-
 def _walk(loop: Loop, carried: Any, first: int, last: int, offset: int = 0) -> list[tuple[int, Any]]:
     """Steps `first` to `last` - 1 from `carried`: (number of the step reached, state), at interval ends and `last`.
 
@@ -152,11 +148,11 @@ class _Reversed(torch.autograd.Function):
                 carried = loop.steps(i, carried, at, mark)
                 at = mark
                 if mark < loop.substeps:
-                    stored[base + mark] = _parts_of(carried)
+                    stored[base + mark] = parts_of(carried)
             return carried
 
         states = loop.advance(spec.form(tensors[: spec.width]), 0, len(loop), interval)
-        flat = tuple(part for carried in states for part in _parts_of(carried))
+        flat = tuple(part for carried in states for part in parts_of(carried))
         last = flat[-spec.width :]
         ctx.spec, ctx.snapshot_keys = spec, list(stored)
         ctx.set_materialize_grads(False)
@@ -191,7 +187,7 @@ def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
         i, j = divmod(m, loop.substeps)
         t, h = loop.substep(i)
         carried = loop.solver.unstep(loop.field, t + j * h if j else t, h, carried, loop.paths[i])
-    return _parts_of(carried)
+    return parts_of(carried)
 
 
 def _measure(spec: _Spec, rebuilt: Parts, stored: Parts, step: int) -> None:
@@ -239,7 +235,7 @@ def _differentiate(
     for step, carried in reached:
         whole = step % loop.substeps == 0
         place = (step // loop.substeps - 1) * width
-        for k, part in enumerate(_parts_of(carried)):
+        for k, part in enumerate(parts_of(carried)):
             for grad in (grads[place + k] if whole else None, carry[k] if step == last else None):
                 if grad is not None and part.requires_grad:
                     outputs.append(part)

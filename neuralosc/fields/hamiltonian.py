@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from neuralosc.field import Partitioned
+from neuralosc.field import LinearDrive, Partitioned
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import number, uniform_
 from solvers.errors import InputError
@@ -79,7 +79,7 @@ class Hamiltonian(Partitioned):
         return torch.stack((dp, -dq), dim=-2)
 
 
-class DenseHamiltonian(Partitioned):
+class DenseHamiltonian(LinearDrive, Partitioned):
     """The separable dense energies of the Hamiltonian RNN.
 
         one layer:   H = sum log cosh(W q + u) + alpha |q|^2 / 2 + |p|^2 / 2
@@ -119,11 +119,6 @@ class DenseHamiltonian(Partitioned):
     def structure(self) -> frozenset[str]:
         """Adds hamiltonian."""
         return super().structure | {"hamiltonian"}
-
-    def drive(self, x: Tensor) -> Tensor:
-        """V x + b."""
-        u: Tensor = self.V(x)
-        return u
 
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """dH/dp."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralosc.field import Semilinear, VectorField
+from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import number, skew_mix
 from solvers.linear import DenseOperator
 from solvers.protocol import Time, affine
@@ -101,7 +101,7 @@ class Lipschitz(Semilinear):
         return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)
 
 
-class Antisymmetric(VectorField):
+class Antisymmetric(LinearDrive):
     """The antisymmetric RNN field: a Jacobian with eigenvalues near the imaginary axis.
 
         dh = tanh(h (M - M^T - gamma I) + u),    u = V x + b
@@ -121,11 +121,6 @@ class Antisymmetric(VectorField):
         self.V = _input_map(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.normal_(self.W, std=init_std / hidden_size)
-
-    def drive(self, x: Tensor) -> Tensor:
-        """V x + b."""
-        u: Tensor = self.V(x)
-        return u
 
     def prepare(self) -> dict[str, Any]:
         """The effective matrix."""

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralosc.field import Partitioned, Semilinear
+from neuralosc.field import LinearDrive, Partitioned, Semilinear
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import Coefficient, Value, uniform_
 from solvers.linear import OscillatorOperator
 from solvers.protocol import Time, affine, axpy
 
 
-class Oscillator(Partitioned, Semilinear):
+class Oscillator(LinearDrive, Partitioned, Semilinear):
     """The coRNN field: damped nonlinear oscillators, coupled in position and velocity.
 
         dq = p
@@ -58,11 +58,6 @@ class Oscillator(Partitioned, Semilinear):
         fan_in = self.input_size + self.hidden_size * (1 if self.R is None else 2)
         uniform_([self.V.weight, self.V.bias, self.W, self.R], fan_in)
 
-    def drive(self, x: Tensor) -> Tensor:
-        """V x + b."""
-        u: Tensor = self.V(x)
-        return u
-
     def prepare(self) -> dict[str, Any]:
         """The coefficients, and the couplings as matrices that act from the right."""
         couplings = {"W": self.W.T, "R": None if self.R is None else self.R.T}
@@ -103,7 +98,7 @@ class Oscillator(Partitioned, Semilinear):
         return torch.stack((torch.zeros_like(force), force), dim=-2)
 
 
-class HamiltonianOscillator(Partitioned):
+class HamiltonianOscillator(LinearDrive, Partitioned):
     """The UnICORNN field: undamped oscillators that see only themselves, each with its own time scale.
 
         dq = s p
@@ -143,11 +138,6 @@ class HamiltonianOscillator(Partitioned):
     def structure(self) -> frozenset[str]:
         """Adds hamiltonian."""
         return super().structure | {"hamiltonian"}
-
-    def drive(self, x: Tensor) -> Tensor:
-        """V x + b."""
-        u: Tensor = self.V(x)
-        return u
 
     def prepare(self) -> dict[str, Any]:
         """alpha, and s = sigmoid(c)."""
