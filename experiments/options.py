@@ -28,7 +28,7 @@ from solvers.errors import InputError
 from solvers.imex import IMPLICIT_TERMS
 
 SECTIONS = ("task_options", "model_options", "solver_options")
-SOLVING = ("solver", "substeps", "gradient", "control")
+SOLVING = ("solver", "substeps", "max_dt", "gradient", "control")
 """Hyperparameters of every network that choose how it is solved, and are shown with the solver's options."""
 
 # What the command line says of names and numbers that are described elsewhere in a programmer's words.
@@ -40,6 +40,8 @@ WORDING = {
     "epsilon": "damping, a number or one per channel",
     "solver": "how a step is taken; see `list solvers`",
     "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
+    "max_dt": "the longest step, in the units of dt: longer intervals are split",
+    "missing": "what to do with missing values (NaN) in the input: error or hold (the last value seen)",
     "control": f"the input between two samples: {', '.join(solvers.CONTROLS)}",
     "implicit_terms": f"terms that are solved for: {', '.join(IMPLICIT_TERMS)}",
 }

@@ -185,3 +185,12 @@ def test_audit_says_what_each_gradient_costs(capsys):
     refused = audit(field, torch.randn(2, 5, 1), solver="rk4", gradients=["reversible"], show=False)
     assert refused.rows[0].error is None
     assert "reversible" in str(refused)
+
+
+@pytest.mark.parametrize("solver", ["implicit_midpoint", "sdirk2", "native_kencarp4"])
+def test_checkpointing_an_implicit_method_costs_no_more_in_the_forward_pass(solver):
+    """The Jacobians of its stages are differentiated on the way, which must not set off any recomputation."""
+    rnn = neuralosc.LipschitzRNN(2, 4, dt=0.3, solver=solver).double()
+    x = torch.randn(3, 9, 2, dtype=torch.float64)
+    expected = rnn.solve(x).evaluations
+    assert rnn.with_solver(solver, gradient="checkpoint").solve(x).evaluations == expected
