@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from solvers.hooks import unhooked
 from solvers.protocol import Time, check_slope
 
 Map = Callable[[Tensor], Tensor]
@@ -113,21 +114,15 @@ def pushforward(function: Map, x: Tensor) -> Map:
     leaf, value = _recorded(function, x)
     # The pullback is linear in its cotangent: its own pullback is the product wanted, for one backward pass.
     cotangent = torch.zeros_like(value, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+    with unhooked():
         pulled = _gradient(value, leaf, cotangent, create_graph=True)
     return lambda v: _gradient(pulled, cotangent, v)
 
 
 def _recorded(function: Map, x: Tensor) -> tuple[Tensor, Tensor]:
-    # This graph is used here and now: hooks of a caller that recomputes what was stored (as checkpointing does) must
-    # not see it, or each product would set off a recomputation of everything before.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+    with torch.enable_grad(), unhooked():
         leaf = x.detach().requires_grad_(True)
         return leaf, function(leaf)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _gradient(value: Tensor, leaf: Tensor, w: Tensor, batched: bool = False, create_graph: bool = False) -> Tensor:

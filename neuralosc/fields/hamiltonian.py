@@ -11,6 +11,7 @@ from neuralosc.field import LinearDrive, Partitioned
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import number, uniform_
 from solvers.errors import InputError
+from solvers.hooks import unhooked
 from solvers.protocol import Time, affine
 
 
@@ -64,18 +65,21 @@ class Hamiltonian(Partitioned):
 
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """dH/dp."""
-        slope: Tensor = torch.func.grad(self._total, argnums=1)(q, p, u)
+        with unhooked():
+            slope: Tensor = torch.func.grad(self._total, argnums=1)(q, p, u)
         return slope
 
     def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """-dH/dq."""
-        slope: Tensor = torch.func.grad(self._total, argnums=0)(q, p, u)
+        with unhooked():
+            slope: Tensor = torch.func.grad(self._total, argnums=0)(q, p, u)
         return -slope
 
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """(dH/dp, -dH/dq) in one differentiation."""
         q, p = state.unbind(-2)
-        dq, dp = torch.func.grad(self._total, argnums=(0, 1))(q, p, u)
+        with unhooked():
+            dq, dp = torch.func.grad(self._total, argnums=(0, 1))(q, p, u)
         return torch.stack((dp, -dq), dim=-2)
 
 
