@@ -259,9 +259,9 @@ class ReversiblePair(Solver):
     Both start from the state, y is the state. Solving the two lines backwards undoes the step up to rounding, which
     grows like c^-n over n steps.
 
-    The difference y - z is a solution too, and grows where the field decays: by about c exp(a dt) a step for a decay rate
-    a. A damped field (a coRNN, say) therefore needs a dt below -log c, that is a small dt or a smaller coupling, and
-    long sequences of it are better served by gradient 'checkpoint'.
+    The difference y - z is a solution too, and grows where the field decays: by about c exp(a dt) a step for a decay
+    rate a. A damped field (a coRNN, say) therefore needs a dt below -log(c) / a, that is a small dt or a smaller
+    coupling, and long sequences of it are better served by gradient 'checkpoint'.
 
     Attributes:
         base: name of the explicit method.

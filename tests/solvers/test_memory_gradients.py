@@ -204,3 +204,13 @@ def test_every_field_works_under_checkpoint(field_name, make_field, solver):
     spans = torch.rand(2, 5, dtype=torch.float64)
     found = gradients(rnn.with_solver(solver, gradient="checkpoint"), x, state, spans)
     assert worst(found, gradients(rnn, x, state, spans)) < 1e-9
+
+
+@pytest.mark.parametrize(("coupling", "stable"), [(0.8, True), (0.85, False)])
+def test_the_reversible_pair_is_stable_while_its_coupling_beats_the_decay(coupling, stable):
+    """dx = -2 x with dt = 0.1: stable for c exp(0.2) < 1, that is c < 0.82."""
+    times = 0.1 * torch.arange(801, dtype=torch.float64)
+    method = solvers.get("reversible", base="rk4", coupling=coupling)
+    start = torch.ones(1, 1, 1, dtype=torch.float64)
+    end = float(solvers.integrate(lambda t, x, u: -2 * x, start, times, method=method).states[0, -1])
+    assert (abs(end) < 1e-6) == stable
