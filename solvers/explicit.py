@@ -15,23 +15,24 @@ from solvers.tableau import ButcherTableau
 
 def combine(x: Tensor, h: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + h * sum_j weights_j slopes_j, without the terms of weight zero."""
+    if not isinstance(h, Tensor):
+        for w, k in zip(weights, slopes, strict=True):
+            if w:
+                x = x.add(k, alpha=h * w)
+        return x
     terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
-    if isinstance(h, Tensor):
-        if not terms:
-            return x
-        total = terms[0][1] * terms[0][0]
-        for w, k in terms[1:]:
-            total = total.add(k, alpha=w)
-        return axpy(x, h, total)
-    for w, k in terms:
-        x = x.add(k, alpha=h * w)
-    return x
+    if not terms:
+        return x
+    total = terms[0][1] * terms[0][0]
+    for w, k in terms[1:]:
+        total = total.add(k, alpha=w)
+    return axpy(x, h, total)
 
 
 def stepped(tableau: ButcherTableau, slope: Callable[[float, Tensor], Tensor], h: Time, x: Tensor) -> Tensor:
     """One step of x' = slope from x; `slope` takes the fraction of the step that has passed, and x there."""
-    slopes: list[Tensor] = []
-    for a, c in zip(tableau.a, tableau.c, strict=True):
+    slopes = [slope(0.0, x)]
+    for a, c in zip(tableau.a[1:], tableau.c[1:], strict=True):
         slopes.append(slope(c, combine(x, h, a, slopes)))
     return combine(x, h, tableau.b, slopes)
 

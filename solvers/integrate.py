@@ -160,7 +160,7 @@ def _native(
     bounds = pieces.bounds.expand(batch, -1)
     bound, x = bind(field), state
     for j in range(pieces.count):
-        start, span = bounds[:, j : j + 1], (bounds[:, j + 1 :] - bounds[:, j:-1])[:, :1]
+        start, span = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
         still = span == 0
         fractions = (per_sample - start) / torch.where(still, 1.0, span)
         outputs.enter(torch.where(still, -1.0, fractions))
@@ -197,9 +197,12 @@ def _stepwise(
     pieces = Pieces.of(times, path)
     plan = Plan.of(pieces, substeps, longest, state.dtype)
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
-        gradient = dataclasses.replace(gradient, rtol=gradient.rtol or solver.rtol, atol=gradient.atol or solver.atol)
+        rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
+        gradient = dataclasses.replace(gradient, rtol=rtol, atol=atol)
     method = booked(solver)
     states, trajectory, status = by_intervals(field, method, gradient, plan, state, throw)
+    ended = set(status) <= {Status.SUCCESS}
+    reached = None if ended else (~states[:, 1:].detach().flatten(2).isnan().any(-1)).cpu().numpy()
     if pieces.places is not None:
         places = pieces.places.expand(len(state), -1)
         states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
@@ -208,15 +211,13 @@ def _stepwise(
     elif isinstance(method, BookedAdaptive):
         tallies = [_shared_tally(len(state), trajectory.evaluations, *method.book)]
     else:
-        tallies = [_shared_tally(len(state), trajectory.evaluations, plan.steps)]
+        tallies = [_shared_tally(len(state), trajectory.evaluations, plan.steps(reached))]
     return Integration(times, states, tuple(status), _statistics(tallies, state))
 
 
 def _shared_tally(samples: int, evaluations: int, steps: Any, rejections: int = 0) -> Tally:
     tally = Tally(samples)
-    tally.steps += steps
-    tally.rejections += rejections
-    tally.evaluations += evaluations
+    tally.evaluations[:], tally.steps[:], tally.rejections[:] = evaluations, steps, rejections
     return tally
 
 
@@ -282,10 +283,11 @@ def _clock(times: Any, state: Tensor) -> Tensor:
     if clock.dim() not in (1, 2) or (clock.dim() == 2 and len(clock) != len(state)) or not clock.shape[-1]:
         raise InputError(f"times have shape {tuple(clock.shape)}, expected (time,) or ({len(state)}, time)")
     clock = clock.to(precision)
-    steps = clock.detach().diff(dim=-1)
-    if not bool(torch.isfinite(clock).all()):
+    values = clock.detach().cpu().numpy()
+    steps = np.diff(values)
+    if not np.isfinite(values).all():
         raise InputError("times have NaN or infinite entries, expected finite values")
-    if not bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all()):
+    if not ((steps >= 0).all(-1) | (steps <= 0).all(-1)).all():
         raise InputError("times turn around, expected them to increase or to decrease: sort them")
     return clock
 

@@ -39,6 +39,10 @@ class BookedNative(Solver):
         self.book.append(tally)
         return end
 
+    def forget(self) -> None:
+        """Empty the book."""
+        self.book.clear()
+
 
 @dataclass(frozen=True)
 class BookedAdaptive(Adaptive):
@@ -51,6 +55,10 @@ class BookedAdaptive(Adaptive):
         if not state.numel():
             return state
         return self.along(field, t, dt, state, control, torch.tensor([0.0, 1.0], dtype=state.dtype))[-1]
+
+    def forget(self) -> None:
+        """Empty the book."""
+        self.book[:] = [0, 0]
 
     def along(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, fractions: Tensor) -> Tensor:
         """The states at increasing fractions of an interval, from its start, in one call: `(fractions, *state)`."""
@@ -111,11 +119,10 @@ class Plan:
         counts = step_counts(spans, substeps, longest, torch.float64)
         return cls(pieces, counts, dtype)
 
-    @property
-    def steps(self) -> np.ndarray:
-        """Steps of each sample in total, or of every sample; intervals of length zero take none."""
-        moving = self.pieces.bounds.detach().diff(dim=-1).cpu().numpy() != 0
-        steps: np.ndarray = np.where(moving, self.counts, 0).sum(-1)
+    def steps(self, reached: np.ndarray | None = None) -> np.ndarray:
+        """Steps of each sample (or of every one), in the intervals it `reached` the end of and that are not empty."""
+        taken = self.pieces.bounds.detach().diff(dim=-1).cpu().numpy() != 0
+        steps: np.ndarray = np.where(taken if reached is None else taken & reached, self.counts, 0).sum(-1)
         return steps
 
     def divided(self) -> Division:
@@ -137,6 +144,8 @@ def by_intervals(
     status, stops = [Status.SUCCESS] * len(state), np.full(len(state), len(clock))
     given = Control("given", lambda samples, clock: division.paths)
     while True:
+        if isinstance(solver, BookedNative | BookedAdaptive):
+            solver.forget()
         stopped = clock if (stops == len(clock)).all() else _stopped(clock, stops, state)
         try:
             trajectory = solve(field, solver, gradient, given, stopped, (), state, division.substeps)

@@ -69,7 +69,9 @@ class Loop:
 
     def interval(self, i: int, carried: Any) -> Any:
         """Interval i in `substeps` equal steps."""
-        return self.steps(i, carried, 0, self.substeps)
+        if self.substeps > 1:
+            return self.steps(i, carried, 0, self.substeps)
+        return self.solver.step(self.field, self.clock.starts[i], self.clock.spans[i], carried, self.paths[i])
 
     def steps(self, i: int, carried: Any, first: int, last: int) -> Any:
         """Steps `first` to `last` - 1 of interval i."""

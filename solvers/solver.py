@@ -90,11 +90,13 @@ class Solver:
 
     def with_options(self, **options: Any) -> Solver:
         """The same method with other options."""
+        if not options:
+            return self
         wrong = sorted(set(options) - set(self.option_names()))
         if wrong:
             takes = ", ".join(self.option_names()) or "no options"
             raise InputError(f"solver {self.name!r} takes {takes}, not {', '.join(wrong)}: leave it out")
-        return dataclasses.replace(self, **options) if options else self
+        return dataclasses.replace(self, **options)
 
 
 @dataclass(frozen=True)

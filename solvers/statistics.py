@@ -19,6 +19,8 @@ class Counted:
     def __init__(self, field: Any) -> None:
         self.field, self.evaluations = field, 0
         self.__name__ = describe(field)
+        # Asked for at every step, which is slow for an attribute that is not there.
+        self.time_scale = getattr(field, "time_scale", None)
 
     def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
         """The right-hand side, counted."""

@@ -284,6 +284,8 @@ class TestFailures:
         torch.testing.assert_close(result.states[[0, 2], :, 0], expected[[0, 2]], rtol=3e-4, atol=0)
         torch.testing.assert_close(result.states[1, :2, 0], expected[1, :2], rtol=3e-4, atol=0)
         assert bool(result.states[1, 2:].isnan().all())
+        if method == "rk4":
+            assert result.statistics.steps.tolist() == [60, 20, 60]
 
     def test_a_batch_that_cannot_start(self):
         def field(t, state, u):
