@@ -37,7 +37,7 @@ class Outputs:
     def take(self, stride: Stride, reached: Array) -> None:
         """Take what lies inside the accepted steps, up to the fractions of the interval that were reached."""
         waiting = self.due[stride.ids] <= reached
-        if not waiting.any():
+        if not np.count_nonzero(waiting):
             return
         rows = waiting.nonzero()[0]
         ids = stride.ids[rows]

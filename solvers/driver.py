@@ -122,7 +122,7 @@ class Driver:
         self._retire()
         if self.pace.live.any():
             self._begin()
-        while self.pace.live.any():
+        while np.count_nonzero(self.pace.live):
             self._round()
         return self._gather()
 
@@ -168,17 +168,18 @@ class Driver:
     def _round(self) -> None:
         """One attempted step of every sample that has not arrived."""
         pace = self.pace
-        s, ds, floor = pace.s, pace.propose(), pace.floor
+        s, ds = pace.s, pace.propose()
         attempt = self._attempt(s, ds)
         error = self._errors(attempt)
         taken = pace.judge(ds, error)
         if attempt.end.requires_grad and not np.isfinite(error).all():
             # Even with no weight in the result, a step into NaN would spoil the gradients of shared parameters.
             attempt = self._attempt(s, np.where(taken, ds, 0.0))
-        if taken.any():
+        count = np.count_nonzero(taken)
+        if count:
             self._move(Stride(self.solver, self.rows, attempt, pace.ids, taken, s, ds, pace.s, self.x))
-        if not taken.all():
-            short = pace.live & ~taken & (ds <= floor)
+        if count < len(taken):
+            short = pace.live & ~taken & (ds <= pace.floor)
             if attempt.unsolved is not None:
                 self._fail(short & attempt.unsolved, Status.NOT_CONVERGED, "the stages could not be solved for")
                 short &= ~attempt.unsolved
@@ -186,7 +187,8 @@ class Driver:
             self._fail(short & pace.live, Status.STEP_UNDERFLOW, "the step shrank to nothing")
         pace.live &= pace.s < 1
         limit = self.solver.max_steps
-        self._fail(pace.live & (pace.tried >= limit), Status.STEP_LIMIT, f"max_steps = {limit:g} was used up")
+        if pace.rounds >= limit:
+            self._fail(pace.live & (pace.tried >= limit), Status.STEP_LIMIT, f"max_steps = {limit:g} was used up")
         self._retire()
 
     def _attempt(self, s: Array, ds: Array) -> Attempt:
@@ -194,12 +196,12 @@ class Driver:
         self.calls += attempt.evaluations
         return attempt
 
-    @torch.no_grad()
     def _errors(self, attempt: Attempt) -> Array:
         """Error of each sample over the tolerance: a root mean square over components and channels."""
-        scale = torch.maximum(self.x.abs(), attempt.end.abs()).mul_(self.solver.rtol).add_(self.solver.atol)
+        end = attempt.end.detach()
+        scale = torch.maximum(self.x.detach().abs(), end.abs()).mul_(self.solver.rtol).add_(self.solver.atol)
         # An infinite end would hide its error behind its own size: inf - inf is NaN and keeps it in sight.
-        return _rms(torch.addcdiv(attempt.end - attempt.end, attempt.error, scale))
+        return _rms(torch.addcdiv(end - end, attempt.error, scale))
 
     def _move(self, stride: Stride) -> None:
         """Move the samples whose steps were taken, to the ends of the steps or to the events inside them."""
@@ -211,7 +213,7 @@ class Driver:
             reached[rows] = stride.s[rows] + theta * stride.ds[rows]
         if self.record is not None:
             self.record.take(stride, reached)
-        if stride.taken.all():
+        if np.count_nonzero(stride.taken) == len(stride.taken):
             self.x, self.slope = attempt.end, attempt.slope
         else:
             chosen = torch.from_numpy(stride.taken).to(self.x.device)[:, None, None]
@@ -243,7 +245,7 @@ class Driver:
     def _retire(self) -> None:
         """Let the samples that are done leave the batch."""
         live = self.pace.live
-        if live.all() or not self.solver.compact:
+        if np.count_nonzero(live) == len(live) or not self.solver.compact:
             return
         done, keep = (torch.from_numpy(rows.nonzero()[0]).to(self.x.device) for rows in (~live, live))
         self.arrived.append((self.pace.ids[~live], self.x.index_select(0, done)))

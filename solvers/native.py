@@ -110,7 +110,7 @@ class NativeExplicit(Native):
         """One step of the tableau, whose first slope is the last one of the step before."""
         pair = self.pair
         assert isinstance(pair, EmbeddedPair)
-        h = rows.h * torch.from_numpy(ds).to(x)[:, None, None]
+        h = rows.h * torch.from_numpy(ds).to(x).view(-1, 1, 1)
         times = rows.times(s + np.multiply.outer(pair.c[1:], ds))
         slopes, end = [slope], x
         for a, time in zip(pair.a[1:], times, strict=True):
@@ -124,9 +124,9 @@ class NativeExplicit(Native):
 def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     """Sum of weights_i terms_i."""
     total = terms[0] * weights[0]
-    for i in range(1, len(terms)):
-        if weights[i]:
-            total.add_(terms[i], alpha=weights[i])
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        if weight:
+            total.add_(term, alpha=weight)
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -70,7 +70,7 @@ class NativeImplicit(Native):
                     raise
                 infinite[error.sample] = True
         taken.error[torch.from_numpy(still).to(x.device)] = torch.nan
-        return replace(taken, unsolved=unsolved)
+        return taken._replace(unsolved=unsolved)
 
     def _stages(self, rows: Rows, counted: Counted, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
         pair = self.pair

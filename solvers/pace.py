@@ -19,12 +19,12 @@ class Tally:
         steps, rejections, evaluations: accepted steps, rejected ones, evaluations of the field.
         status: a `Status` each.
         next: the step to take next, in units of time; nan where none is known yet.
-        error: error of the last step over the tolerance.
+        memory: what `Pace` remembers of the error of the last step.
     """
 
     def __init__(self, samples: int) -> None:
         self.steps, self.rejections, self.evaluations, self.status = (np.zeros(samples, np.int64) for _ in range(4))
-        self.next, self.error = np.full(samples, np.nan), np.ones(samples)
+        self.next, self.memory = np.full(samples, np.nan), np.ones(samples)
 
 
 class Pace:
@@ -39,6 +39,8 @@ class Pace:
         s: how far each row has come.
         ds: the step each row wants to take.
         tried: attempted steps of each row in this interval.
+        memory: e_before^0.2/k of each row.
+        rounds: attempted steps of the row that tried most.
 
     Source: Söderlind, Automatic control and adaptive time-stepping, Numer. Algorithms 31 (2002), PI4020; Hairer,
     Norsett, Wanner, Solving Ordinary Differential Equations I, II.4.
@@ -54,9 +56,10 @@ class Pace:
         self.most = np.where(span > 0, (solver.max_step or np.inf) / moving, np.inf)
         # A span of zero is one step, whatever the field does.
         self.ds = np.where(span > 0, tally.next / moving, 1.0)
-        self.error, self.bounced = tally.error.copy(), np.zeros(len(span), dtype=bool)
+        self.bounced = np.zeros(len(span), dtype=bool)
         self.tried, self.taken = np.zeros(len(span), np.int64), np.zeros(len(span), np.int64)
-        self.forth, self.back = (-0.6 / solver.error_order, 0.2 / solver.error_order), -1.0 / solver.error_order
+        self.root = 0.2 / solver.error_order
+        self.memory, self.rounds = tally.memory.copy(), 0
 
     @property
     def floor(self) -> Array:
@@ -68,32 +71,39 @@ class Pace:
         """The steps to try: the last one lands on the end, and the two before it share what is left."""
         left = 1.0 - self.s
         ds = np.maximum(self.ds, self.floor)
-        ds = np.where(ds * 1.01 >= left, left, np.where(2 * ds > left, left / 2, ds))
+        near = 2 * ds > left
+        if np.count_nonzero(near):
+            ds = np.where(near, np.where(ds * 1.01 >= left, left, left / 2), ds)
         proposed: Array = np.where(self.live, np.minimum(ds, self.most), 0.0)
         return proposed
 
     def judge(self, ds: Array, error: Array) -> Array:
         """Accept steps or reject them, and choose the ones that follow."""
         accept: Array = (error <= 1) & self.live
-        e = np.maximum(error, 1e-10)
-        factor = self.safety * e ** self.forth[0] * self.error ** self.forth[1]
-        # The first steps grow out of a cautious guess: there, memory would only hold them back.
-        factor = np.where((e < 0.1) & (self.taken < 3), self.safety * e**self.back, factor)
-        factor = np.minimum(np.maximum(factor, self.shrink), np.where(self.bounced, 1.0, self.grow))
+        # Every power of the error that is needed is one of this root: e^(0.2/k).
+        root = np.maximum(error, 1e-10) ** self.root
+        factor = self.safety * self.memory / root**3
+        if np.count_nonzero(young := self.taken < 3):
+            # The first steps grow out of a cautious guess: there, memory would only hold them back.
+            factor = np.where(young & (error < 0.1), self.safety / root**5, factor)
+        factor = np.minimum(np.maximum(factor, self.shrink), self.grow)
+        if np.count_nonzero(self.bounced):
+            factor = np.where(self.bounced, np.minimum(factor, 1.0), factor)
         # A step cut short by the end of the interval says little: the one it was cut from still stands.
         following = np.maximum(factor * ds, np.minimum(factor, 1.0) * self.ds)
-        end, before = np.where(ds >= 1.0 - self.s, 1.0, self.s + ds), np.maximum(e, 1e-4)
-        if accept.all():
-            self.s, self.ds, self.error = end, following, before
+        end, memory = np.where(ds >= 1.0 - self.s, 1.0, self.s + ds), np.maximum(root, 1e-4**self.root)
+        if np.count_nonzero(accept) == len(accept):
+            self.s, self.ds, self.memory = end, following, memory
         else:
             # What is no number (an overflow, an equation not solved) says nothing about how much shorter.
-            back = np.where(np.isfinite(e), np.clip(self.safety * e**self.back, 0.1, 0.9), 0.25) * ds
+            back = np.where(np.isfinite(error), np.clip(self.safety / root**5, 0.1, 0.9), 0.25) * ds
             self.s = np.where(accept, end, self.s)
             self.ds = np.where(accept, following, np.where(self.live, back, self.ds))
-            self.error = np.where(accept, before, self.error)
+            self.memory = np.where(accept, memory, self.memory)
         self.bounced = ~accept
         self.tried += self.live
         self.taken += accept
+        self.rounds += 1
         return accept
 
     def drop(self, leaving: Array, evaluations: int) -> None:
@@ -104,6 +114,6 @@ class Pace:
         tally.evaluations[ids] += evaluations
         moved = leaving & (self.tried > 0) & (self.span > 0)
         tally.next[self.ids[moved]] = (self.ds * self.span)[moved]
-        tally.error[ids] = self.error[leaving]
-        for name in ("ids", "live", "s", "ds", "span", "least", "most", "error", "bounced", "tried", "taken"):
+        tally.memory[ids] = self.memory[leaving]
+        for name in ("ids", "live", "s", "ds", "span", "least", "most", "memory", "bounced", "tried", "taken"):
             setattr(self, name, getattr(self, name)[~leaving])

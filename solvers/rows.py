@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,8 +83,7 @@ def _cut(value: Any, samples: int, keep: Tensor) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A step that was tried.
 
     Attributes:
@@ -106,8 +104,7 @@ class Attempt:
     unsolved: Array | None = None
 
 
-@dataclass(frozen=True)
-class Stride:
+class Stride(NamedTuple):
     """The steps of one round, with the states inside them.
 
     Attributes:
