@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
 import neuralosc
+from experiments import bench_solvers
+from experiments.timing import Report, Timed, empty_table, interleaved, machine, ratios, silent, within
 from solvers.errors import InputError, NumericalError
-
-Report = Callable[[str, float], None]
 
 DT, GAMMA, EPSILON = 0.042, 2.7, 4.7
 BASELINE = "plain loop"
@@ -159,7 +153,7 @@ CASES: dict[str, Callable[[Shape, Tensor], Subject]] = {
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Timed):
     """The times in seconds of one case at one shape, and their ratios to the plain loop of the same rounds."""
 
     shape: Shape
@@ -167,16 +161,6 @@ class Timing:
     seconds: tuple[float, ...]
     ratio_of_medians: float
     ratio_of_minima: float
-
-    @property
-    def median(self) -> float:
-        """The median time of a step in seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def minimum(self) -> float:
-        """The shortest time of a step in seconds."""
-        return min(self.seconds)
 
 
 def _gradient_norm(model: nn.Module) -> float:
@@ -194,7 +178,7 @@ def check_equal(subject: Subject, baseline: Subject) -> None:
             raise NumericalError(f"{SUBJECT} and the plain loop disagree on the {what}: {ours:.6g} and {theirs:.6g}")
 
 
-def run(shapes: Sequence[Shape], repeats: int, report: Report = lambda what, done: None) -> list[Timing]:
+def run(shapes: Sequence[Shape], repeats: int, report: Report = silent) -> list[Timing]:
     """Time every case at every shape.
 
     Args:
@@ -213,16 +197,11 @@ def run(shapes: Sequence[Shape], repeats: int, report: Report = lambda what, don
     timings: list[Timing] = []
     for number, shape in enumerate(shapes):
         before, own = sum(work[:number]) / sum(work), work[number] / sum(work)
-        timings += measure(shape, repeats, _within(report, before, own))
+        timings += measure(shape, repeats, within(report, before, own))
     return timings
 
 
-def _within(report: Report, before: float, own: float) -> Report:
-    """The report of a part of the work, which takes the share `own` of all and comes after the share `before`."""
-    return lambda what, done: report(what, before + own * done)
-
-
-def measure(shape: Shape, repeats: int, report: Report = lambda what, done: None) -> list[Timing]:
+def measure(shape: Shape, repeats: int, report: Report = silent) -> list[Timing]:
     """Time every case at `shape`: one step each to warm up and to check, then `repeats` interleaved rounds."""
     torch.manual_seed(1)
     x = torch.rand(shape.batch, shape.time, 1)
@@ -231,48 +210,19 @@ def measure(shape: Shape, repeats: int, report: Report = lambda what, done: None
     check_equal(subjects[SUBJECT], subjects[BASELINE])
     for subject in subjects.values():
         subject.step()
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    for repeat in range(repeats):
-        report(f"{shape} round {repeat + 1} of {repeats}", (repeat + 1) / (repeats + 1))
-        for name, subject in subjects.items():
-            start = time.perf_counter()
-            subject.step()
-            seconds[name].append(time.perf_counter() - start)
-    base = seconds[BASELINE]
-    return [
-        Timing(shape, name, tuple(times), statistics.median(times) / statistics.median(base), min(times) / min(base))
-        for name, times in seconds.items()
-    ]
-
-
-def machine() -> dict[str, Any]:
-    """What the timings depend on: processor, threads and versions."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+    steps = {name: subject.step for name, subject in subjects.items()}
+    seconds = interleaved(steps, repeats, str(shape), report)
+    return [Timing(shape, name, times, *ratios(times, seconds[BASELINE])) for name, times in seconds.items()]
 
 
 def table(timings: Sequence[Timing]) -> Table:
     """The timings as a table, one section per shape."""
-    where = machine()
-    result = Table(
-        title="Training step: forward and backward of the last output's mean square",
-        caption=f"Shape: (time, batch, hidden). Ratio: time over the time of the {BASELINE}, smaller is faster. "
-        f"float32, threads: {where['threads']}, torch {where['torch']}.",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        pad_edge=False,
+    result = empty_table(
+        "Training step: forward and backward of the last output's mean square",
+        f"Shape: (time, batch, hidden). Ratio: time over the time of the {BASELINE}, smaller is faster. float32.",
+        ("shape", "case"),
+        ("median ms", "min ms", "ratio of medians", "ratio of minima"),
     )
-    result.add_column("shape")
-    result.add_column("case")
-    for heading in ("median ms", "min ms", "ratio of medians", "ratio of minima"):
-        result.add_column(heading, justify="right")
     previous: Shape | None = None
     for timing in timings:
         if previous is not None and timing.shape != previous:
@@ -290,7 +240,7 @@ def table(timings: Sequence[Timing]) -> Table:
     return result
 
 
-def write_json(timings: Sequence[Timing], path: Path) -> None:
+def write_json(timings: Sequence[Timing], path: Path, solving: Sequence[bench_solvers.Timing] = ()) -> None:
     """Write machine and timings (seconds of every round included) to `path`."""
     rows = [
         {
@@ -304,4 +254,6 @@ def write_json(timings: Sequence[Timing], path: Path) -> None:
         }
         for timing in timings
     ]
-    path.write_text(json.dumps({"machine": machine(), "timings": rows}, indent=2) + "\n", encoding="utf-8")
+    alone = [{**asdict(timing), "median": timing.median, "minimum": timing.minimum} for timing in solving]
+    values = {"machine": machine(), "timings": rows, "solving": alone}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

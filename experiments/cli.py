@@ -212,17 +212,21 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, a few seconds.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write all times to a file.")] = None,
 ) -> None:
-    """Time a training step of the library against a plain PyTorch loop over the published cell."""
+    """Time a training step against a plain PyTorch loop, and solving alone against torchdiffeq and a bare loop."""
     from experiments import bench as benchmark
+    from experiments import bench_solvers, timing
 
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json {json}: there is no folder {json.absolute().parent}, make it first")
     out = console()
     with progress_of(out, "benchmark") as report:
-        timings = benchmark.run(benchmark.QUICK_SHAPES if quick else benchmark.SHAPES, repeats, report)
+        shapes = benchmark.QUICK_SHAPES if quick else benchmark.SHAPES
+        timings = benchmark.run(shapes, repeats, timing.within(report, 0.0, 0.5))
+        solving = bench_solvers.run(bench_solvers.problems(quick), repeats, timing.within(report, 0.5, 0.5))
     out.print(benchmark.table(timings))
+    out.print(bench_solvers.table(solving))
     if json is not None:
-        benchmark.write_json(timings, json)
+        benchmark.write_json(timings, json, solving)
         out.print(f"Written: {json}", soft_wrap=True, markup=False)
 
 

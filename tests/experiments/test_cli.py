@@ -204,7 +204,9 @@ def test_bench_prints_ratios_and_writes_the_times(tmp_path, capsys, monkeypatch)
     assert main(["bench", "--quick", "--repeats", "2", "--json", str(tmp_path / "times.json")]) == 0
     out = capsys.readouterr().out
     assert "(4, 2, 3)" in out and "plain loop" in out and str(tmp_path / "times.json") in out
-    assert len(json.loads((tmp_path / "times.json").read_text())["timings"][0]["seconds"]) == 2
+    assert "native_dopri5" in out and "bare loop" in out
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert len(times["timings"][0]["seconds"]) == len(times["solving"][0]["seconds"]) == 2
 
 
 def test_demo_that_falls_short_exits_with_one(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,90 @@
+"""Timing cases side by side in one process, and what the times depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+Report = Callable[[str, float], None]
+
+
+def silent(what: str, done: float) -> None:
+    """The report of nobody who listens."""
+
+
+def within(report: Report, before: float, own: float) -> Report:
+    """The report of a part of the work, which takes the share `own` of all and comes after the share `before`."""
+    return lambda what, done: report(what, before + own * done)
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], Any]], repeats: int, what: str = "", report: Report = silent
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of every case in each of `repeats` rounds: a slow moment of the machine meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for repeat in range(repeats):
+        report(f"{what} round {repeat + 1} of {repeats}", (repeat + 1) / (repeats + 1))
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: tuple(times) for name, times in seconds.items()}
+
+
+class Timed:
+    """What has `seconds`, one for each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median time in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def minimum(self) -> float:
+        """The shortest time in seconds."""
+        return min(self.seconds)
+
+
+def ratios(times: tuple[float, ...], base: tuple[float, ...]) -> tuple[float, float]:
+    """The ratio of the medians and that of the minima."""
+    return statistics.median(times) / statistics.median(base), min(times) / min(base)
+
+
+def machine() -> dict[str, Any]:
+    """What the timings depend on: processor, threads and versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def empty_table(title: str, caption: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """A table of timings without rows: columns of words, then columns of numbers."""
+    where = machine()
+    table = Table(
+        title=title,
+        caption=f"{caption} Threads: {where['threads']}, torch {where['torch']}.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
+    for heading in words:
+        table.add_column(heading)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
