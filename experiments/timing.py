@@ -84,7 +84,7 @@ def empty_table(title: str, caption: str, words: tuple[str, ...], numbers: tuple
         pad_edge=False,
     )
     for heading in words:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table
