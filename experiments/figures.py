@@ -136,7 +136,7 @@ def _levels(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
 
 def _slopes(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
     """A grey line of the declared order under the finest point of the most accurate solver of each order."""
-    finest: dict[int, float] = {}
+    finest: dict[float, float] = {}
     for row in rows:
         if row.contender.substeps == SUBSTEPS[-1] and row.deviation is not None:
             order = solvers.get(row.contender.solver).order

@@ -9,6 +9,7 @@ from neuralosc.fields import (
     Hamiltonian,
     HamiltonianOscillator,
     Lipschitz,
+    Noisy,
     Oscillator,
 )
 from neuralosc.networks import (
@@ -41,6 +42,7 @@ __all__ = [
     "Lipschitz",
     "LipschitzRNN",
     "ModelCard",
+    "Noisy",
     "Oscillator",
     "Partitioned",
     "Semilinear",

@@ -12,6 +12,7 @@ import solvers
 from neuralosc import inputs
 from solvers.clock import Clock
 from solvers.control import Held, mixed
+from solvers.errors import InputError
 from solvers.protocol import ControlPath
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ def states_at(rnn: ContinuousRNN, solution: Solution, at: Tensor | Sequence[floa
 
     Every query is a row of its own: it starts at the sample before its time, and all rows take one interval together.
     """
+    if rnn.solver.family == "stochastic":
+        raise InputError(
+            f"solver {rnn.solver.name!r} knows its noise at the samples, not between them: ask for states under a solver "
+            "without noise, or give the layer samples at those times"
+        )
     x = solution.inputs[-1]
     batch, dt = x.shape[0], rnn.dts[-1]
     wanted = inputs.check_times(at, x)

@@ -329,7 +329,7 @@ class ContinuousRNN(nn.Module):
         """Step one layer, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
         return solvers.solve(
             self.layer(layer),
-            self.solver,
+            self.solver.branch(layer),
             self.gradient,
             control,
             clock,

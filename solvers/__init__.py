@@ -43,6 +43,7 @@ from solvers.reversible import Reversible, ReversiblePair
 from solvers.sampled import Sampled
 from solvers.solver import SOLVERS, Solver, SolverInfo, available, get, register, spec
 from solvers.statistics import Counted
+from solvers.stochastic import Stochastic
 from solvers.tableau import ButcherTableau, ExponentialTableau, ImexTableau, Splitting
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "Status",
     "StepLimitError",
     "StepUnderflowError",
+    "Stochastic",
     "Time",
     "Trajectory",
     "UnknownNameError",

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from solvers import solver as solver_module
 from solvers.adaptive import Adaptive, integrate_unit, worst_sample
-from solvers.errors import InputError, NumericalError
+from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradient import GRADIENTS, Gradient
 from solvers.leaves import Leaves
 from solvers.protocol import check_slope, increment, over_state
 from solvers.solver import Solver
+from solvers.stochastic import Stochastic
 
 if TYPE_CHECKING:
     from solvers.loop import Loop
@@ -31,6 +32,10 @@ class Adjoint(Gradient):
 
     by torchdiffeq, restarted from the stored states. The result differs from backprop by the errors of the two solves:
     use it with small steps or an adaptive solver. It can be differentiated once.
+
+    Under a stochastic solver it is the stochastic adjoint by torchsde, along the same Brownian paths, in as many steps
+    as the forward solve took, or to its tolerances; `method`, `seminorm` and `quadrature` are for equations without
+    noise.
 
     Attributes:
         method, rtol, atol: the solver of the backward integration; those of the forward solver where it is driven by
@@ -48,15 +53,28 @@ class Adjoint(Gradient):
     seminorm: bool = False
     quadrature: int = 0
 
-    def backward_solver(self, solver: Solver) -> Adaptive:
-        """The adaptive method that integrates the adjoint equation."""
+    def check(self, field: Any, solver: Solver) -> None:
+        """Refuse settings that the stochastic adjoint does not know."""
+        wrong = [name for name in ("method", "seminorm", "quadrature") if getattr(self, name)]
+        if isinstance(solver, Stochastic) and wrong:
+            raise PairingError(
+                f"gradient 'adjoint' was given {' and '.join(wrong)}, which it cannot use under the stochastic solver "
+                f"{solver.name!r}: leave it out"
+            )
+
+    def backward_solver(self, solver: Solver) -> Adaptive | Stochastic:
+        """The method that integrates the adjoint equation: an adaptive one, or the stochastic solver's own."""
+        given = {"rtol": self.rtol, "atol": self.atol}
+        if isinstance(solver, Stochastic):
+            own_adjoint = solver.with_options(**{name: value for name, value in given.items() if value is not None})
+            assert isinstance(own_adjoint, Stochastic)
+            return own_adjoint
         own = solver.name if isinstance(solver, Adaptive) else "dopri5"
         base = solver_module.get(self.method or own)
         if not isinstance(base, Adaptive):
             raise InputError(f"adjoint method {base.name!r} is not adaptive through torchdiffeq: use 'dopri5', say")
         if isinstance(solver, Adaptive) and solver.name == base.name:
             base = solver
-        given = {"rtol": self.rtol, "atol": self.atol}
         changed = base.with_options(**{name: value for name, value in given.items() if value is not None})
         assert isinstance(changed, Adaptive)
         return changed
@@ -78,7 +96,7 @@ class _Interval(torch.autograd.Function):
     """Forward: the solver's own steps, unrecorded. Backward: the adjoint equation from s = 1 to 0."""
 
     @staticmethod
-    def forward(ctx: Any, spec: tuple[Adjoint, Adaptive, Leaves], x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, spec: tuple[Adjoint, Adaptive | Stochastic, Leaves], x: Tensor, *tensors: Tensor) -> Tensor:
         """The state at the end of the interval."""
         leaves = spec[2]
         loop = leaves.loop
@@ -95,10 +113,14 @@ class _Interval(torch.autograd.Function):
         (end,) = ctx.saved_tensors
         values = leaves.cut()
         wanted = [value for value in values.values() if value.requires_grad]
-        slope = _slope(leaves.rebuilt(values))
-        solve = _by_quadrature if gradient.quadrature else _along
+        with torch.enable_grad():
+            loop = leaves.rebuilt(values)
         try:
-            grad_x, grads = solve(gradient, backward, slope, wanted, end, grad)
+            if isinstance(backward, Stochastic):
+                grad_x, grads = backward.adjoint(loop, end, grad, wanted)
+            else:
+                solve = _by_quadrature if gradient.quadrature else _along
+                grad_x, grads = solve(gradient, backward, _slope(loop), wanted, end, grad)
         except NumericalError as error:
             time = leaves.loop.clock.time_at(leaves.first, error.sample)
             raise error.at(step=leaves.first, time=time) from None

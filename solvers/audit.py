@@ -122,7 +122,10 @@ class _Task:
         drive = getattr(field, "drive", None)
         samples = (x if drive is None else drive(x)).unbind(1)
         state = x.new_zeros(x.shape[0], field.components, field.hidden_size)
-        trajectory = solve(field, self.solver, gradient, self.control, clock, samples, state, self.substeps)
+        # Every gradient is to see the same noise.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            trajectory = solve(field, self.solver, gradient, self.control, clock, samples, state, self.substeps)
         loss = trajectory.positions().square().mean() + trajectory.end().square().mean()
         inputs = (*field.parameters(), x)
         found = torch.autograd.grad(loss, inputs, allow_unused=True)

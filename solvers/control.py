@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,6 +130,12 @@ def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last
     return torch.where(empty, last - first, (first - earlier) * (span / torch.where(empty, 1.0, before)))
 
 
+def part(path: ControlPath, j: int, n: int) -> ControlPath:
+    """The path during step j of n equal ones: a piece of its noise, where it has some, else the path itself."""
+    cut: Callable[[int, int], ControlPath] | None = getattr(path, "part", None)
+    return path if cut is None or n == 1 else cut(j, n)
+
+
 def path_tensors(path: ControlPath) -> dict[str, Tensor]:
     """The tensors a path of this module is made of, by name: what a gradient with respect to the input flows to."""
     if not dataclasses.is_dataclass(path):
@@ -136,13 +143,25 @@ def path_tensors(path: ControlPath) -> dict[str, Tensor]:
             f"a control path of type {type(path).__name__} hides the tensors it is made of: "
             "use a Control of solvers.control, or gradient 'backprop'"
         )
-    values = {f.name: getattr(path, f.name) for f in dataclasses.fields(path)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    for name, value in ((f.name, getattr(path, f.name)) for f in dataclasses.fields(path)):
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif callable(value):
+            tensors.update({f"{name}.{inner}": tensor for inner, tensor in path_tensors(value).items()})
+    return tensors
 
 
 def with_path_tensors(path: ControlPath, tensors: dict[str, Tensor]) -> ControlPath:
     """The same path made of other tensors."""
-    replaced: ControlPath = dataclasses.replace(path, **tensors)  # type: ignore[type-var]
+    own: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
+    nested: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+    own.update({name: with_path_tensors(getattr(path, name), values) for name, values in nested.items()})
+    replaced: ControlPath = dataclasses.replace(path, **own)  # type: ignore[type-var]
     return replaced
 
 

@@ -28,6 +28,7 @@ from solvers.rows import Rows
 from solvers.sampled import Pieces, Sampled
 from solvers.solver import Solver, get
 from solvers.statistics import Counted
+from solvers.stochastic import Stochastic
 
 #: What `integrate` takes as an input: nothing, u(t), a constant u `(batch, channels)`, or known samples of it.
 Input = Callable[[Time], Any] | Tensor | Sampled | None
@@ -194,8 +195,9 @@ def _stepwise(
     throw: bool,
 ) -> Integration:
     """Through the loop, from time to time."""
-    pieces = Pieces.of(times, path)
-    plan = Plan.of(pieces, substeps, longest, state.dtype)
+    pieces = Pieces.of(times, path).driven(solver, state.dtype)
+    # One Brownian path is drawn for the whole batch at a time, so that all samples take their steps together.
+    plan = Plan.of(pieces, substeps, longest, state.dtype, alike=solver.alike)
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
         rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
         gradient = dataclasses.replace(gradient, rtol=rtol, atol=atol)
@@ -208,7 +210,7 @@ def _stepwise(
         states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
     if isinstance(method, BookedNative):
         tallies = method.book
-    elif isinstance(method, BookedAdaptive):
+    elif isinstance(method, BookedAdaptive | Stochastic) and method.adaptive and method.book is not None:
         tallies = [_shared_tally(len(state), trajectory.evaluations, *method.book)]
     else:
         tallies = [_shared_tally(len(state), trajectory.evaluations, plan.steps(reached))]

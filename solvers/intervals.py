@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from solvers.pace import Tally
 from solvers.protocol import ControlPath, Time, increment, over_state
 from solvers.sampled import Pieces
 from solvers.solver import Solver
+from solvers.stochastic import Stochastic
 from solvers.substeps import Division, divide, step_counts
 
 
@@ -95,6 +97,8 @@ def booked(solver: Solver) -> Solver:
         return BookedNative(solver.name, solver.order, solver.stages, inner=solver)
     if isinstance(solver, Adaptive):
         return BookedAdaptive(solver.name, solver.order, solver.stages, **solver.options)
+    if isinstance(solver, Stochastic) and solver.adaptive:
+        return dataclasses.replace(solver, book=[0, 0])
     return solver
 
 
@@ -113,10 +117,10 @@ class Plan:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, pieces: Pieces, substeps: int, longest: float | None, dtype: torch.dtype) -> Plan:
-        """At least `substeps` in each interval, and no step longer than `longest`."""
+    def of(cls, pieces: Pieces, substeps: int, longest: float | None, dtype: torch.dtype, alike: bool = False) -> Plan:
+        """At least `substeps` in each interval, and no step longer than `longest`; see `step_counts`."""
         spans = pieces.bounds.detach().diff(dim=-1).cpu().double().numpy()
-        counts = step_counts(spans, substeps, longest, torch.float64)
+        counts = step_counts(spans, substeps, longest, torch.float64, alike)
         return cls(pieces, counts, dtype)
 
     def steps(self, reached: np.ndarray | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.adaptive import non_finite_sample
 from solvers.clock import Clock
-from solvers.control import Control
+from solvers.control import Control, part
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
 from solvers.pairing import check
@@ -67,6 +67,10 @@ class Loop:
         span = self.clock.spans[i]
         return self.clock.starts[i], span if self.substeps == 1 else span / self.substeps
 
+    def path(self, i: int, j: int) -> ControlPath:
+        """What drives step j of interval i."""
+        return part(self.paths[i], j, self.substeps)
+
     def interval(self, i: int, carried: Any) -> Any:
         """Interval i in `substeps` equal steps."""
         if self.substeps > 1:
@@ -77,7 +81,7 @@ class Loop:
         """Steps `first` to `last` - 1 of interval i."""
         t, h = self.substep(i)
         for j in range(first, last):
-            carried = self.solver.step(self.field, t + j * h if j else t, h, carried, self.paths[i])
+            carried = self.solver.step(self.field, t + j * h if j else t, h, carried, self.path(i, j))
         return carried
 
     def stretch(self, first: int, last: int) -> Loop:
@@ -132,7 +136,8 @@ def solve(
     """
     check(field, solver, gradient)
     counted = Counted(bind(field))
-    division = bounded(clock, control.paths(samples, clock), substeps, max_dt, state.dtype)
+    paths = solver.driven(control.paths(samples, clock), clock)
+    division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
     loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
     try:
         states = gradient.run(loop, state)

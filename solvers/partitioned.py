@@ -219,7 +219,7 @@ class Composition(Solver):
             return NewtonianFlows(field, t, dt, control)
         if "conformal" in structure(field):
             return Flows(field, t, dt, control)
-        return SubstituteFlows(field, t, dt, control, SUBSTITUTES[min(self.order, 4)])
+        return SubstituteFlows(field, t, dt, control, SUBSTITUTES[min(int(self.order), 4)])
 
 
 def _like(state: S, parts: tuple[Tensor, Tensor]) -> S:

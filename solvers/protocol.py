@@ -33,6 +33,7 @@ STRUCTURES = {
     "semilinear": "operator(terms) and nonlinear(t, state, u, terms) of f = L x + N(t, x, u)",
     "linear": "a semilinear field whose N(t, u) does not see the state",
     "hamiltonian": "a scalar energy(state, u)",
+    "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",
 }
 
 

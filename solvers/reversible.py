@@ -186,7 +186,7 @@ def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
     for m in range(last - 1, first - 1, -1):
         i, j = divmod(m, loop.substeps)
         t, h = loop.substep(i)
-        carried = loop.solver.unstep(loop.field, t + j * h if j else t, h, carried, loop.paths[i])
+        carried = loop.solver.unstep(loop.field, t + j * h if j else t, h, carried, loop.path(i, j))
     return parts_of(carried)
 
 

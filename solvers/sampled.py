@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from solvers.clock import Clock
 from solvers.control import Control, get_control, mixed
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
+from solvers.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Pieces:
         paths = control.paths(per_sample=len(shape) > 0)
         chosen = [_chosen(paths, i) for i in index.unbind(-1)]
         return cls(bounds, chosen, order.argsort(dim=-1)[..., : times.shape[-1]])
+
+    def driven(self, solver: Solver, dtype: torch.dtype) -> Pieces:
+        """The pieces with the noise that a solver wants: what a later cut into steps leaves the same."""
+        starts, spans = zip(*self.columns(dtype), strict=True) if self.count else ((), ())
+        return dataclasses.replace(self, paths=solver.driven(self.paths, Clock(starts, spans)))
 
     @property
     def count(self) -> int:

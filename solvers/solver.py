@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from solvers.clock import Clock
 from solvers.errors import InputError, PairingError
 from solvers.protocol import ControlPath, Time, components, packed
 from solvers.registry import Registry
@@ -22,7 +24,7 @@ class Solver:
 
     Attributes:
         name: the registered name.
-        order: order of convergence on a smooth problem.
+        order: order of convergence on a smooth problem; of each path for a stochastic method.
         stages: right-hand-side (force) evaluations a step; of one attempted step for an adaptive solver.
         needs: structures of the field it cannot do without (see `solvers.protocol.STRUCTURES`).
         symplectic: preserves the symplectic form on a separable Hamiltonian field.
@@ -30,7 +32,7 @@ class Solver:
     """
 
     name: str
-    order: int
+    order: float
     stages: int
     needs: tuple[str, ...] = ()
     symplectic: bool = False
@@ -41,6 +43,8 @@ class Solver:
     adaptive: ClassVar[bool] = False
     #: `step` also takes the components as a tuple and then returns one, which spares the loop a copy at each step.
     split: ClassVar[bool] = False
+    #: Every sample of a batch takes as many steps in an interval, whatever its own span asks for.
+    alike: ClassVar[bool] = False
 
     def open(self, state: Tensor) -> Any:
         """The form in which a loop carries the state from step to step; `step` and `unstep` take it and give it."""
@@ -78,6 +82,14 @@ class Solver:
         """Whether `unstep` works on this field."""
         return self.reversible
 
+    def driven(self, paths: Sequence[ControlPath], clock: Clock) -> Sequence[ControlPath]:
+        """What drives one solve: the path of u on each interval, with its noise where a method wants some."""
+        return paths
+
+    def branch(self, index: int) -> Solver:
+        """The same method for one of several solves that must not share their noise, such as the layers of a stack."""
+        return self
+
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         """Names of the options a user may set."""
@@ -105,7 +117,7 @@ class SolverInfo:
 
     name: str
     family: str
-    order: int
+    order: float
     stages: int
     needs: tuple[str, ...]
     implicit: bool

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.clock import Clock
+from solvers.control import part
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time, concrete
 
@@ -35,15 +36,22 @@ class Division:
         return int(np.searchsorted(self.marks, i, side="right"))
 
 
-def step_counts(spans: np.ndarray, substeps: int, longest: float | None, precision: torch.dtype) -> np.ndarray:
-    """The fewest equal steps in each span: at least `substeps`, and no step longer than `longest`."""
+def step_counts(
+    spans: np.ndarray, substeps: int, longest: float | None, precision: torch.dtype, alike: bool = False
+) -> np.ndarray:
+    """The fewest equal steps in each span: at least `substeps`, and no step longer than `longest`.
+
+    Alike: as many for each sample of a batch as any of them needs.
+    """
     counts = np.full(spans.shape, substeps, np.int64)
     if longest is None:
         return counts
     # 1.1 / 0.1 is a little more than 11: what is rounding asks for no further step.
     needed = np.ceil(np.abs(spans) / longest * (1 - 16 * torch.finfo(precision).eps))
-    most: np.ndarray = np.maximum(counts, needed.astype(np.int64))
-    return most
+    counts = np.maximum(counts, needed.astype(np.int64))
+    if alike and counts.size:
+        counts = np.broadcast_to(counts.max(axis=tuple(range(counts.ndim - 1)), keepdims=True), counts.shape)
+    return counts
 
 
 def divide(clock: Clock, paths: Sequence[ControlPath], counts: np.ndarray) -> Division:
@@ -60,13 +68,18 @@ def divide(clock: Clock, paths: Sequence[ControlPath], counts: np.ndarray) -> Di
     for j, (t, dt) in enumerate(zip(clock.starts, clock.spans, strict=True)):
         parts = _split(t, dt, counts[..., j])
         steps += parts
-        inputs += [paths[j]] * len(parts)
+        inputs += [part(paths[j], k, len(parts)) for k in range(len(parts))]
         marks.append(len(steps))
     return Division(Clock(tuple(t for t, _ in steps), tuple(dt for _, dt in steps)), inputs, 1, marks)
 
 
 def bounded(
-    clock: Clock, paths: Sequence[ControlPath], substeps: int, max_dt: float | None, precision: torch.dtype
+    clock: Clock,
+    paths: Sequence[ControlPath],
+    substeps: int,
+    max_dt: float | None,
+    precision: torch.dtype,
+    alike: bool = False,
 ) -> Division:
     """At least `substeps` in each interval, and no step of any sample longer than `max_dt`, up to rounding."""
     if max_dt is None or not len(clock):
@@ -81,7 +94,7 @@ def bounded(
         spans = stacked.double().cpu().numpy()
         # One span per sample is (batch, 1), which broadcasts against a component of the state.
         spans = spans[..., 0, :] if spans.ndim > 1 else spans
-    return divide(clock, paths, step_counts(spans, substeps, max_dt, precision))
+    return divide(clock, paths, step_counts(spans, substeps, max_dt, precision, alike))
 
 
 def _split(t: Time, dt: Time, counts: np.ndarray) -> list[tuple[Time, Time]]:

@@ -71,6 +71,14 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "lipschitz_gated": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3, gated=True),
     "antisymmetric": lambda i, h: neuralosc.Antisymmetric(i, h, gamma=0.3),
     "leaky": Leaky,
+    "noisy_lipschitz": lambda i, h: neuralosc.Noisy(neuralosc.Lipschitz(i, h, gamma=0.3), 0.2, 0.3),
+    "noisy_oscillator": lambda i, h: neuralosc.Noisy(
+        neuralosc.Oscillator(i, h, gamma=1.7, epsilon=0.6, coupled=False),
+        per_channel(h, 0.1, 0.3),
+        0.2,
+        component=1,
+        learned=True,
+    ),
 }
 
 

@@ -2,6 +2,15 @@
 
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz
+from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 
-__all__ = ["Antisymmetric", "DenseHamiltonian", "Hamiltonian", "HamiltonianOscillator", "Lipschitz", "Oscillator"]
+__all__ = [
+    "Antisymmetric",
+    "DenseHamiltonian",
+    "Hamiltonian",
+    "HamiltonianOscillator",
+    "Lipschitz",
+    "Noisy",
+    "Oscillator",
+]

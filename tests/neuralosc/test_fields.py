@@ -23,6 +23,8 @@ STRUCTURES = {
     "lipschitz_gated": set(),
     "antisymmetric": set(),
     "leaky": set(),
+    "noisy_lipschitz": {"semilinear", "stochastic"},
+    "noisy_oscillator": {"partitioned", "semilinear", "conformal", "newtonian", "stochastic"},
 }
 
 

@@ -1,0 +1,129 @@
+"""Noise for any field: what makes an equation of a network a stochastic one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from neuralosc.field import VectorField
+from neuralosc.fields.parameters import Coefficient, Value
+from solvers.errors import InputError
+from solvers.linear import LinearOperator
+from solvers.protocol import Time
+
+
+class Noisy(VectorField):
+    """A field with noise in every channel, additive, multiplicative or both.
+
+        dx = f(t, x, u) dt + (additive + multiplicative * m) dW,    m = x, or f(t, x, u)
+
+    W has independent entries. A solver for equations with noise (`euler_maruyama`, `milstein`, ...) takes all of it;
+    under every other solver this is the field alone, which is how a noisy network is evaluated. It has the structure
+    of its field, whose parts it passes on, and "stochastic" besides.
+
+    Args:
+        field: the drift f.
+        additive: standard deviation per square root of time, a number or one per channel, at least 0.
+        multiplicative: likewise, per unit of m.
+        multiplies: "state" or "drift". The drift is the form of the paper; its noise in a channel sees other channels,
+            so that no method has a strong order above 1/2 then.
+        component: the only component that noise enters, 1 for the velocity of an oscillator; every one when None.
+        learned: train `additive` and `multiplicative`, kept positive.
+
+    Raises:
+        InputError: values out of range, or a field that has noise already.
+
+    Source: Lim, Erichson, Hodgkinson, Mahoney, Noisy Recurrent Neural Networks, NeurIPS 2021, which adds
+    sigma_1 I + sigma_2 diag(f).
+    """
+
+    def __init__(
+        self,
+        field: VectorField,
+        additive: Value = 0.0,
+        multiplicative: Value = 0.0,
+        multiplies: Literal["state", "drift"] = "state",
+        component: int | None = None,
+        learned: bool = False,
+    ) -> None:
+        if not isinstance(field, VectorField):
+            raise InputError(f"field is a {type(field).__name__}, expected a neuralosc.VectorField")
+        if "stochastic" in field.structure:
+            raise InputError(f"{type(field).__name__} has noise already: give the field without it")
+        super().__init__(field.input_size, field.hidden_size, field.components)
+        if multiplies not in ("state", "drift"):
+            raise InputError(f"multiplies is {multiplies!r}, expected 'state' or 'drift'")
+        known = isinstance(component, int) and not isinstance(component, bool) and 0 <= component < field.components
+        if component is not None and not known:
+            raise InputError(f"component is {component!r}, expected None or an integer below {field.components}")
+        self.field = field
+        self.multiplies, self.component = multiplies, component
+        self.additive = Coefficient("additive", additive, field.hidden_size, learned)
+        self.multiplicative = Coefficient("multiplicative", multiplicative, field.hidden_size, learned)
+
+    def __getattr__(self, name: str) -> Any:
+        """The field's own parts: velocity, force, operator, energy, ..."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if "field" not in modules or name.startswith("__"):
+                raise
+            return getattr(modules["field"], name)
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """That of the field, and stochastic."""
+        return self.field.structure | {"stochastic"}
+
+    def drive(self, x: Tensor) -> Tensor:
+        """The input current of the field."""
+        return self.field.drive(x)
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The drift."""
+        drift: Tensor = self.field(t, state, u)
+        return drift
+
+    def diffusion(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The noise g of each entry of the state, `(*batch, components, hidden)`."""
+        constants = self.constants
+        additive, multiplicative = constants["noise.additive"], constants["noise.multiplicative"]
+        of = state if self.multiplies == "state" else self.field(t, state, u)
+        noise: Tensor = additive + multiplicative * of
+        if self.component is None:
+            return noise
+        parts = [torch.zeros_like(part) for part in state.unbind(-2)]
+        parts[self.component] = noise.unbind(-2)[self.component]
+        return torch.stack(parts, dim=-2)
+
+    def time_scale(self) -> Tensor | None:
+        """That of the field: the noise runs on its clock."""
+        return self.field.time_scale()
+
+    def prepare(self) -> dict[str, Any]:
+        """What the field prepares, and the coefficients of the noise."""
+        own = {"noise.additive": self.additive(), "noise.multiplicative": self.multiplicative()}
+        return {**self.field.constants, **own}
+
+    def bind(self, constants: dict[str, Any] | None = None) -> Noisy:
+        """See `VectorField.bind`; the field inside is bound along."""
+        given = self.prepare() if constants is None else constants
+        bound = copy.copy(self)
+        bound.__dict__["_bound"] = given
+        inner = self.field.bind({name: value for name, value in given.items() if not name.startswith("noise.")})
+        bound.__dict__["_modules"] = {**self._modules, "field": inner}
+        return bound
+
+    @property
+    def operators(self) -> dict[Any, LinearOperator] | None:  # type: ignore[override]
+        """Those of the field."""
+        return self.field.operators
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        where = "" if self.component is None else f", component={self.component}"
+        return f"multiplies={self.multiplies!r}{where}"
