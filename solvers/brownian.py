@@ -21,6 +21,9 @@ from solvers.protocol import ControlPath, Time
 #: Halvings after which a path is drawn no finer: 2^-24 of an interval.
 FINEST = 24
 
+#: Pieces of a path that are remembered while it is in use.
+KEPT = 3 * FINEST
+
 #: Sebastiano Vigna's splitmix64: increment, and the multipliers of its output function.
 _STRIDE, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -114,6 +117,8 @@ class Brownian(BaseBrownian):  # type: ignore[misc]
 
     def __init__(self, noise: Noise, like: Tensor, length: int = 1, area: bool = False) -> None:
         self.noise, self.like, self.length, self.area = noise, like, length, area
+        self.known: dict[tuple[int, int], _Piece] = {}
+        self.top = _Piece(self)
         # Apple's devices have no float64.
         self.drawn_on = torch.device("cpu") if like.device.type == "mps" else like.device
 
@@ -143,7 +148,7 @@ class Brownian(BaseBrownian):  # type: ignore[misc]
     def __call__(self, ta: Time, tb: Time | None = None, return_U: bool = False, return_A: bool = False) -> Any:
         """W(tb) - W(ta) and, with `return_U`, the integral of W - W(ta) from ta to tb."""
         a, b = (self.noise.at(float(s) / self.length) for s in (ta, ta if tb is None else tb))
-        w, u = _over(_Piece(self), a, b, return_U)
+        w, u = _over(self.top, a, b, return_U)
         stretch = self.length / (self.noise.last - self.noise.first)
         increment = (w * stretch**0.5).to(self.like)
         return (increment, (u * stretch**1.5).to(self.like)) if return_U else increment
@@ -169,7 +174,14 @@ class _Piece:
 
     def half(self, side: int) -> _Piece:
         """The left (0) or right (1) half."""
-        return _Piece(self.motion, self.level + 1, 2 * self.index + side, self)
+        place = self.level + 1, 2 * self.index + side
+        known = self.motion.known
+        piece = known.pop(place, None) or _Piece(self.motion, *place, self)
+        # The last ones looked at are kept: the next question is near.
+        known[place] = piece
+        if len(known) > KEPT:
+            del known[next(iter(known))]
+        return piece
 
     @cached_property
     def first(self) -> Tensor:

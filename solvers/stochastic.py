@@ -191,6 +191,8 @@ class Equation:
 
     def flat(self, state: Tensor) -> Tensor:
         """The state as `(rows, columns)`, a row per sample."""
+        # Unrecorded, torchsde would differentiate g with respect to a view that is not part of its graph.
+        state = state if torch.is_grad_enabled() else state.detach()
         return state.reshape(math.prod(self.shape[:-2]), self.shape[-2] * self.shape[-1])
 
     def whole(self, y: Tensor) -> Tensor:
