@@ -205,8 +205,8 @@ def table(timings: Sequence[Timing]) -> Table:
         "Solving alone",
         f"Oscillators: {BATCH} driven ones of stiffness 1 to 1000, dopri5, rtol {TOLERANCES['rtol']:g}, float64; "
         "torchdiffeq's shared steps keep the error of the worst sample, or of the mean over the batch, within it. "
-        f"Fixed steps: batch {BATCH}, float32. Evals: of the field, per sample. Error: of the worst sample. Ratios: over the "
-        f"{SHARED}, or the {BARE}; smaller is better.",
+        f"Fixed steps: batch {BATCH}, float32. Evals: of the field, per sample. Error: of the worst sample. Ratios: "
+        f"over the {SHARED}, or the {BARE}; smaller is better.",
         ("problem", "case"),
         ("evals", "ratio", "error", "median ms", "min ms", "by medians", "by minima"),
     )
