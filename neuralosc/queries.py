@@ -26,7 +26,7 @@ def states_at(rnn: ContinuousRNN, solution: Solution, at: Tensor | Sequence[floa
     """
     if rnn.solver.family == "stochastic":
         raise InputError(
-            f"solver {rnn.solver.name!r} draws its noise from sample to sample, not to times between them: use a solver "
+            f"solver {rnn.solver.name!r} draws noise from sample to sample, not to times between them: use a solver "
             "without noise, or give the layer samples at those times"
         )
     x = solution.inputs[-1]

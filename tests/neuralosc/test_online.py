@@ -315,3 +315,10 @@ class TestMissing:
         neuralosc.save(rnn, tmp_path / "net.pt")
         again = neuralosc.load(tmp_path / "net.pt")
         assert (again.missing, again.max_dt, again.control.name) == ("hold", 0.4, "cubic")
+
+
+def test_noise_has_no_states_between_the_samples(one_line):
+    rnn = ContinuousRNN(neuralosc.Noisy(neuralosc.Lipschitz(2, 3), additive=0.1), "euler_maruyama", dt=0.1)
+    with pytest.raises(InputError) as error:
+        rnn.trajectory(torch.zeros(1, 4, 2), at=[0.5])
+    one_line(error, "euler_maruyama", "between")
