@@ -24,8 +24,8 @@ from solvers.errors import InputError, NumericalError
 BATCH = 64
 TOLERANCES = {"rtol": 1e-6, "atol": 1e-8}
 BARE = "bare loop"
-SHARED = "torchdiffeq, worst sample"
-AVERAGED = "torchdiffeq, batch mean"
+SHARED = "torchdiffeq (worst)"
+AVERAGED = "torchdiffeq (mean)"
 SUBJECTS = ("native_dopri5", "integrate")
 
 
@@ -140,7 +140,7 @@ def overhead(method: str, steps: int, hidden: int) -> Problem:
         "integrate": lambda: Solve(solvers.integrate(field, start, times, method=method).states, evaluations),
         BARE: lambda: Solve(BARE_LOOPS[method](field, start, steps, h), evaluations),
     }
-    name = f"{method}, {steps} steps, hidden {hidden}"
+    name = f"{method}, {steps} steps"
     return Problem(name, cases, BARE, lambda: BARE_LOOPS[method](field, start, steps, h), bound=1e-4, rounds=10)
 
 
@@ -206,7 +206,7 @@ def table(timings: Sequence[Timing]) -> Table:
         f"Oscillators: {BATCH} driven ones of stiffness 1 to 1000, dopri5, rtol {TOLERANCES['rtol']:g}, float64; "
         "torchdiffeq's shared steps keep the error of the worst sample, or of the mean over the batch, within it. "
         f"Fixed steps: batch {BATCH}, float32. Evals: of the field, per sample. Error: of the worst sample. Ratios: "
-        f"over the {SHARED}, or the {BARE}; smaller is better.",
+        f"over {SHARED}, or the {BARE}; smaller is better.",
         ("problem", "case"),
         ("evals", "ratio", "error", "median ms", "min ms", "by medians", "by minima"),
     )
@@ -219,9 +219,9 @@ def table(timings: Sequence[Timing]) -> Table:
             timing.case,
             f"{timing.evaluations:.0f}",
             f"{timing.ratio_of_evaluations:.2f}",
-            f"{timing.error:.1e}",
-            f"{1e3 * timing.median:.2f}",
-            f"{1e3 * timing.minimum:.2f}",
+            f"{timing.error:.0e}",
+            f"{1e3 * timing.median:.1f}",
+            f"{1e3 * timing.minimum:.1f}",
             f"{timing.ratio_of_medians:.2f}",
             f"{timing.ratio_of_minima:.2f}",
             style="bold" if timing.case in SUBJECTS else "",

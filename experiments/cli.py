@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | train | compare | evaluate | demo | bench`.
+"""The command line: `python -m experiments list | train | compare | evaluate | demo | bench | work-precision`.
 
 Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the reader of the output went away.
 """
@@ -64,13 +64,17 @@ def list_(
         str | None,
         typer.Argument(metavar="[WHAT]", help="tasks, models, solvers, gradients or controls; all if left out."),
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
 ) -> None:
     """Show what there is: tasks, models, solvers, gradients, controls."""
     from experiments import listing
 
     out = console()
     for table in listing.tables(what):
-        out.print(table)
+        if markdown:
+            out.print(listing.markdown(table), soft_wrap=True, markup=False)
+        else:
+            out.print(table)
         out.print()
 
 
@@ -228,6 +232,25 @@ def bench(
     if json is not None:
         benchmark.write_json(timings, json, solving)
         out.print(f"Written: {json}", soft_wrap=True, markup=False)
+
+
+@app.command("work-precision")
+def work_precision(
+    to: Annotated[Path, typer.Option("--out", metavar="PATH", help="The picture to write.")] = Path(
+        "work-precision.png"
+    ),
+) -> None:
+    """Draw the error of solvers against their evaluations, on an oscillator and on a stiff one: a minute or two."""
+    from experiments import work_precision as diagram
+
+    if not to.absolute().parent.is_dir():
+        raise InputError(f"--out {to}: there is no folder {to.absolute().parent}, make it first")
+    out = console()
+    with progress_of(out, "work-precision") as report:
+        panels = diagram.measure(report=report)
+    diagram.draw(panels, to)
+    out.print(diagram.table(panels))
+    out.print(f"Written: {to}", soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -52,15 +53,20 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
         drawings["trajectories.png"] = trajectories
     paths = []
     for name, drawing in drawings.items():
-        # Without pyplot, which keeps global state and may look for a display.
-        with matplotlib.rc_context(STYLE):
-            figure = drawing(comparison)
-            FigureCanvasAgg(figure)
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=140)
-        write_atomically(folder / name, picture.getvalue())
+        save(functools.partial(drawing, comparison), folder / name)
         paths.append(folder / name)
     return paths
+
+
+def save(drawing: Callable[[], Figure], path: Path) -> None:
+    """Draw in the style of all figures and write the picture to `path`."""
+    # Without pyplot, which keeps global state and may look for a display.
+    with matplotlib.rc_context(STYLE):
+        figure = drawing()
+        FigureCanvasAgg(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=140)
+    write_atomically(path, picture.getvalue())
 
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:

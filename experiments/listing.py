@@ -37,6 +37,14 @@ def tables(what: str | None = None) -> list[Table]:
     return [make() for name, make in KINDS.items() if what in (None, name)]
 
 
+def markdown(table: Table) -> str:
+    """A table as Markdown, without its title."""
+    rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
+    rows += [list(cells) for cells in zip(*(map(str, column.cells) for column in table.columns), strict=True)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, *(["", str(table.caption)] if table.caption else [])])
+
+
 def task_table() -> Table:
     """The tasks: what the data are, what is measured, and the figure to beat."""
     table = _table("tasks (--task)", "name", "what it is", "measured", "to beat", wrapped=("what it is", "to beat"))
@@ -60,7 +68,7 @@ def model_table() -> Table:
 
 def solver_table() -> Table:
     """The solvers: family, order, stages, what they need of the field, and what they preserve."""
-    headings = ("name", "family", "order", "stages", "needs a field", "symplectic", "reversible", "options")
+    headings = ("name", "family", "order", "stages", "needs a field", "implicit", "symplectic", "reversible", "options")
     table = _table("solvers (--solver)", *headings, wrapped=("options",))
     family = ""
     for info in solvers.available():
@@ -68,8 +76,8 @@ def solver_table() -> Table:
             table.add_section()
         family = info.family
         needs = ", ".join(info.needs) or "of any kind"
-        preserves = ("yes" if info.symplectic else "", "yes" if info.reversible else "")
-        _add(table, info.name, info.family, info.order, info.stages, needs, *preserves, ", ".join(info.options))
+        what_it_is = ("yes" if flag else "" for flag in (info.implicit, info.symplectic, info.reversible))
+        _add(table, info.name, info.family, info.order, info.stages, needs, *what_it_is, ", ".join(info.options))
     aliases = [f"{alias} is {info.name}" for info in solvers.available() for alias in info.aliases]
     note = f"Symplectic: on a Hamiltonian field. Reversible: a step can be undone. Also known: {', '.join(aliases)}."
     return _with_note(table, note)

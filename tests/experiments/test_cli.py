@@ -17,7 +17,7 @@ from experiments.options import Setting, descriptions, resolve, settings
 from solvers.errors import InputError, NumericalError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("list", "train", "compare", "evaluate", "demo", "bench")
+COMMANDS = ("list", "train", "compare", "evaluate", "demo", "bench", "work-precision")
 SMALL = "--hidden-size 6 --dt 0.2 --gamma 1 --epsilon 2 --epochs 1 --limit-train-batches 2 --threads 1"
 
 
