@@ -42,14 +42,14 @@ class Stochastic(Solver):
     The noise of a step is sqrt(dt) N(0, 1), with the field's `time_scale()` on dt. The methods of an order above 1/2
     have it where the noise of an entry sees no other entry. W of sample b and channel c is a function of the seed,
     the interval, b and c: substeps refine one path, all methods and gradients see the same, and the first samples of a
-    batch do not depend on how many follow. Each call is a realisation of its own unless there is a seed.
+    batch do not depend on how many follow. Each call is a realisation of its own unless there is a `noise_seed`.
     Where the span of a sample is zero, its noise has no derivative with respect to it and none is given.
 
     Attributes:
         order: strong order for diagonal noise.
         stages: drift evaluations a step; of one attempt of an adaptive step, without its halves.
         interpretation: "ito" or "stratonovich".
-        seed: chooses the paths; drawn from torch's global generator in each solve when None.
+        noise_seed: chooses the paths; drawn from torch's global generator in each solve when None.
         adaptive: take as many steps in an interval as the tolerances ask for, from two half steps against a whole one,
             as a root mean square over the batch; for methods of order 1 and above.
         rtol: relative tolerance of an adaptive step.
@@ -63,7 +63,7 @@ class Stochastic(Solver):
 
     method: str = ""
     interpretation: str = "ito"
-    seed: int | None = field(default=None, metadata={"option": True})
+    noise_seed: int | None = field(default=None, metadata={"option": True})
     adaptive: bool = field(default=False, metadata={"option": True})  # type: ignore[misc]
     rtol: float = field(default=1e-3, metadata={"option": True})
     atol: float = field(default=1e-4, metadata={"option": True})
@@ -74,8 +74,8 @@ class Stochastic(Solver):
     alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
-            raise InputError(f"seed of solver {self.name!r} is {self.seed!r}, expected an integer or None")
+        if self.noise_seed is not None and (isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int)):
+            raise InputError(f"noise_seed of solver {self.name!r} is {self.noise_seed!r}, expected an integer or None")
         if not isinstance(self.adaptive, bool):
             raise InputError(f"adaptive of solver {self.name!r} is {self.adaptive!r}, expected True or False")
         for name in ("rtol", "atol", "max_steps"):
@@ -91,7 +91,11 @@ class Stochastic(Solver):
 
     def branch(self, index: int) -> Stochastic:
         """See `Solver.branch`."""
-        return self if self.seed is None or not index else _replace(self, seed=mixed(mixed(self.seed) + index) >> 1)
+        return (
+            self
+            if self.noise_seed is None or not index
+            else _replace(self, noise_seed=mixed(mixed(self.noise_seed) + index) >> 1)
+        )
 
     def driven(self, paths: Sequence[ControlPath], clock: Clock) -> Sequence[ControlPath]:
         """The paths with the noise of one solve; see `Solver.driven`.
@@ -102,7 +106,7 @@ class Stochastic(Solver):
         if all(isinstance(path, Driven) for path in paths):
             return paths
         _check_forward(self, clock.spans)
-        seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+        seed = int(torch.randint(2**63 - 1, ())) if self.noise_seed is None else self.noise_seed
         return [Driven(path, Noise.of(seed, i)) for i, path in enumerate(paths)]
 
     def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:

@@ -8,7 +8,7 @@ import neuralosc
 import solvers
 
 SYMPLECTIC = [info.name for info in solvers.available() if info.symplectic]
-REVERSIBLE = [info.name for info in solvers.available() if info.reversible]
+REVERSIBLE = [info.name for info in solvers.available() if info.reversible and info.family != "stochastic"]
 U = torch.tensor([[0.3, -0.7, 1.1]], dtype=torch.float64)
 STATE = torch.tensor([[[0.4, -1.1, 0.8], [0.9, 0.3, -0.5]]], dtype=torch.float64)
 
