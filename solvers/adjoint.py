@@ -116,11 +116,12 @@ class _Interval(torch.autograd.Function):
         with torch.enable_grad():
             loop = leaves.rebuilt(values)
         try:
-            if isinstance(backward, Stochastic):
-                grad_x, grads = backward.adjoint(loop, end, grad, wanted)
-            else:
-                solve = _by_quadrature if gradient.quadrature else _along
-                grad_x, grads = solve(gradient, backward, _slope(loop), wanted, end, grad)
+            with leaves.in_place():
+                if isinstance(backward, Stochastic):
+                    grad_x, grads = backward.adjoint(loop, end, grad, wanted)
+                else:
+                    solve = _by_quadrature if gradient.quadrature else _along
+                    grad_x, grads = solve(gradient, backward, _slope(loop), wanted, end, grad)
         except NumericalError as error:
             time = leaves.loop.clock.time_at(leaves.first, error.sample)
             raise error.at(step=leaves.first, time=time) from None

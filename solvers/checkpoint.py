@@ -58,8 +58,14 @@ class Checkpoint(Gradient):
             return loop.advance(carried, 0, total)
         edges = [round(k * total / count) for k in range(count + 1)]
         states: list[Any] = []
+        parameters = Leaves(loop, 0, 0)
+
+        def advance(carried: Any, first: int, last: int) -> list[Any]:
+            with parameters.in_place():
+                return loop.advance(carried, first, last)
+
         for first, last in itertools.pairwise(edges):
-            states += checkpoint(loop.advance, carried, first, last, use_reentrant=False)
+            states += checkpoint(advance, carried, first, last, use_reentrant=False)
             carried = states[-1]
         return states
 

@@ -7,7 +7,8 @@ from the parameters first; autograd would otherwise follow them there and count 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -65,6 +66,25 @@ class Leaves:
                 paths[i][str(name)] = value  # type: ignore[index]
         replaced = [with_path_tensors(path, paths[i]) for i, path in self._numbered(stretch.paths)]
         return type(self.loop)(field, self.loop.solver, replaced, Clock(tuple(starts), tuple(spans)), stretch.substeps)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The field with the parameters it had when these leaves were made.
+
+        They are others by the time of the backward pass where the forward pass ran under `torch.func.functional_call`.
+        """
+        swapped: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for key, value in self.tensors.items():
+                if key[0] == "parameter":
+                    path, _, name = str(key[1]).rpartition(".")
+                    own = self.field.get_submodule(path)._parameters
+                    swapped.append((own, name, own[name]))
+                    own[name] = value
+            yield
+        finally:
+            for own, name, value in swapped:
+                own[name] = value
 
     def _numbered(self, items: Any) -> Any:
         return zip(range(self.first, self.last), items, strict=True)

@@ -73,7 +73,7 @@ class Reversible(Gradient):
         carried = loop.solver.open(state)
         parts = parts_of(carried)
         leaves = Leaves(loop, 0, len(loop))
-        spec = _Spec(self, loop, tuple(leaves.tensors), len(parts))
+        spec = _Spec(self, loop, leaves, len(parts))
         flat = _Reversed.apply(spec, *parts, *leaves.tensors.values())  # type: ignore[no-untyped-call]
         if not isinstance(carried, tuple):
             return list(flat)
@@ -86,7 +86,7 @@ class _Spec:
 
     gradient: Reversible
     loop: Loop
-    keys: tuple[Key, ...]
+    leaves: Leaves
     width: int
 
     @property
@@ -170,14 +170,15 @@ class _Reversed(torch.autograd.Function):
         parts: Parts = saved[:width]
         carry: list[Tensor | None] = [None] * width
         totals: dict[Key, Tensor] = {}
-        for first, last in reversed(spec.chunks()):
-            rebuilt = _rebuild(spec, parts, first, last)
-            if first in snapshots:
-                _measure(spec, rebuilt, snapshots[first], first)
-                rebuilt = snapshots[first]
-            carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
-            parts = rebuilt
-        return None, *carry, *(totals.get(key) for key in spec.keys)
+        with spec.leaves.in_place():
+            for first, last in reversed(spec.chunks()):
+                rebuilt = _rebuild(spec, parts, first, last)
+                if first in snapshots:
+                    _measure(spec, rebuilt, snapshots[first], first)
+                    rebuilt = snapshots[first]
+                carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
+                parts = rebuilt
+        return None, *carry, *(totals.get(key) for key in spec.leaves.tensors)
 
 
 def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
