@@ -119,8 +119,8 @@ def pendulum_energies(solver, steps, h=0.1):
     return p.square() / 2 - q.cos()
 
 
-# Those whose step is cheap; the others take from half a minute to minutes.
-QUICK = ("semi_implicit_euler", "stormer_verlet", "pefrl")
+# Those whose step is cheap, two to four seconds each; the others take up to minutes.
+QUICK = ("semi_implicit_euler", "symplectic_euler_dk", "stormer_verlet", "position_verlet")
 
 
 @pytest.mark.parametrize(
