@@ -53,6 +53,8 @@ class Problem:
         chosen: Any = method
         if solvers.get(method).adaptive:
             chosen = {"name": method, "max_steps": 10**6}
+        elif "implicit_terms" in solvers.get(method).options:
+            chosen = {"name": method, "implicit_terms": "both"}
 
         def control(t: Any) -> Tensor:
             return bias + torch.cos(torch.as_tensor(t, dtype=torch.float64))
