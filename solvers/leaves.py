@@ -8,7 +8,7 @@ from the parameters first; autograd would otherwise follow them there and count 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Leaves:
         self.field = loop.field.field if isinstance(loop.field, Counted) else loop.field
         tensors: dict[Key, Any] = {}
         if isinstance(self.field, nn.Module):
-            tensors.update({("parameter", name): value for name, value in self.field.named_parameters()})
+            tensors.update({("parameter", name): value for name, value in parameters_of(self.field).items()})
             tensors.update({("constant", name): value for name, value in getattr(self.field, "constants", {}).items()})
         for i in range(first, last):
             tensors.update({("path", i, name): value for name, value in path_tensors(loop.paths[i]).items()})
@@ -67,24 +67,35 @@ class Leaves:
         replaced = [with_path_tensors(path, paths[i]) for i, path in self._numbered(stretch.paths)]
         return type(self.loop)(field, self.loop.solver, replaced, Clock(tuple(starts), tuple(spans)), stretch.substeps)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The field with the parameters it had when these leaves were made.
-
-        They are others by the time of the backward pass where the forward pass ran under `torch.func.functional_call`.
-        """
-        swapped: list[tuple[dict[str, Any], str, Any]] = []
-        try:
-            for key, value in self.tensors.items():
-                if key[0] == "parameter":
-                    path, _, name = str(key[1]).rpartition(".")
-                    own = self.field.get_submodule(path)._parameters
-                    swapped.append((own, name, own[name]))
-                    own[name] = value
-            yield
-        finally:
-            for own, name, value in swapped:
-                own[name] = value
+    def in_place(self) -> AbstractContextManager[None]:
+        """The field with the parameters it had when these leaves were made."""
+        return in_place(self.field, {str(key[1]): v for key, v in self.tensors.items() if key[0] == "parameter"})
 
     def _numbered(self, items: Any) -> Any:
         return zip(range(self.first, self.last), items, strict=True)
+
+
+def parameters_of(field: Any) -> dict[str, Tensor]:
+    """The parameters of a field, by name."""
+    module = field.field if isinstance(field, Counted) else field
+    return dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+
+
+@contextmanager
+def in_place(field: Any, parameters: dict[str, Tensor]) -> Iterator[None]:
+    """The field with the parameters it once had.
+
+    They are others by the time of the backward pass where the forward pass ran under `torch.func.functional_call`.
+    """
+    module = field.field if isinstance(field, Counted) else field
+    swapped: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for full, value in parameters.items():
+            path, _, name = full.rpartition(".")
+            own = module.get_submodule(path)._parameters
+            swapped.append((own, name, own[name]))
+            own[name] = value
+        yield
+    finally:
+        for own, name, value in swapped:
+            own[name] = value

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solvers.errors import ConvergenceError, InputError, NonFiniteStateError
 from solvers.jacobian import DenseSystem, KrylovSystem, StageEquations, System
+from solvers.leaves import in_place, parameters_of
 
 #: How the linear systems of Newton's method can be solved.
 LINEAR_SOLVERS = {
@@ -230,6 +231,7 @@ class _Inverse:
 
     def __init__(self, newton: Newton, equations: StageEquations, k: Tensor) -> None:
         self.newton, self.equations, self.k = newton, equations, k
+        self.parameters = parameters_of(equations.field)
         self.system: System | None = None
 
     def solve(self, rhs: Tensor, transposed: bool) -> Tensor:
@@ -237,8 +239,11 @@ class _Inverse:
         if not rhs.numel():
             return rhs
         if self.system is None:
-            self.system = self.newton.system(self.equations, self.k, torch.finfo(rhs.dtype).eps ** GRADIENT_POWER)
-        solved = self.system.solve(rhs, transposed)
+            with in_place(self.equations.field, self.parameters):
+                precision = torch.finfo(rhs.dtype).eps ** GRADIENT_POWER
+                self.system = self.newton.system(self.equations, self.k, precision)
+        with in_place(self.equations.field, self.parameters):
+            solved = self.system.solve(rhs, transposed)
         failed = rhs.isfinite().all(-1) & ~solved.isfinite().all(-1)
         if bool(failed.any()):
             raise ConvergenceError(

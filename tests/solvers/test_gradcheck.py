@@ -90,7 +90,14 @@ def test_the_time_scale_of_a_field_and_the_timespans_of_the_layer(gradient, solv
 
 @pytest.mark.parametrize(
     ("gradient", "solver"),
-    [("checkpoint", "rk4"), ("reversible", "stormer_verlet"), ("reversible", MIDPOINT), ("adjoint", TIGHT)],
+    [
+        ("checkpoint", "rk4"),
+        ("reversible", "stormer_verlet"),
+        ("reversible", MIDPOINT),
+        ("adjoint", TIGHT),
+        ("backprop", "implicit_midpoint"),
+        ("checkpoint", "radau_iia3"),
+    ],
 )
 def test_parameters_that_are_not_the_field_s_own(gradient, solver):
     """Under `functional_call` the field has its own parameters again when the backward pass runs."""
