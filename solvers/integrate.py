@@ -196,7 +196,7 @@ def _stepwise(
 ) -> Integration:
     """Through the loop, from time to time."""
     pieces = Pieces.of(times, path).driven(solver, state.dtype)
-    # One Brownian path is drawn for the whole batch at a time, so that all samples take their steps together.
+    # A part of a Brownian path is drawn for the whole batch, so that all samples take their steps together.
     plan = Plan.of(pieces, substeps, longest, state.dtype, alike=solver.alike)
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
         rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
