@@ -34,7 +34,9 @@ class Native(Solver):
         first_step: first step, in units of time; chosen per sample when left out.
         min_step, max_step: bounds on every step, in units of time; only the step that ends an interval may be shorter.
         compact: evaluate the field for the samples that have not arrived, as a smaller batch. A field that holds
-            tensors with one row per sample needs False (or must take them from u, which is cut to the batch).
+            tensors with one row per sample needs False (or must take them from u, which is cut to the batch). With
+            False a sample whose first slope is not finite stays in the batch, where it makes the gradients of
+            shared parameters NaN if `integrate` does not throw.
     """
 
     pair: EmbeddedPair | ImplicitPair | None = None
