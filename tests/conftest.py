@@ -70,6 +70,9 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "lipschitz": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3),
     "lipschitz_gated": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3, gated=True),
     "antisymmetric": lambda i, h: neuralosc.Antisymmetric(i, h, gamma=0.3),
+    "multiscale": neuralosc.Multiscale,
+    "linear_oscillator": neuralosc.LinearOscillator,
+    "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,
     "noisy_lipschitz": lambda i, h: neuralosc.Noisy(neuralosc.Lipschitz(i, h, gamma=0.3), 0.2, 0.3),
     "noisy_oscillator": lambda i, h: neuralosc.Noisy(

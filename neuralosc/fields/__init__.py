@@ -1,7 +1,9 @@
 """The vector fields of the named networks, and the base classes for one's own."""
 
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
+from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz
+from neuralosc.fields.multiscale import Multiscale
 from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 
@@ -10,7 +12,9 @@ __all__ = [
     "DenseHamiltonian",
     "Hamiltonian",
     "HamiltonianOscillator",
+    "LinearOscillator",
     "Lipschitz",
+    "Multiscale",
     "Noisy",
     "Oscillator",
 ]

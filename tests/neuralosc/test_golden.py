@@ -141,3 +141,60 @@ def test_the_named_network_with_the_golden_weights(name, golden, relative_error)
             target.copy_(value)
         rnn.field.V.bias.copy_(g["bias"])
     assert relative_error(batch_first(rnn(batch_first(g["x"]))[0]), g["y"]) <= TOLERANCE
+
+
+def test_lem(golden, relative_error):
+    g = golden("lem")
+    features, hidden = g["x"].shape[-1], len(g["transform_z_bias"])
+    field = neuralosc.Multiscale(features, hidden).double()
+    ours = {"inp2hid": field.V, "hid2hid": field.coupling, "transform_z": field.transform}
+    with torch.no_grad():
+        for name, module in ours.items():
+            module.weight.copy_(g[f"{name}_weight"]), module.bias.copy_(g[f"{name}_bias"])
+    solution = ContinuousRNN(field, "semi_implicit_euler", dt=g["dt"]).solve(batch_first(g["x"]))
+    assert relative_error(batch_first(solution.output), g["y"]) <= TOLERANCE
+    assert relative_error(batch_first(solution.states[..., 1, :]), g["z"]) <= TOLERANCE
+    expected = [
+        (getattr(module, part), g[f"grad_{name}_{part}"])
+        for name, module in ours.items()
+        for part in ("weight", "bias")
+    ]
+    check_gradients((batch_first(solution.output) * g["loss_weight"]).sum(), expected, relative_error)
+
+
+#: Published discretization -> the solver that it is.
+LINOSS = {
+    "linoss_IM": {"name": "imex_euler", "implicit_terms": "stiffness"},
+    "linoss_IMEX": "semi_implicit_euler",
+    "dlinoss_IM": {"name": "imex_euler", "implicit_terms": "both"},
+    "dlinoss_IMEX": {"name": "imex_euler", "implicit_terms": "damping"},
+    "dlinoss_IMEX2": "semi_implicit_euler",
+    "dlinoss_IMEX3": {"name": "imex_euler", "implicit_terms": "stiffness"},
+    "dlinoss_EX": "euler",
+}
+
+
+@pytest.mark.parametrize("name", LINOSS)
+def test_linear_oscillators(name, golden, relative_error):
+    """The recurrence of a LinOSS layer; its complex state is read out here by C and D."""
+    g = golden(name)
+    damped = "G" in g
+    flat = {key: value.squeeze(0) if damped and key != "u" else value for key, value in g.items()}
+    states, features = flat["B"].shape[:2]
+    field = neuralosc.LinearOscillator(features, 2 * states, damped=damped, paired=True).double()
+    with torch.no_grad():
+        field.A.copy_(flat["A_projected"] if damped else flat["A"])
+        field.steps.copy_(flat["steps"])
+        field.B.copy_(torch.cat(flat["B"].unbind(-1)))
+        if damped:
+            field.G.copy_(flat["G_projected"])
+    u = flat["u"] if flat["u"].dim() == 3 else flat["u"].unsqueeze(0)
+    q = ContinuousRNN(field, LINOSS[name], dt=1.0)(u)[0]
+    real, imaginary = flat["C"].unbind(-1)
+    y = q[..., :states] @ real.T - q[..., states:] @ imaginary.T + flat["D"] * u
+    assert relative_error(y.view(g["y"].shape), g["y"]) <= TOLERANCE
+    b = torch.cat(flat["grad_B"].unbind(-1))
+    expected = [(field.steps, flat["grad_steps"]), (field.B, b)]
+    if not damped:  # the projection of A and G stands between the published parameters and the field's
+        expected.append((field.A, flat["grad_A"]))
+    check_gradients((y.view(g["y"].shape) * g["loss_weight"]).sum(), expected, relative_error)
