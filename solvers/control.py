@@ -6,7 +6,8 @@ A control turns the sampled currents into one path per interval, `path(t) -> u`,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,35 @@ def _fraction(t: Time, start: Time, span: Time) -> Time:
         empty = span == 0
         return torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
     return (t - start) / span if span else 1.0
+
+
+class Currents(Sequence[Tensor]):
+    """Input currents `(batch, time, channels)` as a sequence over time, that knows the whole they are parts of.
+
+    Unbound once, so that the backward pass is linear in time; indexing `u[:, i]` would make it quadratic.
+    """
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole, self.parts = whole, whole.unbind(1)
+        #: The whole of the sequence a tensor is the first part of, which is how a path is known to follow it.
+        self.parts[0].__dict__["_currents"] = self
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.parts[i]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.parts)
+
+    @staticmethod
+    def behind(values: Sequence[Tensor]) -> Tensor | None:
+        """The tensor `(batch, time, channels)` that some tensors, one per interval, are the parts of, if there is."""
+        currents = getattr(values[0], "_currents", None)
+        if not isinstance(currents, Currents) or len(currents) != len(values):
+            return None
+        return currents.whole if all(map(operator.is_, values, currents.parts)) else None
 
 
 def _hold(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
