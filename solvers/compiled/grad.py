@@ -48,6 +48,8 @@ def pullback(
         if node not in flows:
             continue
         g = _total(graph, node, flows.pop(node))
+        if node.op in ("leaf", "mm", "slice", "cat"):
+            g = graph.wide(g, node.width)
         if node.op == "leaf":
             result.leaves[node.data] = g
             continue
@@ -110,8 +112,7 @@ def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
         return [Node("pad", (g,), (start, args[0].width), g.batch, args[0].width, True, -1)]
     if op == "cat":
         starts = [sum(a.width for a in args[:i]) for i in range(len(args))]
-        parts = [graph.slice(g, start, a.width) if a.width > 1 else graph.slice(g, start, 1)
-                 for start, a in zip(starts, args, strict=True)]
+        parts = [graph.slice(g, start, a.width) for start, a in zip(starts, args, strict=True)]
         return [p if a.batch else graph.bsum(p) for p, a in zip(parts, args, strict=True)]
     if op == "mm":
         return [graph.mm(g, node.data.T)]

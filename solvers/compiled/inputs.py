@@ -68,6 +68,8 @@ class Columns:
             return values[0] if not item.number else torch.tensor(float(values[0]), dtype=torch.float64)
         if item.number:
             return torch.tensor(values, dtype=torch.float64)
+        if len(values) > 1 and values[0] is values[-1] and all(v is values[0] for v in values):
+            return values[0].unsqueeze(0).expand(len(values), *values[0].shape)
         found = Currents.behind(values)
         return torch.stack(list(values)) if found is None else found.transpose(0, 1)
 
@@ -88,6 +90,8 @@ def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:
     if any(v.dtype != first.dtype or not v.is_floating_point() for v in values[:1]):
         raise Refused("an input of the step does not hold real numbers")
     has = first.dim() >= 2 and first.shape[0] == batch
+    # One tensor with a value per sample, the same in all intervals, is a column like any other.
+    uniform = uniform and not has
     shape = tuple(first.shape[1:] if has else first.shape)
     grad = first.requires_grad or (values[-1].requires_grad)
     return Item(key, uniform, False, shape, has, grad)

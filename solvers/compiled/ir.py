@@ -228,6 +228,13 @@ class Graph:
             raise Refused("a product of a matrix with what is the same for all samples")
         return self._node("mm", (x,), matrix, True, matrix.columns, True)
 
+    def wide(self, x: Node, width: int) -> Node:
+        """What all channels share, once per channel."""
+        if x.width == width:
+            return x
+        zeros = self.leaf(("zeros", width), False, width, False)
+        return self._node("add", (zeros, x), None, x.batch, width, x.varies)
+
     def csum(self, x: Node) -> Node:
         """Sum over channels."""
         return x if x.width == 1 else self._node("csum", (x,), None, x.batch, 1, x.varies)

@@ -141,17 +141,10 @@ class Lowering:
         lead = moved.shape[: moved.ndim - count]
         entries = np.empty(lead, dtype=object)
         for index in np.ndindex(*lead):
-            parts = [self.wide(node, width) for node in np.ravel(moved[index])]
+            parts = [self.graph.wide(node, width) for node in np.ravel(moved[index])]
             entries[index] = self.graph.cat(parts)
         total = math.prod(size for _, size in dim)
         return Block((*block.dims[:place], (("c", total),), *block.dims[place + 1 :]), entries)
-
-    def wide(self, node: Node, width: int) -> Node:
-        """A value that is shared by all channels, one per channel."""
-        if node.width == width:
-            return node
-        zeros = self.graph.leaf(("zeros", width), False, width, False)
-        return self.graph._node("add", (zeros, node), None, node.batch, width, node.varies)
 
     def view(self, x: Any, shape: Sequence[int]) -> Any:
         """A tensor in another shape: dimensions merge and split where axes begin and end."""
@@ -258,7 +251,7 @@ class Lowering:
             raise Refused("it joins samples")
         entries = np.empty(flat[0].entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
-            entries[index] = self.graph.cat([self.wide(b.entries[index], n) for b, n in zip(flat, sizes, strict=True)])
+            entries[index] = self.graph.cat([self.graph.wide(b.entries[index], n) for b, n in zip(flat, sizes, strict=True)])
         return Block((*flat[0].dims[:dim], (("c", sum(sizes)),), *flat[0].dims[dim + 1 :]), entries)
 
     def product(self, x: Any, matrix: Any) -> Block:
@@ -268,7 +261,7 @@ class Lowering:
         block = self.flattened(self.block(x), 1)
         entries = np.empty(block.entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
-            node = self.wide(block.entries[index], block.shape[1])
+            node = self.graph.wide(block.entries[index], block.shape[1])
             entries[index] = self.graph.mm(node, matrix.matrix)
         columns = matrix.matrix.columns
         return Block((block.dims[0], (("c", columns),) if columns > 1 else ()), entries)

@@ -193,7 +193,7 @@ class _Splitter:
             raise Refused("the step does not return the shape of the state")
         flat = Block(block.dims, block.entries)
         components = [low.selected(flat, 1, i) for i in range(expected[1])]
-        made = [low.wide(c.entries[()], expected[2]) if c.entries.shape == () else None for c in components]
+        made = [graph.wide(c.entries[()], expected[2]) if c.entries.shape == () else None for c in components]
         if any(m is None for m in made):
             raise Refused("the state after the step is not made of whole components")
         given, prologue = self._prologue()

@@ -1,0 +1,243 @@
+"""From a loop to a kernel for its steps, and the call of that kernel; each different step is made once per field."""
+
+from __future__ import annotations
+
+import threading
+import types
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers.compiled import build
+from solvers.compiled.emit_cpu import emit
+from solvers.compiled.inputs import Columns, Item
+from solvers.compiled.ir import Refused
+from solvers.compiled.plan import program
+from solvers.compiled.run import Arguments, Kernel, Run, _packed, _pass
+from solvers.compiled.trace import Traced, field_tensors, trace
+from solvers.statistics import Counted
+
+if TYPE_CHECKING:
+    from solvers.loop import Loop
+
+Key = tuple[Hashable, ...]
+_LOCK = threading.RLock()
+
+
+@dataclass
+class Entry:
+    """What is known of one kind of step of one field: its trace, or why there is none, and kernels by what they give."""
+
+    traced: Traced | None = None
+    refused: str = ""
+    kernels: dict[Any, Kernel | str] = field(default_factory=dict)
+
+
+_ENTRIES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Entry]] = weakref.WeakKeyDictionary()
+
+
+def frozen(value: Any, depth: int = 4) -> Hashable:
+    """What a value that is no tensor is made of, so that two that differ can be told apart."""
+    if isinstance(value, float | int | str | bytes | type(None)):
+        return (type(value).__name__, repr(value))
+    if isinstance(value, Tensor):
+        return ("tensor", id(value), value._version)
+    if isinstance(value, tuple | list | set | frozenset) and depth:
+        return (type(value).__name__, *(frozen(v, depth - 1) for v in value))
+    if isinstance(value, dict) and depth:
+        return tuple((frozen(k, 0), frozen(v, depth - 1)) for k, v in value.items())
+    if depth and hasattr(value, "__dict__") and not isinstance(value, type | types.FunctionType | types.ModuleType):
+        return (id(value), frozen(vars(value), depth - 1))
+    return id(value)
+
+
+_MODULE_STATE = frozenset(vars(nn.Module())) - {"training"}
+
+
+def fingerprint(module: nn.Module) -> Hashable:
+    """Everything of a field that a recorded step holds as it was: its class, its numbers, its tensors' shapes.
+
+    Raises:
+        Refused: it has hooks, which a recorded step would not call.
+    """
+    parts: list[Hashable] = []
+    for name, child in module.named_modules():
+        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+            raise Refused("the field has hooks")
+        own = {k: v for k, v in vars(child).items() if k not in _MODULE_STATE and k not in ("_bound", "operators")}
+        tensors = [(k, None if t is None else (t.shape, t.dtype, t.requires_grad))
+                   for kept in (child._parameters, child._buffers) for k, t in kept.items()]
+        parts.append((name, type(child), frozen(own), tuple(tensors)))
+    return tuple(parts)
+
+
+@dataclass
+class Call:
+    """One run of a kernel over a loop.
+
+    Attributes:
+        tensors: what autograd sees: items, scalars and results of the prologue.
+        loop: the loop itself, for a gradient of the gradient.
+    """
+
+    kernel: Kernel
+    traced: Traced
+    loop: Loop
+    tensors: list[Tensor]
+
+    @property
+    def substeps(self) -> int:
+        """Steps per interval."""
+        return self.loop.substeps
+
+    def run(self, state: Tensor) -> tuple[Tensor, ...]:
+        """The components after every interval, and the last state."""
+        found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)
+        return found
+
+    def arguments(self, state: Tensor, tensors: Sequence[Tensor]) -> Arguments:
+        """The tensors in the layout of the kernel."""
+        kernel, sub, dtype = self.kernel, self.loop.substeps, state.dtype
+        args = Arguments(kernel, len(self.loop) * sub, sub, state.shape[0], dtype, {}, {})
+        items = tensors[: len(kernel.items)]
+        scalars = tensors[len(items) : len(items) + len(kernel.scalars)]
+        uniform = [t.detach() for t in tensors[len(items) + len(kernel.scalars) :]]
+        for item, tensor in zip(kernel.items, items, strict=True):
+            tensor = tensor.detach()
+            if item.batch or (item.shape and item.shape[-1] > 1):
+                tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+            else:
+                tensor = tensor.double().contiguous().view(len(tensor), -1)
+            _pass(args, "step", item, tensor if item.shape else tensor.reshape(len(tensor), *tensor.shape[1:]))
+        for item, tensor in zip(kernel.scalars, scalars, strict=True):
+            args.tensors["whole", item.key, 0] = tensor.detach().double().reshape(1)
+        for i, tensor in enumerate(uniform):
+            rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
+            for k, row in enumerate(rows if len(rows) <= 16 else ()):
+                args.tensors["uniform", i, k] = row.double() if row.numel() == 1 else row
+        for i, matrix in enumerate(kernel.source.matrices):
+            args.tensors["matrix", i] = _packed(matrix, uniform)
+        return args
+
+    def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
+        """The gradients by autograd through the plain path, which can be differentiated again."""
+        raise RuntimeError("a gradient of the gradient")
+
+
+def prepare(original: Any, loop: Loop, state: Tensor) -> Call:
+    """The kernel for a loop, made or found, and its arguments.
+
+    Raises:
+        Refused: the loop cannot be taken.
+    """
+    bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
+    columns = Columns(loop, state.shape[0])
+    with _LOCK:
+        entry = _entry(original, loop, state, columns)
+        if entry.traced is None:
+            raise Refused(entry.refused)
+        traced = entry.traced
+        tensors, items, scalars, uniform = _tensors(traced, bound, columns, state)
+        wanted = _wanted(state, tensors, items, scalars)
+        kernel = entry.kernels.get(wanted)
+        if kernel is None:
+            kernel = _made(traced, state, items, scalars, len(uniform), wanted)
+            entry.kernels[wanted] = kernel
+    if isinstance(kernel, str):
+        raise Refused(kernel)
+    return Call(kernel, traced, loop, tensors)
+
+
+def refuse(original: Any, call: Call, reason: str) -> None:
+    """Remember that a kernel is not to be used."""
+    for entry in _ENTRIES.get(original, {}).values():
+        for key, kernel in entry.kernels.items():
+            if kernel is call.kernel:
+                entry.kernels[key] = reason
+
+
+def _entry(original: Any, loop: Loop, state: Tensor, columns: Columns) -> Entry:
+    plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
+    key = (loop.solver, type(loop.paths[0]), plain_items, state.shape[1:], state.dtype, fingerprint(original))
+    try:
+        entries = _ENTRIES.setdefault(original, {})
+        known = key in entries
+    except TypeError:
+        raise Refused("the solver or an attribute of the field cannot be told apart from others") from None
+    if not known:
+        if len(entries) > 64:
+            entries.clear()
+        entries[key] = Entry()
+        try:
+            entries[key].traced = trace(loop, state, columns.items)
+        except Refused as error:
+            entries[key].refused = str(error)
+    return entries[key]
+
+
+def _tensors(
+    traced: Traced, bound: Any, columns: Columns, state: Tensor
+) -> tuple[list[Tensor], list[Item], list[Item], list[Tensor]]:
+    """What the kernel is given: whole columns, numbers, and what the prologue makes of the field's tensors."""
+    items = [i for i in columns.items if i.key in traced.stepwise and not i.uniform]
+    scalars = [i for i in columns.items if i.key in traced.stepwise and i.uniform]
+    known = field_tensors(bound)
+    by_key = {i.key: i for i in columns.items}
+    given = []
+    for key in traced.given:
+        tensor = known[key] if key in known else columns.whole(by_key[key], state.dtype)
+        given.append(tensor.to(state.dtype) if tensor.is_floating_point() else tensor)
+    uniform = [t if t.is_floating_point() else t.to(state.dtype) for t in traced.prologue(*given)]
+    if any(t.dtype != state.dtype for t in uniform):
+        raise Refused("the tensors of the field have different dtypes")
+    parts = [_spread(columns, item, state.dtype) for item in items]
+    parts += [columns.whole(item, state.dtype) for item in scalars]
+    for item, part in zip(items + scalars, parts, strict=True):
+        if not item.number and part.dtype != state.dtype:
+            raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
+    if columns.loop.substeps > 1:
+        parts = [p / columns.loop.substeps if i.key == ("span",) else p
+                 for p, i in zip(parts, items + scalars, strict=True)]
+    return [*parts, *uniform], items, scalars, uniform
+
+
+def _spread(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
+    """A column as a tensor over the intervals; starts over the steps."""
+    whole, substeps = columns.whole(item, dtype), columns.loop.substeps
+    if item.key != ("start",) or substeps == 1:
+        return whole
+    span = next(i for i in columns.items if i.key == ("span",))
+    spans = columns.whole(span, dtype)
+    spans = spans if not span.uniform else spans.expand(len(whole), *spans.shape)
+    steps = torch.arange(substeps, dtype=whole.dtype).view(1, -1, *[1] * (whole.dim() - 1))
+    extra = [1] * (whole.dim() - spans.dim())
+    spans = spans.reshape(len(whole), *extra, *spans.shape[1:])
+    return (whole.unsqueeze(1) + steps * (spans / substeps).unsqueeze(1)).flatten(0, 1)
+
+
+def _wanted(state: Tensor, tensors: list[Tensor], items: list[Item], scalars: list[Item]) -> Any:
+    """Which gradients to give, or None for none."""
+    if not torch.is_grad_enabled() or not (state.requires_grad or any(t.requires_grad for t in tensors)):
+        return None
+    names: list[Key] = [("step", i.key) for i in items] + [("whole", i.key) for i in scalars]
+    names += [("uniform", i) for i in range(len(tensors) - len(names))]
+    return frozenset(n for n, t in zip(names, tensors, strict=True) if t.requires_grad)
+
+
+def _made(
+    traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], uniform: int, wanted: Any
+) -> Kernel | str:
+    """A kernel, or why there is none."""
+    try:
+        plan = program(traced, state.shape[2], wanted)
+        source = emit(plan, "float" if state.dtype == torch.float32 else "double")
+        build.blas()
+        return Kernel(plan, source, build.library(source.text), items, scalars, uniform, wanted or frozenset())
+    except Refused as error:
+        return str(error)
+
+

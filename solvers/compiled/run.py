@@ -1,0 +1,303 @@
+"""Running a compiled step over a sequence: arguments, threads, and the autograd function around it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.compiled import build
+from solvers.compiled.emit_cpu import Signature, Source
+from solvers.compiled.inputs import Item
+from solvers.compiled.ir import Matrix
+from solvers.compiled.plan import Program
+
+Key = tuple[Hashable, ...]
+
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+
+
+@dataclass
+class Kernel:
+    """A compiled program.
+
+    Attributes:
+        program, source: what it was compiled from.
+        items: the leaves that have a value for each interval, in the order in which they are passed.
+        scalars: the leaves that are one number, likewise.
+        uniform: how many results of the prologue are passed.
+        wanted: leaves whose gradient the backward pass gives, as ("uniform", i), ("step", key) or ("whole", key).
+    """
+
+    program: Program
+    source: Source
+    library: ctypes.CDLL
+    items: list[Item]
+    scalars: list[Item]
+    uniform: int
+    wanted: frozenset[Hashable]
+
+    def __post_init__(self) -> None:
+        self.forward = self.library.forward
+        self.backward = self.library.backward if self.source.backward is not None else None
+        self.shapes: dict[Any, tuple[int, ...]] = {}
+
+
+@dataclass
+class Arguments:
+    """The tensors of one call, in the layout the kernel reads."""
+
+    kernel: Kernel
+    steps: int
+    substeps: int
+    batch: int
+    dtype: torch.dtype
+    tensors: dict[Hashable, Tensor]
+    strides: dict[Hashable, int]
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """The samples of each thread."""
+        parts = min(torch.get_num_threads(), self.batch)
+        if "MKL_Set_Num_Threads_Local" not in build.blas():
+            parts = 1
+        work = self.batch * self.kernel.program.components * self.kernel.program.width * self.steps
+        if work < 20_000:
+            parts = 1
+        edges = [self.batch * i // parts for i in range(parts + 1)]
+        return list(zip(edges[:-1], edges[1:], strict=True))
+
+    def call(self, function: Any, signature: Signature, own: Callable[[int], dict[Hashable, Tensor]]) -> None:
+        """Run a function over the whole batch; `own` gives what each thread has for itself."""
+        bounds = self.bounds()
+        largest = max(b - a for a, b in bounds)
+        chunk = max(1, min(self.steps, -(-512 // largest), 1024))
+        blas = build.blas()
+        gemm = blas["sgemm_" if self.dtype == torch.float32 else "dgemm_"]
+
+        def run(part: int) -> None:
+            first, last = bounds[part]
+            fixed = {"steps": self.steps, "batch": self.batch, "b0": first, "b1": last, "chunk": chunk}
+            fixed["substeps"] = self.substeps
+            numbers = {**self.strides, **fixed}
+            mine = own(part)
+            integers = (ctypes.c_int64 * len(signature.integers))(*(numbers.get(n, 0) for n in signature.integers))
+            addresses = []
+            for name in signature.pointers:
+                tensor = mine.get(name, self.tensors.get(name))
+                addresses.append(gemm if name == "gemm" else 0 if tensor is None else tensor.data_ptr())
+            pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+            function(integers, pointers)
+
+        if len(bounds) == 1:
+            run(0)
+            return
+        alone = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(blas["MKL_Set_Num_Threads_Local"])
+
+        def guarded(part: int) -> None:
+            before = alone(1)
+            try:
+                run(part)
+            finally:
+                alone(before)
+
+        waiting = [_pool().submit(guarded, part) for part in range(1, len(bounds))]
+        guarded(0)
+        for result in waiting:
+            result.result()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Threads of this process; a fork has to make its own."""
+    key = os.getpid()
+    if key not in _POOLS:
+        _POOLS.clear()
+        _POOLS[key] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="solvers")
+    return _POOLS[key]
+
+
+def _packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
+    """A matrix put together."""
+    like = uniform[matrix.tiles[0].leaf[1]]  # type: ignore[index]
+    made = like.new_zeros(matrix.rows, matrix.columns)
+    for tile in matrix.tiles:
+        part = uniform[tile.leaf[1]]  # type: ignore[index]
+        part = part.T if tile.transposed else part
+        made[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns] = part
+    return made
+
+
+class Run(torch.autograd.Function):
+    """The states of a loop: each component after each interval `(time, batch, hidden)`, and the last state."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Any, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the forward pass; `tensors` are the items, the scalars and the uniform tensors of the kernel."""
+        ctx.call, kernel = call, call.kernel
+        args = call.arguments(state, tensors)
+        batch, components, width = state.shape
+        states = state.new_empty(args.steps + 1, batch, components, width)
+        states[0] = state
+        args.tensors["states"] = states
+        saved = []
+        for i, columns in enumerate(kernel.program.saved):
+            saved.append(state.new_empty(args.steps, batch, columns))
+            args.tensors["saved", i] = saved[-1]
+        args.call(kernel.forward, kernel.source.forward, lambda part: {})
+        rows = states[call.substeps :: call.substeps]
+        # Tensors of their own over one storage: as views autograd would refuse to let a user change them in place.
+        outs = tuple(_alias(rows[:, :, i]) for i in range(components))
+        end = states[-1].clone()
+        if kernel.backward is not None:
+            ctx.save_for_backward(state, *tensors, *saved, *outs)
+            ctx.states, ctx.counts = states, (len(tensors), len(saved))
+            ctx.set_materialize_grads(False)
+        return (*outs, end)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradients of state, items, scalars and uniform tensors."""
+        call = ctx.call
+        many, some = ctx.counts
+        state, *rest = ctx.saved_tensors
+        tensors, saved = rest[:many], rest[many : many + some]
+        if torch.is_grad_enabled():
+            # A gradient of the gradient is wanted: the plain path gives both.
+            return (None, *call.plainly(state, tensors, grads))
+        args = call.arguments(state, tensors)
+        args.tensors["states"] = ctx.states
+        args.tensors.update({("saved", i): tensor for i, tensor in enumerate(saved)})
+        return (None, *_gradients(call, args, state, tensors, grads))
+
+
+def _alias(view: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view."""
+    own = torch.empty(0, dtype=view.dtype)
+    return own.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+
+
+def _gradients(
+    call: Any, args: Arguments, state: Tensor, tensors: list[Tensor], grads: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    kernel: Kernel = call.kernel
+    batch, components, width = state.shape
+    carry = [state.new_zeros(batch, components, width), state.new_empty(batch, components, width)]
+    if grads[-1] is not None:
+        carry[0].copy_(grads[-1])
+    args.tensors.update({"carry0": carry[0], "carry1": carry[1], "nothing": state.new_zeros(width)})
+    for i, grad in enumerate(grads[:-1]):
+        if grad is not None:
+            grad = grad if grad.stride(-1) == 1 or width == 1 else grad.contiguous()
+            args.tensors["gout", i] = grad
+            args.strides["gout", i, "time"], args.strides["gout", i, "sample"] = grad.stride(0), grad.stride(1)
+    signature = kernel.source.backward
+    assert signature is not None
+    steps = _step_gradients(kernel, args, tensors)
+    parts = len(args.bounds())
+    sums = _sums(kernel, signature, args, parts)
+    outers = {}
+    for i, outer in enumerate(kernel.program.backward.outers):  # type: ignore[union-attr]
+        outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
+    own = {**sums, **outers}
+    args.call(kernel.backward, signature, lambda part: {name: tensor[part] for name, tensor in own.items()})
+    found: list[Tensor | None] = [carry[args.steps % 2]]
+    for item in kernel.items:
+        found.append(steps.get(item.key) if ("step", item.key) in kernel.wanted else None)
+        if found[-1] is None and ("step", item.key) in kernel.wanted:
+            found[-1] = _dropped(sums, item, tensors[len(found) - 2])
+    for item in kernel.scalars:
+        total = sums.get(("sum", ("whole", item.key, 0)))
+        found.append(None if total is None else total.sum().to(state.dtype).reshape(item.shape))
+    uniform = tensors[len(kernel.items) + len(kernel.scalars) :]
+    found += _uniform_gradients(kernel, uniform, sums, outers)
+    return found
+
+
+def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> dict[Key, Tensor]:
+    """Room for the gradients of what differs from interval to interval and from sample to sample."""
+    found: dict[Key, Tensor] = {}
+    for item, tensor in zip(kernel.items, tensors, strict=False):
+        if ("step", item.key) not in kernel.wanted or not item.batch:
+            continue
+        made = torch.empty_strided(tensor.shape, _dense(tensor), dtype=tensor.dtype)
+        if not any(k[:2] == ("dstep", item.key) for k in kernel.source.backward.pointers if isinstance(k, tuple)):  # type: ignore[union-attr]
+            made.zero_()
+        found[item.key] = made
+        _pass(args, "dstep", item, made)
+    return found
+
+
+def _dense(tensor: Tensor) -> tuple[int, ...]:
+    """Strides in the order of a tensor's own, without gaps or repetition."""
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    order = [d for d in order if d != tensor.dim() - 1] + [tensor.dim() - 1]
+    strides, size = [0] * tensor.dim(), 1
+    for d in reversed(order):
+        strides[d] = size
+        size *= tensor.shape[d]
+    return tuple(strides)
+
+
+def _pass(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
+    """Pass each index of an item, all the axes between the batch and the channels, as an array of its own."""
+    lead = 2 if item.batch else 1
+    inner = tensor.shape[lead:-1] if tensor.dim() > lead else ()
+    count = 1
+    for n in inner:
+        count *= n
+    for index in range(count):
+        part, rest = tensor, index
+        for n in reversed(inner):
+            part = part.select(-2, rest % n) if part.dim() > lead + 1 else part
+            rest //= n
+        args.tensors[kind, item.key, index] = part
+        args.strides[kind, item.key, index, "time"] = part.stride(0)
+        args.strides[kind, item.key, index, "sample"] = part.stride(1) if item.batch else 0
+
+
+def _sums(kernel: Kernel, signature: Signature, args: Arguments, parts: int) -> dict[Hashable, Tensor]:
+    """Rows and scalars that are added up, one for each thread."""
+    backward, found = kernel.program.backward, {}
+    assert backward is not None
+    for key, node in backward.sinks:
+        found["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64)
+    for key, node in backward.drops:
+        steps = args.steps if key[1] == ("start",) else args.steps // args.substeps
+        found["drop", key] = torch.zeros(parts, steps, node.width, dtype=torch.float64)
+    return found
+
+
+def _dropped(sums: dict[Hashable, Tensor], item: Item, like: Tensor) -> Tensor:
+    """The gradient of what differs from interval to interval but is shared by the samples."""
+    parts = [total.sum(0) for key, total in sums.items() if key[0] == "drop" and key[1][:2] == ("step", item.key)]  # type: ignore[index]
+    if not parts:
+        return torch.zeros_like(like)
+    return torch.stack(parts, 1).reshape(like.shape).to(like.dtype)
+
+
+def _uniform_gradients(
+    kernel: Kernel, uniform: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Any, Tensor]
+) -> list[Tensor | None]:
+    found: list[Tensor | None] = []
+    for i, tensor in enumerate(uniform):
+        if ("uniform", i) not in kernel.wanted:
+            found.append(None)
+            continue
+        total = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        flat = total.view(-1, total.shape[-1]) if total.dim() else total.view(1, 1)
+        for key, value in sums.items():
+            if key[0] == "sum" and key[1][:2] == ("uniform", i):  # type: ignore[index]
+                flat[key[1][2]] += value.sum(0).to(total.dtype)  # type: ignore[index]
+        for k, outer in enumerate(kernel.program.backward.outers):  # type: ignore[union-attr]
+            for tile in outer.matrix.tiles:
+                if tile.leaf == ("uniform", i):
+                    whole = outers["outer", k].sum(0)
+                    part = whole[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns]
+                    flat += part.T if tile.transposed else part
+        found.append(total)
+    return found
