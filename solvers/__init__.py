@@ -15,6 +15,7 @@ from solvers.adjoint import Adjoint
 from solvers.audit import audit
 from solvers.checkpoint import Checkpoint
 from solvers.clock import Clock
+from solvers.compiled import Record, backend, get_backend, set_backend
 from solvers.control import CONTROLS, Control, get_control
 from solvers.driver import Status
 from solvers.errors import (
@@ -80,6 +81,7 @@ __all__ = [
     "Occurrences",
     "OscillatorOperator",
     "PairingError",
+    "Record",
     "Registry",
     "Reversible",
     "ReversiblePair",
@@ -98,15 +100,18 @@ __all__ = [
     "UnknownNameError",
     "audit",
     "available",
+    "backend",
     "check",
     "compatible",
     "get",
+    "get_backend",
     "get_control",
     "get_gradient",
     "gradient_spec",
     "integrate",
     "register",
     "runge_kutta",
+    "set_backend",
     "solve",
     "spec",
 ]

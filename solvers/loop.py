@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers import compiled
 from solvers.adaptive import non_finite_sample
 from solvers.clock import Clock
+from solvers.compiled import Record, States
 from solvers.control import Control, part
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
@@ -29,18 +31,24 @@ class Trajectory:
         solver: what made them.
         steps: the state after each interval, in the form the solver carries it.
         evaluations: right-hand-side evaluations, each for the whole batch.
+        record: which path computed them, and why.
     """
 
     solver: Solver
-    steps: list[Any]
+    steps: Sequence[Any]
     evaluations: int
+    record: Record = Record("plain")
 
     def states(self) -> Tensor:
         """The state after each interval, `(batch, time, components, hidden)`."""
+        if isinstance(self.steps, States):
+            return self.steps.states()
         return torch.stack([self.solver.close(carried) for carried in self.steps], dim=1)
 
     def positions(self) -> Tensor:
         """The first component after each interval, `(batch, time, hidden)`."""
+        if isinstance(self.steps, States):
+            return self.steps.positions()
         # Stacked time first, so that each step is one contiguous block, and seen batch first.
         return torch.stack([self.solver.position(carried) for carried in self.steps]).transpose(0, 1)
 
@@ -139,17 +147,22 @@ def solve(
     paths = solver.driven(control.paths(samples, clock), clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
     loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
+    states: Sequence[Any] | None
     try:
-        states = gradient.run(loop, state)
+        states, record = compiled.attempt(field, loop, gradient, state)
+        if states is None:
+            states = gradient.run(loop, state)
         _check_finite(states, loop)
     except NumericalError as error:
         if error.step is not None:
             error.step = division.owner(error.step)
         raise
-    return Trajectory(solver, [states[mark - 1] for mark in division.marks], counted.evaluations)
+    if len(division.clock) > len(clock):
+        states = [states[mark - 1] for mark in division.marks]
+    return Trajectory(solver, states, counted.evaluations, record)
 
 
-def _check_finite(states: list[Any], loop: Loop) -> None:
+def _check_finite(states: Sequence[Any], loop: Loop) -> None:
     """Refuse a trajectory that left the numbers.
 
     Looking at the last state is enough, and cheap: every method adds to the state, so a NaN or an infinity stays.

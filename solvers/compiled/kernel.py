@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.compiled import build
+from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item
 from solvers.compiled.ir import Refused
@@ -81,7 +82,6 @@ class Call:
 
     Attributes:
         tensors: what autograd sees: items, scalars and results of the prologue.
-        loop: the loop itself, for a gradient of the gradient.
     """
 
     kernel: Kernel
@@ -123,13 +123,9 @@ class Call:
             args.tensors["matrix", i] = _packed(matrix, uniform)
         return args
 
-    def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
-        """The gradients by autograd through the plain path, which can be differentiated again."""
-        raise RuntimeError("a gradient of the gradient")
 
-
-def prepare(original: Any, loop: Loop, state: Tensor) -> Call:
-    """The kernel for a loop, made or found, and its arguments.
+def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
+    """The kernel for a loop, made or found, and its arguments; `state` is the packed one of the layout.
 
     Raises:
         Refused: the loop cannot be taken.
@@ -137,7 +133,7 @@ def prepare(original: Any, loop: Loop, state: Tensor) -> Call:
     bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
     columns = Columns(loop, state.shape[0])
     with _LOCK:
-        entry = _entry(original, loop, state, columns)
+        entry = _entry(original, loop, layout, state, columns)
         if entry.traced is None:
             raise Refused(entry.refused)
         traced = entry.traced
@@ -160,7 +156,7 @@ def refuse(original: Any, call: Call, reason: str) -> None:
                 entry.kernels[key] = reason
 
 
-def _entry(original: Any, loop: Loop, state: Tensor, columns: Columns) -> Entry:
+def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
     key = (loop.solver, type(loop.paths[0]), plain_items, state.shape[1:], state.dtype, fingerprint(original))
     try:
@@ -173,7 +169,7 @@ def _entry(original: Any, loop: Loop, state: Tensor, columns: Columns) -> Entry:
             entries.clear()
         entries[key] = Entry()
         try:
-            entries[key].traced = trace(loop, state, columns.items)
+            entries[key].traced = trace(loop, layout, state, columns.items)
         except Refused as error:
             entries[key].refused = str(error)
     return entries[key]

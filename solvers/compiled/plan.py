@@ -417,24 +417,36 @@ def _accumulate(
     count = uses(ordered(roots, fixed))
     for node in roots:
         count[node] = count.get(node, 0) + 1
-    adding: dict[Node, Place] = {}
     parts: list[list[Node]] = [_terms(node, count) for node in sent]
+    found: dict[Node, list[tuple[int, Node]]] = {}
     for i, terms in enumerate(parts):
         for term in terms:
             whole = term.args[0] if term.op == "slice" else term
-            if whole.op != "mm" or whole in adding or whole in fixed:
-                continue
             span = whole.width // width
-            if whole.width != span * width or i + span > len(sent) or count[whole] != span or count[term] != 1:
+            if whole.op != "mm" or whole in found or whole in fixed or whole.width != span * width:
                 continue
             slices = [graph.slice(whole, k * width, width) for k in range(span)]
-            if all(s in parts[i + k] and count[s] == 1 for k, s in enumerate(slices)):
-                adding[whole] = Place("sent", i * width)
-                for k, s in enumerate(slices):
-                    parts[i + k].remove(s)
+            if i + span > len(sent) or count[whole] != span or any(count[s] != 1 for s in slices):
+                continue
+            if all(s in parts[i + k] for k, s in enumerate(slices)):
+                found[whole] = [(i + k, s) for k, s in enumerate(slices)]
+    for places in found.values():
+        for i, term in places:
+            parts[i].remove(term)
+    # What a product is added to has to be there before it: one that comes too early is an ordinary term.
+    depth = levels(ordered(roots, planner.known), planner.known)
+    early: dict[Node, list[tuple[int, Node]]] | None = None
+    while early or early is None:
+        early = {}
+        for whole, places in found.items():
+            if max((depth[t] for i, _ in places for t in parts[i]), default=0) > depth[whole.args[0]]:
+                early[whole] = places
+        for whole in early:
+            for i, term in found.pop(whole):
+                parts[i].append(term)
     for i, terms in enumerate(parts):
         planner.store(graph.sum(terms) if terms else graph.const(0.0), Place("sent", i * width))
-    return adding
+    return {whole: Place("sent", places[0][0] * width) for whole, places in found.items()}
 
 
 def _terms(node: Node, count: dict[Node, int]) -> list[Node]:

@@ -42,11 +42,12 @@ class Kernel:
     scalars: list[Item]
     uniform: int
     wanted: frozenset[Hashable]
+    #: Whether it was compared with the plain path.
+    checked: bool = False
 
     def __post_init__(self) -> None:
         self.forward = self.library.forward
         self.backward = self.library.backward if self.source.backward is not None else None
-        self.shapes: dict[Any, tuple[int, ...]] = {}
 
 
 @dataclass

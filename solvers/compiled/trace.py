@@ -17,6 +17,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from solvers.compiled.carried import Layout
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Graph, Matrix, Node, Refused, Tile
 from solvers.compiled.lower import Block, Held, Lowering, entries_of
@@ -64,8 +65,8 @@ def field_tensors(field: Any) -> dict[Key, Tensor]:
     return found
 
 
-def trace(loop: Loop, state: Tensor, items: tuple[Item, ...]) -> Traced:
-    """Record one step of the loop.
+def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) -> Traced:
+    """Record one step of the loop, whose state is carried in a `layout` and packed in `state`.
 
     Raises:
         Refused: something in it cannot be recorded or is not understood.
@@ -84,10 +85,9 @@ def trace(loop: Loop, state: Tensor, items: tuple[Item, ...]) -> Traced:
         once = leaves.rebuilt({**constants, **named})
         counted = Counted(once.field)
         start, span = once.clock.starts[0], once.clock.spans[0]
-        carried = once.solver.step(counted, start, span, once.solver.open(x), once.paths[0])
+        carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
         counts.append(counted.evaluations)
-        end: Tensor = once.solver.close(carried)
-        return end
+        return layout.packed(carried)
 
     example = torch.randn(batch, *state.shape[1:], dtype=state.dtype)
     module = _recorded(step, (example, *examples))

@@ -1,0 +1,218 @@
+"""Which path a solve takes, why, and whether the fast one is right."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers.compiled.carried import Layout, States
+from solvers.compiled.ir import Refused
+from solvers.compiled.kernel import Call, prepare, refuse
+from solvers.errors import InputError, PairingError
+from solvers.gradient import Backprop, Gradient
+from solvers.leaves import Leaves
+from solvers.protocol import concrete
+from solvers.statistics import Counted
+
+if TYPE_CHECKING:
+    from solvers.loop import Loop
+
+#: "auto": compiled where it can be and pays off. "plain": the Python loop. "compiled": compiled, or an error.
+BACKENDS = ("auto", "plain", "compiled")
+
+#: Steps below which "auto" does not compile: tracing and compiling take as long as some thousand steps.
+WORTHWHILE = 64
+
+#: Steps of the self-check, and the largest relative error it lets pass.
+CHECKED = 3
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+class _Choice(threading.local):
+    """The backend of each thread; a thread that chose none follows the process."""
+
+    name: str | None = None
+
+
+_process = "auto"
+_thread = _Choice()
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}: choose one")
+    return name
+
+
+def set_backend(name: str) -> None:
+    """Choose how loops are run from now on: "auto", "plain" or "compiled".
+
+    Raises:
+        InputError: an unknown name.
+    """
+    global _process
+    _process = _checked(name)
+
+
+def get_backend() -> str:
+    """The backend in force here."""
+    return _thread.name or _process
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose how loops are run inside a `with` block, in this thread."""
+    before, _thread.name = _thread.name, _checked(name)
+    try:
+        yield
+    finally:
+        _thread.name = before
+
+
+@dataclass(frozen=True)
+class Record:
+    """Which path a solve took.
+
+    Attributes:
+        path: "compiled" or "plain".
+        reason: why the plain one; empty for the compiled one.
+        saved: bytes kept for the backward pass, states included; 0 where that is not known or nothing is kept.
+        source: the generated code; empty for the plain path.
+    """
+
+    path: str
+    reason: str = ""
+    saved: int = 0
+    source: str = ""
+
+
+def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[States | None, Record]:
+    """The states of a loop by the fast path, or None, and why.
+
+    Args:
+        field: the field as the user gave it.
+        loop: with the bound field.
+        gradient: the gradient that was asked for.
+        state: at the start.
+
+    Raises:
+        PairingError: the backend is "compiled" and cannot take this loop.
+    """
+    chosen = get_backend()
+    try:
+        if chosen == "plain":
+            raise Refused("the backend is 'plain'")
+        _suitable(field, loop, gradient, state)
+        if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
+            raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
+        carried = loop.solver.open(state)
+        layout = Layout.of(carried, state)
+        start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
+        call = prepare(field, loop, layout, start)
+        _self_check(field, call, layout, start)
+    except Refused as error:
+        if chosen == "compiled":
+            raise PairingError(f"backend 'compiled' cannot take this solve: {error}: use 'auto' or 'plain'") from None
+        return None, Record("plain", str(error))
+    *outs, end = call.run(start)
+    if isinstance(loop.field, Counted):
+        loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
+    return States(loop.solver, layout, outs, end), Record("compiled", "", _saved(call, start), call.kernel.source.text)
+
+
+def _saved(call: Call, start: Tensor) -> int:
+    steps, (batch, components, width) = len(call.loop) * call.substeps, start.shape
+    kept = sum(call.kernel.program.saved) if call.kernel.backward is not None else 0
+    return ((steps + 1) * components * width + steps * kept) * batch * start.element_size()
+
+
+def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None:
+    """Refuse what no kernel is made for, whatever the step."""
+    if type(gradient) is not Backprop:
+        raise Refused(f"gradient {gradient.name!r} runs the plain steps")
+    if loop.solver.adaptive:
+        raise Refused(f"solver {loop.solver.name!r} chooses its steps as it goes")
+    if not isinstance(field, nn.Module):
+        raise Refused("the field is no nn.Module, so what it depends on is not known")
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        raise Refused("the loop is being compiled or exported by torch")
+    tensors = [state, *field.parameters(), *(p for p in vars(loop.paths[0]).values() if isinstance(p, Tensor))] if len(
+        loop
+    ) and hasattr(loop.paths[0], "__dict__") else [state]
+    if not all(concrete(t) for t in tensors) or torch._C._functorch.peek_interpreter_stack() is not None:
+        raise Refused("the loop is inside a function transform")
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise Refused("forward-mode derivatives are computed by the plain path")
+    if torch._C._len_torch_dispatch_stack() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+        raise Refused("a tensor subclass or a dispatch mode watches the operations")
+    if torch.is_autocast_enabled("cpu"):
+        raise Refused("autocast is on")
+    if state.device.type != "cpu":
+        raise Refused(f"the state is on {state.device}, and there is no emitter for it")
+    if state.dtype not in TOLERANCE:
+        raise Refused(f"dtype {state.dtype} has no emitter")
+    if state.dim() != 3 or 0 in state.shape or not len(loop):
+        raise Refused(f"a state of shape {tuple(state.shape)} over {len(loop)} intervals has nothing to compile for")
+
+
+def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
+    """Compare a few steps, forward and gradients, with the plain path; once per kernel.
+
+    Raises:
+        Refused: they differ, for instance because the step keeps something in Python from call to call.
+    """
+    kernel = call.kernel
+    if kernel.checked:
+        return
+    generator = torch.Generator().manual_seed(0)
+    count = min(CHECKED, len(call.loop))
+    leaves = Leaves(call.loop, 0, count)
+    with torch.set_grad_enabled(kernel.backward is not None):
+        cut = leaves.cut()
+        loop = leaves.rebuilt(cut)
+        # From zeros a product or a damping could be wrong and not be seen.
+        noise = torch.rand(start.shape, generator=generator, dtype=start.dtype) - 0.5
+        state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
+        plain = loop.advance(layout.taken(state), 0, count)
+        expected = torch.stack([layout.packed(carried) for carried in plain])
+        mine = prepare(field, loop, layout, state)
+        *outs, _ = mine.run(state)
+        found = torch.stack(outs, 2)
+        wrong = _difference(found, expected)
+        if wrong is None and kernel.backward is not None:
+            weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype)
+            wanted = [t for t in (state, *cut.values()) if t.requires_grad]
+            gradients = [_gradients(out, weight, wanted) for out in (found, expected)]
+            differences = [_difference(a, b) for a, b in zip(*gradients, strict=True)]
+            wrong = next((d for d in differences if d is not None), None)
+    if wrong is not None:
+        reason = f"{CHECKED} steps of it differ from the plain path by {wrong:.1e}"
+        refuse(field, call, reason)
+        raise Refused(reason)
+    kernel.checked = True
+    mine.kernel.checked = True
+
+
+def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    if not wanted or not out.requires_grad:
+        return []
+    found = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
+
+
+def _difference(found: Tensor, expected: Tensor) -> float | None:
+    """The relative error where it is too large; entries that are not finite in both count as equal."""
+    found, expected = found.detach(), expected.detach()
+    both = torch.isfinite(found) & torch.isfinite(expected)
+    if bool((torch.isfinite(found) != torch.isfinite(expected)).any()):
+        return float("inf")
+    found, expected = torch.where(both, found, 0.0), torch.where(both, expected, 0.0)
+    error = float((found - expected).abs().max()) if found.numel() else 0.0
+    scale = float(expected.abs().max()) if found.numel() else 0.0
+    return None if error <= TOLERANCE[found.dtype] * max(scale, 1e-3) else error / max(scale, 1e-300)

@@ -1,0 +1,105 @@
+"""The state as a loop carries it, packed into one tensor, and the states of a whole solve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.compiled.ir import Refused
+from solvers.solver import Solver
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How what a solver carries from step to step lies in one tensor `(batch, components, hidden)`.
+
+    Attributes:
+        counts: components of each part of a carried tuple, 0 for a part that is one component `(batch, hidden)`.
+        single: the carried form is a tensor, not a tuple.
+    """
+
+    counts: tuple[int, ...]
+    single: bool
+
+    @classmethod
+    def of(cls, carried: Any, state: Tensor) -> Layout:
+        """The layout of a carried form of a state."""
+        parts = carried if isinstance(carried, tuple) else (carried,)
+        for part in parts:
+            if not isinstance(part, Tensor) or part.dim() not in (2, 3) or part.shape[-1] != state.shape[-1]:
+                raise Refused("the solver carries something other than components of the state")
+        return cls(tuple(0 if p.dim() == 2 else p.shape[1] for p in parts), not isinstance(carried, tuple))
+
+    @property
+    def total(self) -> int:
+        """Components of the packed tensor."""
+        return sum(max(n, 1) for n in self.counts)
+
+    def packed(self, carried: Any) -> Tensor:
+        """The carried form as one tensor."""
+        if self.single:
+            whole: Tensor = carried
+            return whole
+        if not any(self.counts):
+            return torch.stack(carried, -2)
+        return torch.cat([part if n else part.unsqueeze(-2) for part, n in zip(carried, self.counts, strict=True)], -2)
+
+    def taken(self, packed: Tensor) -> Any:
+        """The carried form of a packed tensor."""
+        if self.single:
+            return packed
+        if not any(self.counts):
+            return packed.unbind(-2)
+        parts = packed.split([max(n, 1) for n in self.counts], -2)
+        return tuple(part if n else part.squeeze(-2) for part, n in zip(parts, self.counts, strict=True))
+
+    def joined(self, components: Sequence[Tensor]) -> Any:
+        """The carried form of separate components `(.., hidden)`."""
+        found, at = [], 0
+        for n in self.counts:
+            found.append(torch.stack(list(components[at : at + n]), -2) if n else components[at])
+            at += max(n, 1)
+        return found[0] if self.single else tuple(found)
+
+
+class States(Sequence[Any]):
+    """The carried states after every interval, whole: taken apart only where one is asked for.
+
+    Attributes:
+        outs: each packed component `(time, batch, hidden)`.
+        end: the last state, packed.
+    """
+
+    def __init__(self, solver: Solver, layout: Layout, outs: Sequence[Tensor], end: Tensor) -> None:
+        self.solver, self.layout, self.outs, self.end = solver, layout, tuple(outs), end
+        self._parts: list[tuple[Tensor, ...]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.outs[0])
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if i in (-1, len(self) - 1):
+            return self.layout.taken(self.end)
+        if self._parts is None:
+            # Once for all: taking them one by one would make the backward pass quadratic in time.
+            self._parts = [out.unbind(0) for out in self.outs]
+        return self.layout.joined([part[i] for part in self._parts])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def states(self) -> Tensor:
+        """`(batch, time, components, hidden)`."""
+        whole: Tensor = self.solver.close(self.layout.joined(self.outs))
+        return whole.transpose(0, 1)
+
+    def positions(self) -> Tensor:
+        """`(batch, time, hidden)`."""
+        first = self.outs[0] if self.layout.single else self.solver.position(self.layout.joined(self.outs))
+        return first.transpose(0, 1)
