@@ -117,6 +117,7 @@ class _Function:
         self.top: list[str] = []
         self.per_step: list[str] = []
         self.declared: set[Any] = set()
+        self.readers: dict[Node, list[Node]] | None = None
         for i, known in enumerate(("steps", "batch", "b0", "b1", "substeps", "chunk")):
             assert self.signature.integer(known) == i
         self.signature.pointer("gemm")
@@ -205,36 +206,68 @@ class _Function:
         return f"{self.given(node.data)}[{j}]" if node.width > 1 else f"{self.given(node.data, 'double')}[0]"
 
     def shared_lines(self, nodes: list[Node]) -> list[str]:
-        """Compute scalars and rows."""
-        lines = []
+        """Compute scalars and rows, the rows of one width in one loop."""
+        lines: list[str] = []
+        pending: dict[int, list[Node]] = {}
+
+        def flush() -> None:
+            for width, rows in pending.items():
+                lines.extend(self.row_loop(width, rows))
+            pending.clear()
+
         for node in nodes:
+            if node.op in ("csum", "slice", "cat"):
+                flush()
             if node.op == "csum":
                 x = self.shared(node.args[0])
                 lines += [f"double sum{node.number} = 0;",
                           f"for (int j = 0; j < {node.args[0].width}; ++j) sum{node.number} += {x};"]
             elif node.width == 1:
-                value = self.function(node, [self.shared(a, str(self.start(node))) for a in node.args], "double")
+                j = str(node.data[0]) if node.op == "slice" else "0"
+                value = self.function(node, [self.shared(a, j) for a in node.args], "double")
                 lines.append(f"const double sum{node.number} = {value};")
+            elif node.op == "cat":
+                lines += self.row_parts(node)
             else:
-                self.top_line(("row", node), f"real* row{node.number} = scratch.take<real>({node.width});")
-                lines += self.row_lines(node)
+                pending.setdefault(node.width, []).append(node)
+        flush()
         return lines
 
-    def start(self, node: Node) -> int:
-        return node.data[0] if node.op == "slice" else 0
+    def row_parts(self, node: Node) -> list[str]:
+        """Rows beside each other."""
+        self.top_line(("row", node), f"real* row{node.number} = scratch.take<real>({node.width});")
+        lines, at = [], 0
+        for part in node.args:
+            lines.append(f"for (int j = 0; j < {part.width}; ++j) row{node.number}[{at} + j] = {self.shared(part)};")
+            at += part.width
+        return lines
 
-    def row_lines(self, node: Node) -> list[str]:
-        if node.op == "cat":
-            lines, at = [], 0
-            for part in node.args:
-                x = self.shared(part)
-                lines.append(f"for (int j = 0; j < {part.width}; ++j) row{node.number}[{at} + j] = {x};")
-                at += part.width
-            return lines
-        j = f"j + {node.data[0]}" if node.op == "slice" else "j"
-        args = [self.shared(a, j) if a.width > 1 else f"real({self.shared(a)})" for a in node.args]
-        value = self.function(node, args)
-        return ["#pragma omp simd", f"for (int j = 0; j < {node.width}; ++j) row{node.number}[j] = {value};"]
+    def row_loop(self, width: int, rows: list[Node]) -> list[str]:
+        """Rows computed channel by channel; those that nothing else reads are not kept."""
+        lines = ["#pragma omp simd", f"for (int j = 0; j < {width}; ++j) {{"]
+        here = set(rows)
+        for node in rows:
+            j = f"j + {node.data[0]}" if node.op == "slice" else "j"
+            args = [f"w{a.number}" if a in here and node.op != "slice"
+                    else self.shared(a, j) if a.width > 1 else f"real({self.shared(a)})" for a in node.args]
+            kind = "bool" if node.op in PREDICATES else "real"
+            lines.append(f"const {kind} w{node.number} = {self.function(node, args)};")
+            if self.kept(node, here):
+                self.top_line(("row", node), f"real* row{node.number} = scratch.take<real>({width});")
+                lines.append(f"row{node.number}[j] = w{node.number};")
+        return [*lines, "}"]
+
+    def kept(self, node: Node, here: set[Node]) -> bool:
+        """Whether a row is read outside of the loop that computes it."""
+        if self.readers is None:
+            self.readers = {}
+            for reader in self.plan.depth:
+                for arg in reader.args:
+                    self.readers.setdefault(arg, []).append(reader)
+        ends = [x for _, x in (*self.plan.sinks, *self.plan.drops)]
+        stored = [x for level in self.plan.levels for x, _ in level.stores]
+        return node in ends or node in stored or any(
+            r not in here or r.op == "slice" for r in self.readers.get(node, []))
 
     def function(self, node: Node, args: list[str], kind: str = "real") -> str:
         """One operation on C expressions."""

@@ -152,6 +152,15 @@ class Graph:
         widths = {a.width for a in args} - {1}
         if len(widths) > 1:
             raise Refused(f"widths {sorted(widths)} meet in one operation")
+        parted = next((a for a in args if a.op == "cat"), None)
+        if parted is not None:
+            # Part by part: what lies beside each other is never computed as one.
+            made, start = [], 0
+            for part in parted.args:
+                pieces = [self.slice(a, start, part.width) for a in args]
+                made.append(self.wide(self.pointwise(op, *pieces, data=data), part.width))
+                start += part.width
+            return self.cat(made)
         return self._node(
             op, args, data, any(a.batch for a in args), max(a.width for a in args), any(a.varies for a in args)
         )

@@ -185,34 +185,37 @@ def _tensors(
     by_key = {i.key: i for i in columns.items}
     given = []
     for key in traced.given:
-        tensor = known[key] if key in known else columns.whole(by_key[key], state.dtype)
+        tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
         given.append(tensor.to(state.dtype) if tensor.is_floating_point() else tensor)
     uniform = [t if t.is_floating_point() else t.to(state.dtype) for t in traced.prologue(*given)]
     if any(t.dtype != state.dtype for t in uniform):
         raise Refused("the tensors of the field have different dtypes")
     parts = [_spread(columns, item, state.dtype) for item in items]
-    parts += [columns.whole(item, state.dtype) for item in scalars]
+    parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
         if not item.number and part.dtype != state.dtype:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
-    if columns.loop.substeps > 1:
-        parts = [p / columns.loop.substeps if i.key == ("span",) else p
-                 for p, i in zip(parts, items + scalars, strict=True)]
     return [*parts, *uniform], items, scalars, uniform
+
+
+def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
+    """A whole column; of spans, the size of each of the equal steps they are divided into."""
+    whole, substeps = columns.whole(item, dtype), columns.loop.substeps
+    return whole / substeps if item.key == ("span",) and substeps > 1 else whole
 
 
 def _spread(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
     """A column as a tensor over the intervals; starts over the steps."""
-    whole, substeps = columns.whole(item, dtype), columns.loop.substeps
+    whole, substeps = _step_size(columns, item, dtype), columns.loop.substeps
     if item.key != ("start",) or substeps == 1:
         return whole
     span = next(i for i in columns.items if i.key == ("span",))
-    spans = columns.whole(span, dtype)
+    spans = _step_size(columns, span, dtype)
     spans = spans if not span.uniform else spans.expand(len(whole), *spans.shape)
     steps = torch.arange(substeps, dtype=whole.dtype).view(1, -1, *[1] * (whole.dim() - 1))
     extra = [1] * (whole.dim() - spans.dim())
     spans = spans.reshape(len(whole), *extra, *spans.shape[1:])
-    return (whole.unsqueeze(1) + steps * (spans / substeps).unsqueeze(1)).flatten(0, 1)
+    return (whole.unsqueeze(1) + steps * spans.unsqueeze(1)).flatten(0, 1)
 
 
 def _wanted(state: Tensor, tensors: list[Tensor], items: list[Item], scalars: list[Item]) -> Any:

@@ -242,6 +242,10 @@ class Lowering:
             width = sizes[0]
             entries = np.stack([b.entries for b in blocks], axis=at)
             return Block((*blocks[0].dims[:dim], (("i", len(blocks)), ("c", width)), *blocks[0].dims[dim + 1 :]), entries)
+        if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "b" for d in kinds):
+            entries = np.stack([b.entries for b in blocks], axis=at)
+            samples = (("i", len(blocks)), ("b", sizes[0]))
+            return Block((*blocks[0].dims[:dim], samples, *blocks[0].dims[dim + 1 :]), entries)
         if all(not d or (len(d) == 1 and d[0][0] == "i") for d in kinds):
             rows = [b.entries if b.dims[dim] else np.expand_dims(b.entries, at) for b in blocks]
             entries = np.concatenate(rows, axis=at)

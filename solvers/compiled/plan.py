@@ -201,6 +201,13 @@ class Planner:
 
     def store(self, node: Node, place: Place) -> None:
         """Ask for a value in a place."""
+        if node.op == "cat":
+            self.plan.homes.setdefault(node, []).append(place)
+            at = 0
+            for part in node.args:
+                self.store(part, Place(place.array, place.offset + at))
+                at += part.width
+            return
         self.wanted.append((node, place))
         if node not in self.known:
             self.plan.homes.setdefault(node, []).append(place)
@@ -227,13 +234,6 @@ class Planner:
                     at += part.width
                 if fits:
                     return first
-            place = self.array(kind, node.width)
-            self.plan.homes[node] = [place, *self.plan.homes.get(node, [])]
-            at = 0
-            for part in node.args:
-                self.store(part, Place(place.array, at))
-                at += part.width
-            return place
         place = self.array(kind, node.width)
         self.store(node, place)
         return place

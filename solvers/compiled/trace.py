@@ -160,6 +160,9 @@ class _Splitter:
                 found.add(node)
                 if node in self.keys or self.item[node].shape:
                     wide.add(node)
+            elif self.batch in _shape(node):
+                # Repeated for every sample: so many there are only in this recording.
+                pass
             elif node.op == "call_function" and node.all_input_nodes and set(node.all_input_nodes) <= found:
                 found.add(node)
                 if set(node.all_input_nodes) & wide:
@@ -278,6 +281,14 @@ class _Parts:
 
     def __init__(self, *_: Any) -> None:
         raise Refused("a function of parameters with several results")
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a recorded result; of several results, all their sizes."""
+    value = node.meta.get("val", node.meta.get("tensor_meta"))
+    if isinstance(value, tuple | list) and not hasattr(value, "shape"):
+        return tuple(n for part in value if hasattr(part, "shape") for n in part.shape)
+    return tuple(value.shape) if hasattr(value, "shape") else ()
 
 
 class _Wrapped:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -144,17 +145,16 @@ template <class R> inline R vmin(R a, R b) { return (a < b || a != a) ? a : b; }
 
 // Memory that lives as long as one call.
 struct Scratch {
-  void* parts[512];
-  int count = 0;
+  std::vector<void*> parts;
   template <class R> R* take(int64_t n) {
     const size_t bytes = ((n > 0 ? n : 1) * sizeof(R) + 127) / 64 * 64;
     void* p = std::aligned_alloc(64, bytes);
     std::memset(p, 0, bytes);
-    parts[count++] = p;
+    parts.push_back(p);
     return static_cast<R*>(p);
   }
   ~Scratch() {
-    while (count) std::free(parts[--count]);
+    for (void* p : parts) std::free(p);
   }
 };
 
