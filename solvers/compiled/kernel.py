@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import types
 import weakref
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from solvers.clock import Clock
 from solvers.compiled import build
 from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item
 from solvers.compiled.ir import Refused
 from solvers.compiled.plan import program
-from solvers.compiled.run import Arguments, Kernel, Run, _packed, _pass
+from solvers.compiled.run import Arguments, Kernel, Run, packed, pass_item
 from solvers.compiled.trace import Traced, field_tensors, trace
+from solvers.control import with_path_tensors
 from solvers.statistics import Counted
 
 if TYPE_CHECKING:
@@ -81,12 +84,13 @@ class Call:
     """One run of a kernel over a loop.
 
     Attributes:
-        tensors: what autograd sees: items, scalars and results of the prologue.
+        tensors: what autograd sees: items, scalars and what the prologue takes.
     """
 
     kernel: Kernel
     traced: Traced
     loop: Loop
+    layout: Layout
     tensors: list[Tensor]
 
     @property
@@ -99,29 +103,84 @@ class Call:
         found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)
         return found
 
+    def parted(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """Items, scalars and what the prologue takes."""
+        items, scalars = len(self.kernel.items), len(self.kernel.scalars)
+        return tensors[:items], tensors[items : items + scalars], tensors[items + scalars :]
+
+    def uniform(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """What the prologue makes of what it takes."""
+        dtype = self.kernel.dtype
+        return [t if t.is_floating_point() else t.to(dtype) for t in self.traced.prologue(*given)]
+
     def arguments(self, state: Tensor, tensors: Sequence[Tensor]) -> Arguments:
         """The tensors in the layout of the kernel."""
         kernel, sub, dtype = self.kernel, self.loop.substeps, state.dtype
         args = Arguments(kernel, len(self.loop) * sub, sub, state.shape[0], dtype, {}, {})
-        items = tensors[: len(kernel.items)]
-        scalars = tensors[len(items) : len(items) + len(kernel.scalars)]
-        uniform = [t.detach() for t in tensors[len(items) + len(kernel.scalars) :]]
+        items, scalars, given = self.parted([t.detach() for t in tensors])
+        with torch.no_grad():
+            uniform = [t.detach() for t in self.uniform(given)]
         for item, tensor in zip(kernel.items, items, strict=True):
-            tensor = tensor.detach()
             if item.batch or (item.shape and item.shape[-1] > 1):
                 tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
             else:
-                tensor = tensor.double().contiguous().view(len(tensor), -1)
-            _pass(args, "step", item, tensor if item.shape else tensor.reshape(len(tensor), *tensor.shape[1:]))
+                tensor = tensor.double().contiguous()
+            pass_item(args, "step", item, tensor)
         for item, tensor in zip(kernel.scalars, scalars, strict=True):
-            args.tensors["whole", item.key, 0] = tensor.detach().double().reshape(1)
+            args.tensors["whole", item.key, 0] = tensor.double().reshape(1)
         for i, tensor in enumerate(uniform):
             rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
                 args.tensors["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(kernel.source.matrices):
-            args.tensors["matrix", i] = _packed(matrix, uniform)
+            args.tensors["matrix", i] = packed(matrix, uniform)
         return args
+
+    def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
+        """The gradients by autograd through the plain path, which can be differentiated again."""
+        items, scalars, given = self.parted(tensors)
+        named = dict(zip(self.traced.given, given, strict=True))
+        named.update({i.key: t for i, t in zip(self.kernel.scalars, scalars, strict=True)})
+        named.update({i.key: t for i, t in zip(self.kernel.items, items, strict=True)})
+        with torch.enable_grad():
+            loop = self._stepwise(named)
+            states = loop.advance(self.layout.taken(state), 0, len(loop))
+            whole = torch.stack([self.layout.packed(carried) for carried in states[self.substeps - 1 :: self.substeps]])
+            outs = [*whole.unbind(2), whole[-1]]
+            pairs = [(out, grad) for out, grad in zip(outs, grads, strict=True) if grad is not None]
+            inputs = [t for t in (state, *tensors) if t.requires_grad]
+            found = torch.autograd.grad(
+                [out for out, _ in pairs], inputs, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            )
+        by_input = dict(zip(map(id, inputs), found, strict=True))
+        return [by_input.get(id(t)) for t in (state, *tensors)]
+
+    def _stepwise(self, named: dict[Any, Tensor]) -> Loop:
+        """The loop with an interval for each step, made of other tensors."""
+        loop, sub = self.loop, self.substeps
+        uniform = {i.key for i in self.kernel.scalars}
+        steps = range(len(loop) * sub)
+        parts = {i.key: named[i.key].unbind(0) for i in self.kernel.items}
+
+        def value(key: Key, step: int, plain: Any) -> Any:
+            if key in parts:
+                return parts[key][step if key == ("start",) else step // sub]
+            return named[key] if key in uniform or key in named else plain
+
+        bounds = [loop.substep(i) for i in range(len(loop))]
+        starts = tuple(value(("start",), s, bounds[s // sub][0] + s % sub * bounds[s // sub][1]) for s in steps)
+        spans = tuple(value(("span",), s, bounds[s // sub][1]) for s in steps)
+        paths = []
+        for s in steps:
+            path = loop.paths[s // sub]
+            names = [f.name for f in dataclasses.fields(path)]  # type: ignore[arg-type]
+            fields = {n: value(("path", n), s, getattr(path, n)) for n in names}
+            paths.append(with_path_tensors(path, fields))
+        field = loop.field.field if isinstance(loop.field, Counted) else loop.field
+        if hasattr(field, "constants"):
+            constants = {key[1]: tensor for key, tensor in named.items() if key[0] == "constant"}
+            field = field.bind({**field.constants, **constants})
+        return type(loop)(field, loop.solver, paths, Clock(starts, spans), 1)
 
 
 def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
@@ -137,15 +196,15 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
         if entry.traced is None:
             raise Refused(entry.refused)
         traced = entry.traced
-        tensors, items, scalars, uniform = _tensors(traced, bound, columns, state)
-        wanted = _wanted(state, tensors, items, scalars)
+        tensors, items, scalars = _tensors(traced, bound, columns, state)
+        wanted = _wanted(traced, state, tensors, items, scalars)
         kernel = entry.kernels.get(wanted)
         if kernel is None:
-            kernel = _made(traced, state, items, scalars, len(uniform), wanted)
+            kernel = _made(traced, state, items, scalars, wanted)
             entry.kernels[wanted] = kernel
     if isinstance(kernel, str):
         raise Refused(kernel)
-    return Call(kernel, traced, loop, tensors)
+    return Call(kernel, traced, loop, layout, tensors)
 
 
 def refuse(original: Any, call: Call, reason: str) -> None:
@@ -177,8 +236,8 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
 
 def _tensors(
     traced: Traced, bound: Any, columns: Columns, state: Tensor
-) -> tuple[list[Tensor], list[Item], list[Item], list[Tensor]]:
-    """What the kernel is given: whole columns, numbers, and what the prologue makes of the field's tensors."""
+) -> tuple[list[Tensor], list[Item], list[Item]]:
+    """What the kernel is given: whole columns, numbers, and the field's tensors that the prologue takes."""
     items = [i for i in columns.items if i.key in traced.stepwise and not i.uniform]
     scalars = [i for i in columns.items if i.key in traced.stepwise and i.uniform]
     known = field_tensors(bound)
@@ -186,16 +245,15 @@ def _tensors(
     given = []
     for key in traced.given:
         tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
+        if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype:
+            raise Refused(f"{key[-1]} has dtype {tensor.dtype}, the state {state.dtype}")
         given.append(tensor.to(state.dtype) if tensor.is_floating_point() else tensor)
-    uniform = [t if t.is_floating_point() else t.to(state.dtype) for t in traced.prologue(*given)]
-    if any(t.dtype != state.dtype for t in uniform):
-        raise Refused("the tensors of the field have different dtypes")
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
         if not item.number and part.dtype != state.dtype:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
-    return [*parts, *uniform], items, scalars, uniform
+    return [*parts, *given], items, scalars
 
 
 def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
@@ -218,24 +276,26 @@ def _spread(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
     return (whole.unsqueeze(1) + steps * spans.unsqueeze(1)).flatten(0, 1)
 
 
-def _wanted(state: Tensor, tensors: list[Tensor], items: list[Item], scalars: list[Item]) -> Any:
+def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[Item], scalars: list[Item]) -> Any:
     """Which gradients to give, or None for none."""
     if not torch.is_grad_enabled() or not (state.requires_grad or any(t.requires_grad for t in tensors)):
         return None
     names: list[Key] = [("step", i.key) for i in items] + [("whole", i.key) for i in scalars]
-    names += [("uniform", i) for i in range(len(tensors) - len(names))]
-    return frozenset(n for n, t in zip(names, tensors, strict=True) if t.requires_grad)
+    given = tensors[len(names) :]
+    wanted = {n for n, t in zip(names, tensors, strict=False) if t.requires_grad}
+    for i, behind in enumerate(traced.behind):
+        if any(given[k].requires_grad for k in behind):
+            wanted.add(("uniform", i))
+    return frozenset(wanted)
 
 
-def _made(
-    traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], uniform: int, wanted: Any
-) -> Kernel | str:
+def _made(traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], wanted: Any) -> Kernel | str:
     """A kernel, or why there is none."""
     try:
         plan = program(traced, state.shape[2], wanted)
         source = emit(plan, "float" if state.dtype == torch.float32 else "double")
         build.blas()
-        return Kernel(plan, source, build.library(source.text), items, scalars, uniform, wanted or frozenset())
+        return Kernel(plan, source, build.library(source.text), items, scalars, state.dtype, wanted or frozenset())
     except Refused as error:
         return str(error)
 

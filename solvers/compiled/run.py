@@ -31,7 +31,7 @@ class Kernel:
         program, source: what it was compiled from.
         items: the leaves that have a value for each interval, in the order in which they are passed.
         scalars: the leaves that are one number, likewise.
-        uniform: how many results of the prologue are passed.
+        dtype: of the state.
         wanted: leaves whose gradient the backward pass gives, as ("uniform", i), ("step", key) or ("whole", key).
     """
 
@@ -40,7 +40,7 @@ class Kernel:
     library: ctypes.CDLL
     items: list[Item]
     scalars: list[Item]
-    uniform: int
+    dtype: torch.dtype
     wanted: frozenset[Hashable]
     #: Whether it was compared with the plain path.
     checked: bool = False
@@ -122,7 +122,7 @@ def _pool() -> ThreadPoolExecutor:
     return _POOLS[key]
 
 
-def _packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
+def packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
     """A matrix put together."""
     like = uniform[matrix.tiles[0].leaf[1]]  # type: ignore[index]
     made = like.new_zeros(matrix.rows, matrix.columns)
@@ -214,9 +214,7 @@ def _gradients(
     for item in kernel.scalars:
         total = sums.get(("sum", ("whole", item.key, 0)))
         found.append(None if total is None else total.sum().to(state.dtype).reshape(item.shape))
-    uniform = tensors[len(kernel.items) + len(kernel.scalars) :]
-    found += _uniform_gradients(kernel, uniform, sums, outers)
-    return found
+    return found + _given_gradients(call, call.parted(tensors)[2], sums, outers)
 
 
 def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> dict[Key, Tensor]:
@@ -229,7 +227,7 @@ def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> d
         if not any(k[:2] == ("dstep", item.key) for k in kernel.source.backward.pointers if isinstance(k, tuple)):  # type: ignore[union-attr]
             made.zero_()
         found[item.key] = made
-        _pass(args, "dstep", item, made)
+        pass_item(args, "dstep", item, made)
     return found
 
 
@@ -244,7 +242,7 @@ def _dense(tensor: Tensor) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _pass(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
+def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
     """Pass each index of an item, all the axes between the batch and the channels, as an array of its own."""
     lead = 2 if item.batch else 1
     inner = tensor.shape[lead:-1] if tensor.dim() > lead else ()
@@ -279,6 +277,23 @@ def _dropped(sums: dict[Hashable, Tensor], item: Item, like: Tensor) -> Tensor:
     if not parts:
         return torch.zeros_like(like)
     return torch.stack(parts, 1).reshape(like.shape).to(like.dtype)
+
+
+def _given_gradients(
+    call: Any, given: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Any, Tensor]
+) -> list[Tensor | None]:
+    """The gradients of what the prologue takes, through the prologue."""
+    inputs = [t.detach().requires_grad_(t.requires_grad) for t in given]
+    with torch.enable_grad():
+        uniform = call.uniform(inputs)
+    grads = _uniform_gradients(call.kernel, uniform, sums, outers)
+    pairs = [(t, g) for t, g in zip(uniform, grads, strict=True) if g is not None and t.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad]
+    if not pairs:
+        return [None] * len(given)
+    found = torch.autograd.grad([t for t, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+    by_input = dict(zip(map(id, wanted), found, strict=True))
+    return [by_input.get(id(t)) for t in inputs]
 
 
 def _uniform_gradients(

@@ -39,7 +39,7 @@ class Traced:
         outputs: each component of the state after the step.
         prologue: from the tensors in `given` to the uniform tensors the step uses.
         given: keys of the tensors the prologue takes.
-        uniform: how many it returns.
+        behind: for each tensor it returns, the places in `given` of what that depends on.
         evaluations: right-hand-side evaluations of one step.
         stepwise: keys of the items that change from step to step and are used.
     """
@@ -48,7 +48,7 @@ class Traced:
     outputs: list[Node]
     prologue: fx.GraphModule
     given: list[Key]
-    uniform: int
+    behind: list[frozenset[int]]
     evaluations: int
     stepwise: list[Key]
 
@@ -199,9 +199,9 @@ class _Splitter:
         made = [graph.wide(c.entries[()], expected[2]) if c.entries.shape == () else None for c in components]
         if any(m is None for m in made):
             raise Refused("the state after the step is not made of whole components")
-        given, prologue = self._prologue()
+        given, behind, prologue = self._prologue()
         stepwise = [item.key for node, item in self.item.items() if node in self.env and node.users]
-        return Traced(graph, made, prologue, given, len(self.frontier), evaluations, stepwise)  # type: ignore[arg-type]
+        return Traced(graph, made, prologue, given, behind, evaluations, stepwise)  # type: ignore[arg-type]
 
     def _value(self, node: Any, graph: Graph) -> Any:
         if not isinstance(node, fx.Node):
@@ -248,8 +248,8 @@ class _Splitter:
             raise Refused("a matrix of parameters is used outside of a product")
         return _entries(_dims(shape), lambda i, n: graph.leaf(("uniform", name, i), False, n, False))
 
-    def _prologue(self) -> tuple[list[Key], fx.GraphModule]:
-        """The prologue as a module of its own, and the keys of what it takes."""
+    def _prologue(self) -> tuple[list[Key], list[frozenset[int]], fx.GraphModule]:
+        """The keys of what the prologue takes, what each result depends on, and the prologue as a module."""
         needed: set[fx.Node] = set()
         waiting = list(self.frontier)
         while waiting:
@@ -259,6 +259,7 @@ class _Splitter:
                 waiting += node.all_input_nodes
         graph, copies, given = fx.Graph(), {}, []
         places: dict[Key, fx.Node] = {}
+        behind: dict[fx.Node, frozenset[int]] = {}
         for node in self.module.graph.nodes:
             if node not in needed:
                 continue
@@ -268,12 +269,15 @@ class _Splitter:
                     places[key] = graph.placeholder(f"given_{len(given)}")
                     given.append(key)
                 copies[node] = places[key]
-            elif node.op == "get_attr":
+                behind[node] = frozenset({given.index(key)})
+                continue
+            behind[node] = frozenset[int]().union(*(behind[n] for n in node.all_input_nodes))
+            if node.op == "get_attr":
                 copies[node] = graph.get_attr(str(node.target))
             else:
                 copies[node] = graph.node_copy(node, lambda n: copies[n])
         graph.output(tuple(copies[node] for node in self.frontier))
-        return given, fx.GraphModule(self.module, graph)
+        return given, [behind[node] for node in self.frontier], fx.GraphModule(self.module, graph)
 
 
 class _Parts:
