@@ -19,8 +19,8 @@ from neuralosc.field import VectorField
 from neuralosc.inputs import Lengths
 from neuralosc.online import Stream
 from solvers.clock import Clock
-from solvers.control import Currents
 from solvers.errors import InputError
+from solvers.series import Series
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ class ContinuousRNN(nn.Module):
     def _run_layer(self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None) -> solvers.Trajectory:
         dt = self.dts[layer]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(layer, self.control, clock, Currents(self.layer(layer).drive(x)), state)
+        return self.run_layer(layer, self.control, clock, Series(self.layer(layer).drive(x)), state)
 
     def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
         """The state of each layer to start from: the one given, checked, or zeros."""

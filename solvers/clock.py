@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from solvers.protocol import Time
+from solvers.series import Series
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Clock:
         spans: length of each interval, likewise.
     """
 
-    starts: tuple[Time, ...]
-    spans: tuple[Time, ...]
+    starts: Sequence[Time]
+    spans: Sequence[Time]
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -40,7 +42,7 @@ class Clock:
             return cls(tuple(starts.tolist()), tuple(spans.tolist()))
         if spans.dim() == 1:
             return cls(starts.unbind(0), spans.unbind(0))
-        return cls(starts.unsqueeze(-1).unbind(1), spans.unsqueeze(-1).unbind(1))
+        return cls(Series(starts.unsqueeze(-1)), Series(spans.unsqueeze(-1)))
 
     def time_at(self, interval: int, sample: int | None = None) -> float:
         """The time at which an interval starts, of one sample where clocks differ (the first one when not given)."""

@@ -6,8 +6,7 @@ A control turns the sampled currents into one path per interval, `path(t) -> u`,
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from solvers.clock import Clock
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 from solvers.registry import Registry
+from solvers.series import Series
 
 
 @dataclass(frozen=True)
@@ -91,65 +91,54 @@ def _fraction(t: Time, start: Time, span: Time) -> Time:
     return (t - start) / span if span else 1.0
 
 
-class Currents(Sequence[Tensor]):
-    """Input currents `(batch, time, channels)` as a sequence over time, that knows the whole they are parts of.
+class Paths(Sequence[ControlPath]):
+    """The paths of all intervals, each made when asked for.
 
-    Unbound once, so that the backward pass is linear in time; indexing `u[:, i]` would make it quadratic.
+    Attributes:
+        kind: the dataclass of a path.
+        columns: the values of each of its fields, one per interval.
     """
 
-    def __init__(self, whole: Tensor) -> None:
-        self.whole, self.parts = whole, whole.unbind(1)
-        #: The whole of the sequence a tensor is the first part of, which is how a path is known to follow it.
-        self.parts[0].__dict__["_currents"] = self
+    def __init__(self, kind: Callable[..., ControlPath], **columns: Sequence[Any]) -> None:
+        self.kind, self.columns = kind, columns
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return min(map(len, self.columns.values()))
 
     def __getitem__(self, i: Any) -> Any:
-        return self.parts[i]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.parts)
-
-    @staticmethod
-    def behind(values: Sequence[Tensor]) -> Tensor | None:
-        """The tensor `(batch, time, channels)` that some tensors, one per interval, are the parts of, if there is."""
-        currents = getattr(values[0], "_currents", None)
-        if not isinstance(currents, Currents) or len(currents) != len(values):
-            return None
-        return currents.whole if all(map(operator.is_, values, currents.parts)) else None
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self.kind(**{name: column[i] for name, column in self.columns.items()})
 
 
 def _hold(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    return [Held(u) for u in samples]
+    return Paths(Held, value=samples)
 
 
 def _rectilinear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    return [Held(u) for u in _before(samples)]
+    return Paths(Held, value=_before(samples))
 
 
-def _before(samples: Sequence[Tensor]) -> list[Tensor]:
+def _before(samples: Sequence[Tensor]) -> Sequence[Tensor]:
     """The sample before each; the first one stands for what was before it, so that no path looks ahead."""
-    return [*samples[:1], *samples[:-1]]
+    return samples.delayed() if isinstance(samples, Series) else [*samples[:1], *samples[:-1]]
 
 
 def _linear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    ends = zip(clock.starts, clock.spans, _before(samples), samples, strict=True)
-    return [Ramp(t, span, first, last) for t, span, first, last in ends]
+    return Paths(Ramp, start=clock.starts, span=clock.spans, first=_before(samples), last=samples)
 
 
 def _ahead(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    ends = zip(clock.starts, clock.spans, samples, [*samples[1:], *samples[-1:]], strict=True)
-    return [Ramp(t, span, first, last) for t, span, first, last in ends]
+    after = samples.advanced() if isinstance(samples, Series) else [*samples[1:], *samples[-1:]]
+    return Paths(Ramp, start=clock.starts, span=clock.spans, first=samples, last=after)
 
 
 def _cubic(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    paths: list[ControlPath] = []
-    for i, (t, span, first, last) in enumerate(zip(clock.starts, clock.spans, _before(samples), samples, strict=True)):
+    slopes = []
+    for i, (span, first, last) in enumerate(zip(clock.spans, _before(samples), samples, strict=True)):
         # Behind the first interval with samples at both ends there is no difference: that one is its chord.
-        slope = last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last)
-        paths.append(Cubic(t, span, first, last, slope))
-    return paths
+        slopes.append(last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last))
+    return Paths(Cubic, start=clock.starts, span=clock.spans, first=_before(samples), last=samples, slope=slopes)
 
 
 def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last: Tensor) -> Tensor:

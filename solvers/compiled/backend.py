@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
+from solvers.control import Paths
 from solvers.errors import InputError, PairingError
 from solvers.gradient import Backprop, Gradient
 from solvers.leaves import Leaves
 from solvers.protocol import concrete
+from solvers.series import Series
 from solvers.statistics import Counted
 
 if TYPE_CHECKING:
@@ -142,9 +144,7 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused("the field is no nn.Module, so what it depends on is not known")
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         raise Refused("the loop is being compiled or exported by torch")
-    tensors = [state, *field.parameters(), *(p for p in vars(loop.paths[0]).values() if isinstance(p, Tensor))] if len(
-        loop
-    ) and hasattr(loop.paths[0], "__dict__") else [state]
+    tensors = [state, *field.parameters(), *_seen(loop)]
     if not all(concrete(t) for t in tensors) or torch._C._functorch.peek_interpreter_stack() is not None:
         raise Refused("the loop is inside a function transform")
     if torch.autograd.forward_ad._current_level >= 0:
@@ -159,6 +159,17 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused(f"dtype {state.dtype} has no emitter")
     if state.dim() != 3 or 0 in state.shape or not len(loop):
         raise Refused(f"a state of shape {tuple(state.shape)} over {len(loop)} intervals has nothing to compile for")
+
+
+def _seen(loop: Loop) -> list[Tensor]:
+    """Some of the tensors a loop is driven by; what they are is the same in all intervals."""
+    columns: list[Any] = [loop.clock.starts, loop.clock.spans]
+    if isinstance(loop.paths, Paths):
+        columns += loop.paths.columns.values()
+    elif len(loop.paths) and hasattr(loop.paths[0], "__dict__"):
+        columns += [[value] for value in vars(loop.paths[0]).values()]
+    first = [c.whole if isinstance(c, Series) else c[0] for c in columns if len(c)]
+    return [t for t in first if isinstance(t, Tensor)]
 
 
 def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:

@@ -220,8 +220,10 @@ class _Function:
                 flush()
             if node.op == "csum":
                 x = self.shared(node.args[0])
-                lines += [f"double sum{node.number} = 0;",
-                          f"for (int j = 0; j < {node.args[0].width}; ++j) sum{node.number} += {x};"]
+                lines += [
+                    f"double sum{node.number} = 0;",
+                    f"for (int j = 0; j < {node.args[0].width}; ++j) sum{node.number} += {x};",
+                ]
             elif node.width == 1:
                 j = str(node.data[0]) if node.op == "slice" else "0"
                 value = self.function(node, [self.shared(a, j) for a in node.args], "double")
@@ -248,8 +250,14 @@ class _Function:
         here = set(rows)
         for node in rows:
             j = f"j + {node.data[0]}" if node.op == "slice" else "j"
-            args = [f"w{a.number}" if a in here and node.op != "slice"
-                    else self.shared(a, j) if a.width > 1 else f"real({self.shared(a)})" for a in node.args]
+            args = [
+                f"w{a.number}"
+                if a in here and node.op != "slice"
+                else self.shared(a, j)
+                if a.width > 1
+                else f"real({self.shared(a)})"
+                for a in node.args
+            ]
             kind = "bool" if node.op in PREDICATES else "real"
             lines.append(f"const {kind} w{node.number} = {self.function(node, args)};")
             if self.kept(node, here):
@@ -266,8 +274,9 @@ class _Function:
                     self.readers.setdefault(arg, []).append(reader)
         ends = [x for _, x in (*self.plan.sinks, *self.plan.drops)]
         stored = [x for level in self.plan.levels for x, _ in level.stores]
-        return node in ends or node in stored or any(
-            r not in here or r.op == "slice" for r in self.readers.get(node, []))
+        return (
+            node in ends or node in stored or any(r not in here or r.op == "slice" for r in self.readers.get(node, []))
+        )
 
     def function(self, node: Node, args: list[str], kind: str = "real") -> str:
         """One operation on C expressions."""

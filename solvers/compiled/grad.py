@@ -159,8 +159,7 @@ def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
         tie = f("mul", number(0.5), g)
         first = "gt" if op == "max" else "lt"
         same = f("eq", *args)
-        return [f("where", same, tie, f("where", f(first, a, b), g, number(0)))
-                for a, b in (args, reversed(args))]
+        return [f("where", same, tie, f("where", f(first, a, b), g, number(0))) for a, b in (args, reversed(args))]
     if op == "where":
         return [None, f("where", args[0], g, number(0)), f("where", args[0], number(0), g)]
     if op in ("sign", "floor"):

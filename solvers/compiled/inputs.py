@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from solvers.compiled.ir import Refused
-from solvers.control import Currents
+from solvers.control import Paths
+from solvers.series import Series
 
 if TYPE_CHECKING:
     from solvers.loop import Loop
@@ -47,18 +48,12 @@ class Columns:
 
     def __init__(self, loop: Loop, batch: int) -> None:
         self.loop = loop
-        path = loop.paths[0]
-        if not dataclasses.is_dataclass(path):
-            raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
-        kinds = {type(p) for p in loop.paths}
-        if len(kinds) > 1:
-            raise Refused("the paths of the intervals are of different types")
         self.values: dict[tuple[Hashable, ...], Sequence[Any]] = {
             ("start",): loop.clock.starts,
             ("span",): loop.clock.spans,
         }
-        for field in dataclasses.fields(path):
-            self.values["path", field.name] = [getattr(p, field.name) for p in loop.paths]
+        for name, values in _columns(loop.paths).items():
+            self.values["path", name] = values
         self.items = tuple(_item(key, values, batch) for key, values in self.values.items())
 
     def whole(self, item: Item, dtype: torch.dtype) -> Tensor:
@@ -68,30 +63,45 @@ class Columns:
             return values[0] if not item.number else torch.tensor(float(values[0]), dtype=torch.float64)
         if item.number:
             return torch.tensor(values, dtype=torch.float64)
-        if len(values) > 1 and values[0] is values[-1] and all(v is values[0] for v in values):
+        if not isinstance(values, Series) and len(values) > 1 and values[0] is values[-1] and all(v is values[0] for v in values):
             return values[0].unsqueeze(0).expand(len(values), *values[0].shape)
-        found = Currents.behind(values)
-        return torch.stack(list(values)) if found is None else found.transpose(0, 1)
+        return values.whole.transpose(0, 1) if isinstance(values, Series) else torch.stack(list(values))
+
+
+def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """The values of each field of the paths."""
+    if isinstance(paths, Paths):
+        return paths.columns
+    path = paths[0]
+    if not dataclasses.is_dataclass(path):
+        raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
+    if len(set(map(type, paths))) > 1:
+        raise Refused("the paths of the intervals are of different types")
+    return {f.name: [getattr(p, f.name) for p in paths] for f in dataclasses.fields(path)}
 
 
 def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:
+    if isinstance(values, Series):
+        whole = values.whole
+        has = whole.dim() >= 3 and whole.shape[0] == batch
+        if not has:
+            raise Refused("an input has no axis for the batch")
+        return Item(key, False, False, tuple(whole.shape[2:]), True, whole.requires_grad)
     first = values[0]
     if isinstance(first, bool) or not isinstance(first, int | float | Tensor):
         raise Refused(f"a path holds a {type(first).__name__}")
-    kinds = {isinstance(v, Tensor) for v in values}
-    if len(kinds) > 1:
-        raise Refused("the paths hold numbers in some intervals and tensors in others")
     if not isinstance(first, Tensor):
-        uniform = key != ("start",) and all(v == first for v in values)
+        if not set(map(type, values)) <= {int, float}:
+            raise Refused("the paths hold numbers in some intervals and other things in others")
+        uniform = key != ("start",) and values.count(first) == len(values)
         return Item(key, uniform, True, (), False, False)
+    if not all(isinstance(v, Tensor) for v in values):
+        raise Refused("the paths hold tensors in some intervals and other things in others")
     uniform = len(values) > 1 and all(v is first for v in values)
-    if not uniform and len({v.shape for v in values}) > 1:
+    if not uniform and len({(v.shape, v.dtype) for v in values}) > 1:
         raise Refused("tensors of the intervals have different shapes")
-    if any(v.dtype != first.dtype or not v.is_floating_point() for v in values[:1]):
-        raise Refused("an input of the step does not hold real numbers")
     has = first.dim() >= 2 and first.shape[0] == batch
     # One tensor with a value per sample, the same in all intervals, is a column like any other.
     uniform = uniform and not has
     shape = tuple(first.shape[1:] if has else first.shape)
-    grad = first.requires_grad or (values[-1].requires_grad)
-    return Item(key, uniform, False, shape, has, grad)
+    return Item(key, uniform, False, shape, has, first.requires_grad or values[-1].requires_grad)

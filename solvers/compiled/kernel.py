@@ -22,7 +22,7 @@ from solvers.compiled.ir import Refused
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Run, packed, pass_item
 from solvers.compiled.trace import Traced, field_tensors, trace
-from solvers.control import with_path_tensors
+from solvers.control import Paths, with_path_tensors
 from solvers.statistics import Counted
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ def fingerprint(module: nn.Module) -> Hashable:
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             raise Refused("the field has hooks")
         own = {k: v for k, v in vars(child).items() if k not in _MODULE_STATE and k not in ("_bound", "operators")}
-        tensors = [(k, None if t is None else (t.shape, t.dtype, t.requires_grad))
-                   for kept in (child._parameters, child._buffers) for k, t in kept.items()]
+        tensors = [
+            (k, None if t is None else (t.shape, t.dtype, t.requires_grad))
+            for kept in (child._parameters, child._buffers)
+            for k, t in kept.items()
+        ]
         parts.append((name, type(child), frozen(own), tuple(tensors)))
     return tuple(parts)
 
@@ -217,7 +220,7 @@ def refuse(original: Any, call: Call, reason: str) -> None:
 
 def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
-    key = (loop.solver, type(loop.paths[0]), plain_items, state.shape[1:], state.dtype, fingerprint(original))
+    key = (loop.solver, _kind(loop.paths), plain_items, state.shape[1:], state.dtype, fingerprint(original))
     try:
         entries = _ENTRIES.setdefault(original, {})
         known = key in entries
@@ -232,6 +235,10 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
         except Refused as error:
             entries[key].refused = str(error)
     return entries[key]
+
+
+def _kind(paths: Any) -> Any:
+    return paths.kind if isinstance(paths, Paths) else type(paths[0])
 
 
 def _tensors(
@@ -298,5 +305,3 @@ def _made(traced: Traced, state: Tensor, items: list[Item], scalars: list[Item],
         return Kernel(plan, source, build.library(source.text), items, scalars, state.dtype, wanted or frozenset())
     except Refused as error:
         return str(error)
-
-

@@ -42,9 +42,6 @@ class Held:
     matrix: Matrix
 
 
-
-
-
 def entries_of(dims: Sequence[Dim]) -> tuple[int, ...]:
     """Sizes of the index axes."""
     return tuple(size for dim in dims for kind, size in dim if kind == "i")
@@ -241,7 +238,9 @@ class Lowering:
         if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "c" for d in kinds):
             width = sizes[0]
             entries = np.stack([b.entries for b in blocks], axis=at)
-            return Block((*blocks[0].dims[:dim], (("i", len(blocks)), ("c", width)), *blocks[0].dims[dim + 1 :]), entries)
+            return Block(
+                (*blocks[0].dims[:dim], (("i", len(blocks)), ("c", width)), *blocks[0].dims[dim + 1 :]), entries
+            )
         if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "b" for d in kinds):
             entries = np.stack([b.entries for b in blocks], axis=at)
             samples = (("i", len(blocks)), ("b", sizes[0]))
@@ -255,7 +254,9 @@ class Lowering:
             raise Refused("it joins samples")
         entries = np.empty(flat[0].entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
-            entries[index] = self.graph.cat([self.graph.wide(b.entries[index], n) for b, n in zip(flat, sizes, strict=True)])
+            entries[index] = self.graph.cat(
+                [self.graph.wide(b.entries[index], n) for b, n in zip(flat, sizes, strict=True)]
+            )
         return Block((*flat[0].dims[:dim], (("c", sum(sizes)),), *flat[0].dims[dim + 1 :]), entries)
 
     def product(self, x: Any, matrix: Any) -> Block:
@@ -288,7 +289,7 @@ class Lowering:
                         row = np.moveaxis(block.entries, axis, -1)[index]
                         entries[index] = self.graph.sum(row)
                     block = Block(block.dims, entries)
-                rest = block.dims[place][: -1]
+                rest = block.dims[place][:-1]
                 block = Block((*block.dims[:place], rest, *block.dims[place + 1 :]), block.entries)
         if not keepdim:
             block = Block(tuple(d for i, d in enumerate(block.dims) if i not in places), block.entries)
@@ -489,4 +490,3 @@ _POINTWISE: dict[str, Callable[..., Node]] = {
 
 #: Names of every aten operation that is understood.
 UNDERSTOOD = frozenset(_SHAPES) | frozenset(_POINTWISE)
-

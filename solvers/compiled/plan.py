@@ -320,8 +320,10 @@ def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None) -> P
     """
     graph, count = traced.graph, len(traced.outputs)
     outputs = merged(graph, traced.outputs)
-    states = {graph.leaf(("state", i), True, width, True): [place]
-              for i, place in enumerate(_state_places(count, width, "state"))}
+    states = {
+        graph.leaf(("state", i), True, width, True): [place]
+        for i, place in enumerate(_state_places(count, width, "state"))
+    }
     leaves = _step_leaves(outputs)
     backward, saved = None, []
     if wanted is not None:
@@ -453,5 +455,3 @@ def _terms(node: Node, count: dict[Node, int]) -> list[Node]:
     if node.op == "add" and count[node] == 1:
         return _terms(node.args[0], count) + _terms(node.args[1], count)
     return [node]
-
-

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.compiled import build
+from solvers.compiled import build, memory
 from solvers.compiled.emit_cpu import Signature, Source
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Matrix
@@ -142,12 +142,12 @@ class Run(torch.autograd.Function):
         ctx.call, kernel = call, call.kernel
         args = call.arguments(state, tensors)
         batch, components, width = state.shape
-        states = state.new_empty(args.steps + 1, batch, components, width)
+        states = memory.empty((args.steps + 1, batch, components, width), state.dtype)
         states[0] = state
         args.tensors["states"] = states
         saved = []
         for i, columns in enumerate(kernel.program.saved):
-            saved.append(state.new_empty(args.steps, batch, columns))
+            saved.append(memory.empty((args.steps, batch, columns), state.dtype))
             args.tensors["saved", i] = saved[-1]
         args.call(kernel.forward, kernel.source.forward, lambda part: {})
         rows = states[call.substeps :: call.substeps]
@@ -223,7 +223,7 @@ def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> d
     for item, tensor in zip(kernel.items, tensors, strict=False):
         if ("step", item.key) not in kernel.wanted or not item.batch:
             continue
-        made = torch.empty_strided(tensor.shape, _dense(tensor), dtype=tensor.dtype)
+        made = memory.empty((tensor.numel(),), tensor.dtype).as_strided(tensor.shape, _dense(tensor))
         if not any(k[:2] == ("dstep", item.key) for k in kernel.source.backward.pointers if isinstance(k, tuple)):  # type: ignore[union-attr]
             made.zero_()
         found[item.key] = made
