@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers import compiled
 from solvers.adaptive import non_finite_sample
 from solvers.clock import Clock
-from solvers.compiled import Record, States
+from solvers.compiled import PLAIN, Record, States
 from solvers.control import Control, part
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
@@ -37,7 +37,7 @@ class Trajectory:
     solver: Solver
     steps: Sequence[Any]
     evaluations: int
-    record: Record = Record("plain")
+    record: Record = PLAIN
 
     def states(self) -> Tensor:
         """The state after each interval, `(batch, time, components, hidden)`."""

@@ -117,6 +117,14 @@ def _pair(name: str, solver: str):
     return pytest.param((name, solver), id=f"{name}-{solver}", marks=[] if quick else [pytest.mark.slow])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_cache(tmp_path_factory):
+    """Compiled steps are shared by the tests and leave nothing behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURALOSC_CACHE", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(20240607)

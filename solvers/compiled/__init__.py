@@ -19,7 +19,7 @@ Nothing here knows a model or a solver by name: a field of one's own under any f
 What cannot take it runs on the plain path, and the `Record` of the trajectory says why.
 """
 
-from solvers.compiled.backend import BACKENDS, Record, attempt, backend, get_backend, set_backend
+from solvers.compiled.backend import BACKENDS, PLAIN, Record, attempt, backend, get_backend, set_backend
 from solvers.compiled.carried import States
 
-__all__ = ["BACKENDS", "Record", "States", "attempt", "backend", "get_backend", "set_backend"]
+__all__ = ["BACKENDS", "PLAIN", "Record", "States", "attempt", "backend", "get_backend", "set_backend"]

@@ -94,6 +94,10 @@ class Record:
     source: str = ""
 
 
+#: Of a trajectory that no solve recorded.
+PLAIN = Record("plain")
+
+
 def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[States | None, Record]:
     """The states of a loop by the fast path, or None, and why.
 
@@ -142,7 +146,7 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused(f"solver {loop.solver.name!r} chooses its steps as it goes")
     if not isinstance(field, nn.Module):
         raise Refused("the field is no nn.Module, so what it depends on is not known")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         raise Refused("the loop is being compiled or exported by torch")
     tensors = [state, *field.parameters(), *_seen(loop)]
     if not all(concrete(t) for t in tensors) or torch._C._functorch.peek_interpreter_stack() is not None:

@@ -103,7 +103,8 @@ def emit(program: Program, dtype: str) -> Source:
         backward = _Function("backward", program, program.backward, matrices)
         texts.append(backward.text())
     head = f"{HEADER.read_text()}\ntypedef {dtype} real;\n{_TOP}"
-    return Source(head + "\n".join(texts), forward.signature, backward and backward.signature, matrices)
+    other = None if backward is None else backward.signature
+    return Source(head + "\n".join(texts), forward.signature, other, matrices)
 
 
 class _Function:
@@ -376,7 +377,7 @@ class _Function:
             return [], f"{name}_all + {place.offset}", ld
         if kind in ("state", "saved"):
             p = self.given("states" if kind == "state" else place.array)
-            ld = self.ld if kind == "state" else self.plan.widths[place.array]
+            ld = str(self.ld if kind == "state" else self.plan.widths[place.array])
             copy = f"copy_{p}_{place.offset}_{width}"
             lines = []
             if copy not in self.declared:
@@ -445,7 +446,7 @@ class _Sweep:
             base = self.located(node.args[0])
             return None if base is None else f"{base} + {node.data[0]}"
         homes = plan.homes.get(node)
-        if not homes or node.op == "cat" and plan.depth.get(node, 0) >= self.number:
+        if not homes or (node.op == "cat" and plan.depth.get(node, 0) >= self.number):
             return None
         ready = node.op in ("mm", "csum") or node.op == "leaf" or plan.depth.get(node, 0) < self.number
         if not ready and homes[0].array not in ("next",) and homes[0].array[0] != "saved":

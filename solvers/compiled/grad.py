@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from solvers.compiled.ir import PREDICATES, Graph, Matrix, Node, Refused, ordered
 
@@ -17,7 +18,7 @@ class Cotangents:
         products: x and cotangent of every x M; together the gradient of M.
     """
 
-    leaves: dict[Hashable, Node] = field(default_factory=dict)
+    leaves: dict[Any, Node] = field(default_factory=dict)
     products: list[tuple[Node, Node, Matrix]] = field(default_factory=list)
 
 
@@ -25,7 +26,7 @@ def pullback(
     graph: Graph,
     outputs: Sequence[Node],
     cotangents: Sequence[Node],
-    wanted: Callable[[Hashable], bool],
+    wanted: Callable[[Any], bool],
 ) -> Cotangents:
     """Cotangents of the leaves (and matrices) that are `wanted`, for those of the outputs."""
     nodes = ordered(outputs)

@@ -63,7 +63,12 @@ class Columns:
             return values[0] if not item.number else torch.tensor(float(values[0]), dtype=torch.float64)
         if item.number:
             return torch.tensor(values, dtype=torch.float64)
-        if not isinstance(values, Series) and len(values) > 1 and values[0] is values[-1] and all(v is values[0] for v in values):
+        if (
+            not isinstance(values, Series)
+            and len(values) > 1
+            and values[0] is values[-1]
+            and all(v is values[0] for v in values)
+        ):
             return values[0].unsqueeze(0).expand(len(values), *values[0].shape)
         return values.whole.transpose(0, 1) if isinstance(values, Series) else torch.stack(list(values))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from solvers.compiled.ir import Graph, Matrix, Node, Refused, Tile
+from solvers.compiled.ir import Graph, Matrix, Node, Refused
 
 #: An axis: ("b", size) the batch, ("c", size) channels, ("i", size) an index. A dimension of a tensor is a tuple of
 #: axes that were flattened into it; of none where its size is 1.
@@ -376,6 +376,12 @@ def _like(low: Lowering, x: Any, value: Any, **_: Any) -> Block:
     return whole(low.graph.const(float(value)), block.dims)
 
 
+def _mean(low: Lowering, x: Any, dims: Any, keepdim: bool) -> Block:
+    shape = low.block(x).shape
+    count = math.prod(shape[d] for d in (dims or range(len(shape))))
+    return low.pointwise(_binary("mul"), low.summed(x, dims, keepdim), 1 / count)
+
+
 def _addmm(low: Lowering, bias: Any, x: Any, matrix: Any, beta: float = 1, alpha: float = 1) -> Block:
     if beta != 1 or alpha != 1:
         raise Refused("a product with factors")
@@ -419,6 +425,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "mm": lambda low, x, matrix: low.product(x, matrix),
     "addmm": _addmm,
     "sum": lambda low, x, dims=None, keepdim=False, **k: low.summed(x, dims, keepdim),
+    "mean": lambda low, x, dims=None, keepdim=False, **k: _mean(low, x, dims, keepdim),
     "full_like": _like,
     "zeros_like": lambda low, x, **_: _like(low, x, 0),
     "ones_like": lambda low, x, **_: _like(low, x, 1),

@@ -12,7 +12,7 @@ from typing import Any
 
 from solvers.compiled.grad import pullback
 from solvers.compiled.ir import TRANSCENDENTAL, Graph, Matrix, Node, ordered, uses
-from solvers.compiled.trace import Traced
+from solvers.compiled.trace import Key, Traced
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Plan:
     homes: dict[Node, list[Place]]
     widths: dict[Any, int]
     outers: list[Outer] = field(default_factory=list)
-    sinks: list[tuple[Hashable, Node]] = field(default_factory=list)
-    drops: list[tuple[Hashable, Node]] = field(default_factory=list)
+    sinks: list[tuple[Key, Node]] = field(default_factory=list)
+    drops: list[tuple[Key, Node]] = field(default_factory=list)
     depth: dict[Node, int] = field(default_factory=dict)
 
 
@@ -325,7 +325,8 @@ def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None) -> P
         for i, place in enumerate(_state_places(count, width, "state"))
     }
     leaves = _step_leaves(outputs)
-    backward, saved = None, []
+    backward: Plan | None = None
+    saved: list[Node] = []
     if wanted is not None:
         backward, saved = _backward(graph, outputs, width, wanted, {**states, **leaves})
     planner = Planner({**states, **leaves}, width)
@@ -379,7 +380,8 @@ def _backward(
         outers.append(Outer(left, right, matrix))
     adding = _accumulate(graph, planner, sent, roots, width, set(forward))
     others: list[Node] = []
-    sinks, drops = [], []
+    sinks: list[tuple[Key, Node]] = []
+    drops: list[tuple[Key, Node]] = []
     for key, node in gradients.items():
         if key[0] == "step" and _batched(graph, key, leaves):
             planner.store(node, Place(("dstep", *key[1:])))

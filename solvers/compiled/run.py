@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ class Arguments:
         if work < 20_000:
             parts = 1
         edges = [self.batch * i // parts for i in range(parts + 1)]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(itertools.pairwise(edges))
 
     def call(self, function: Any, signature: Signature, own: Callable[[int], dict[Hashable, Tensor]]) -> None:
         """Run a function over the whole batch; `own` gives what each thread has for itself."""

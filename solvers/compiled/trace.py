@@ -257,7 +257,9 @@ class _Splitter:
             if node not in needed:
                 needed.add(node)
                 waiting += node.all_input_nodes
-        graph, copies, given = fx.Graph(), {}, []
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        given: list[Key] = []
         places: dict[Key, fx.Node] = {}
         behind: dict[fx.Node, frozenset[int]] = {}
         for node in self.module.graph.nodes:
