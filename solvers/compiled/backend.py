@@ -110,6 +110,9 @@ def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[
     Raises:
         PairingError: the backend is "compiled" and cannot take this loop.
     """
+    if torch.compiler.is_compiling():
+        # Said first and without looking further: whatever is looked at here, torch would record.
+        return None, PLAIN
     chosen = get_backend()
     try:
         if chosen == "plain":
@@ -146,8 +149,8 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused(f"solver {loop.solver.name!r} chooses its steps as it goes")
     if not isinstance(field, nn.Module):
         raise Refused("the field is no nn.Module, so what it depends on is not known")
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        raise Refused("the loop is being compiled or exported by torch")
+    if torch._C._get_tracing_state() is not None:
+        raise Refused("the loop is being exported by torch")
     tensors = [state, *field.parameters(), *_seen(loop)]
     if not all(concrete(t) for t in tensors) or torch._C._functorch.peek_interpreter_stack() is not None:
         raise Refused("the loop is inside a function transform")

@@ -59,18 +59,18 @@ class Columns:
     def whole(self, item: Item, dtype: torch.dtype) -> Tensor:
         """A uniform item as it is, another one as `(time, *shape)`; numbers in double precision."""
         values = self.values[item.key]
-        if item.uniform:
-            return values[0] if not item.number else torch.tensor(float(values[0]), dtype=torch.float64)
+        if isinstance(values, Series):
+            return values.whole.transpose(0, 1)
+        first = values[0]
         if item.number:
-            return torch.tensor(values, dtype=torch.float64)
-        if (
-            not isinstance(values, Series)
-            and len(values) > 1
-            and values[0] is values[-1]
-            and all(v is values[0] for v in values)
-        ):
-            return values[0].unsqueeze(0).expand(len(values), *values[0].shape)
-        return values.whole.transpose(0, 1) if isinstance(values, Series) else torch.stack(list(values))
+            return torch.tensor(float(first) if item.uniform else values, dtype=torch.float64)
+        if item.uniform:
+            shared: Tensor = first
+            return shared
+        if len(values) > 1 and all(v is first for v in values):
+            repeated: Tensor = first.unsqueeze(0).expand(len(values), *first.shape)
+            return repeated
+        return torch.stack(list(values))
 
 
 def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:

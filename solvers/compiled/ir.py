@@ -8,7 +8,7 @@ values: they appear as the right factor of a product alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ TRANSCENDENTAL = frozenset({"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "
 #: Results that are true or false; none has a gradient.
 PREDICATES = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
 
-_FOLD = {
+_FOLD: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
@@ -265,7 +265,7 @@ class Graph:
 
     def _renewed(self, node: Node, args: tuple[Node, ...]) -> Node:
         """The same operation on other arguments."""
-        if node.op in ("leaf", "const"):
+        if node.op in ("leaf", "const", "opaque"):
             return node
         if node.op == "slice":
             return self.slice(args[0], *node.data)

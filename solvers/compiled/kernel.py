@@ -34,7 +34,7 @@ _LOCK = threading.RLock()
 
 @dataclass
 class Entry:
-    """What is known of one kind of step of one field: its trace, or why there is none, and kernels by what they give."""
+    """What is known of one kind of step of one field: its trace, or why there is none, and its kernels."""
 
     traced: Traced | None = None
     refused: str = ""
@@ -103,7 +103,7 @@ class Call:
 
     def run(self, state: Tensor) -> tuple[Tensor, ...]:
         """The components after every interval, and the last state."""
-        found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)
+        found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)  # type: ignore[no-untyped-call]
         return found
 
     def parted(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
@@ -287,9 +287,9 @@ def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[It
     """Which gradients to give, or None for none."""
     if not torch.is_grad_enabled() or not (state.requires_grad or any(t.requires_grad for t in tensors)):
         return None
-    names: list[Key] = [("step", i.key) for i in items] + [("whole", i.key) for i in scalars]
+    names: list[Key] = [*(("step", i.key) for i in items), *(("whole", i.key) for i in scalars)]
     given = tensors[len(names) :]
-    wanted = {n for n, t in zip(names, tensors, strict=False) if t.requires_grad}
+    wanted: set[Key] = {n for n, t in zip(names, tensors, strict=False) if t.requires_grad}
     for i, behind in enumerate(traced.behind):
         if any(given[k].requires_grad for k in behind):
             wanted.add(("uniform", i))

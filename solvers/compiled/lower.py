@@ -6,6 +6,7 @@ the channels. Selecting, stacking, splitting and reshaping then only rearrange n
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -281,7 +282,7 @@ class Lowering:
                 if kind == "b":
                     block = Block(block.dims, self._each(block, _opaque))
                 elif kind == "c":
-                    block = Block(block.dims, self._each(block, lambda n, size=size: self._channel_sum(n, size)))
+                    block = Block(block.dims, self._each(block, functools.partial(self._channel_sum, size)))
                 else:
                     axis = at + len([a for a in block.dims[place] if a[0] == "i"]) - 1
                     entries = np.empty(np.delete(block.entries.shape, axis), dtype=object)
@@ -295,7 +296,7 @@ class Lowering:
             block = Block(tuple(d for i, d in enumerate(block.dims) if i not in places), block.entries)
         return block
 
-    def _channel_sum(self, node: Node, size: int) -> Node:
+    def _channel_sum(self, size: int, node: Node) -> Node:
         return self.graph.csum(node) if node.width > 1 else self.graph.pointwise("mul", self.graph.const(size), node)
 
     def _each(self, block: Block, function: Callable[[Node], Node]) -> Any:

@@ -20,7 +20,7 @@ _free: list[Any] = []
 _lock = threading.RLock()
 
 
-class _Lent(np.ndarray):  # type: ignore[type-arg]
+class _Lent(np.ndarray):
     """A buffer in use: its end of life, when the last tensor over it is gone, gives the buffer back."""
 
 

@@ -295,9 +295,9 @@ class Planner:
             for arg in node.args:
                 last[arg] = max(last.get(arg, 0), at)
         for node in nodes:
-            if node.op in TRANSCENDENTAL and node.batch and node not in self.plan.homes and node not in self.known:
-                if last.get(node, 0) > depth[node]:
-                    self.store(node, self.array("temp", node.width))
+            dear = node.op in TRANSCENDENTAL and node.batch and last.get(node, 0) > depth[node]
+            if dear and node not in self.plan.homes and node not in self.known:
+                self.store(node, self.array("temp", node.width))
 
 
 def _readable(place: Place, kind: str) -> bool:

@@ -84,7 +84,13 @@ class Arguments:
 
         def run(part: int) -> None:
             first, last = bounds[part]
-            fixed = {"steps": self.steps, "batch": self.batch, "b0": first, "b1": last, "chunk": chunk}
+            fixed: dict[Hashable, int] = {
+                "steps": self.steps,
+                "batch": self.batch,
+                "b0": first,
+                "b1": last,
+                "chunk": chunk,
+            }
             fixed["substeps"] = self.substeps
             numbers = {**self.strides, **fixed}
             mine = own(part)
@@ -162,7 +168,7 @@ class Run(torch.autograd.Function):
         return (*outs, end)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of state, items, scalars and uniform tensors."""
         call = ctx.call
         many, some = ctx.counts
@@ -202,10 +208,10 @@ def _gradients(
     steps = _step_gradients(kernel, args, tensors)
     parts = len(args.bounds())
     sums = _sums(kernel, signature, args, parts)
-    outers = {}
+    outers: dict[Hashable, Tensor] = {}
     for i, outer in enumerate(kernel.program.backward.outers):  # type: ignore[union-attr]
         outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
-    own = {**sums, **outers}
+    own: dict[Hashable, Tensor] = {**sums, **outers}
     args.call(kernel.backward, signature, lambda part: {name: tensor[part] for name, tensor in own.items()})
     found: list[Tensor | None] = [carry[args.steps % 2]]
     for item in kernel.items:
@@ -234,7 +240,8 @@ def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> d
 
 def _dense(tensor: Tensor) -> tuple[int, ...]:
     """Strides in the order of a tensor's own, without gaps or repetition."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    strided = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda d: (-strided[d], d))
     order = [d for d in order if d != tensor.dim() - 1] + [tensor.dim() - 1]
     strides, size = [0] * tensor.dim(), 1
     for d in reversed(order):
@@ -262,7 +269,8 @@ def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
 
 def _sums(kernel: Kernel, signature: Signature, args: Arguments, parts: int) -> dict[Hashable, Tensor]:
     """Rows and scalars that are added up, one for each thread."""
-    backward, found = kernel.program.backward, {}
+    backward = kernel.program.backward
+    found: dict[Hashable, Tensor] = {}
     assert backward is not None
     for key, node in backward.sinks:
         found["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64)
@@ -281,7 +289,7 @@ def _dropped(sums: dict[Hashable, Tensor], item: Item, like: Tensor) -> Tensor:
 
 
 def _given_gradients(
-    call: Any, given: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Any, Tensor]
+    call: Any, given: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Hashable, Tensor]
 ) -> list[Tensor | None]:
     """The gradients of what the prologue takes, through the prologue."""
     inputs = [t.detach().requires_grad_(t.requires_grad) for t in given]
@@ -298,7 +306,7 @@ def _given_gradients(
 
 
 def _uniform_gradients(
-    kernel: Kernel, uniform: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Any, Tensor]
+    kernel: Kernel, uniform: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Hashable, Tensor]
 ) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for i, tensor in enumerate(uniform):

@@ -187,8 +187,8 @@ class _Splitter:
             elif node.op == "placeholder":
                 self.env[node] = self._placeholder(node, graph)
             elif node.op == "call_function":
-                args = fx.node.map_arg(node.args, lambda n: _Wrapped(self._value(n, graph)))
-                kwargs = fx.node.map_arg(node.kwargs, lambda n: _Wrapped(self._value(n, graph)))
+                args = fx.node.map_arg(node.args, self._wrapped(graph))
+                kwargs = fx.node.map_arg(node.kwargs, self._wrapped(graph))
                 self.env[node] = low.call(node.target, _unwrapped(args), _unwrapped(kwargs), node.meta.get("val"))
         block = low.block(outputs)
         expected = (self.batch, *self.state.shape[1:])
@@ -202,6 +202,9 @@ class _Splitter:
         given, behind, prologue = self._prologue()
         stepwise = [item.key for node, item in self.item.items() if node in self.env and node.users]
         return Traced(graph, made, prologue, given, behind, evaluations, stepwise)  # type: ignore[arg-type]
+
+    def _wrapped(self, graph: Graph) -> Any:
+        return lambda node: _Wrapped(self._value(node, graph))
 
     def _value(self, node: Any, graph: Graph) -> Any:
         if not isinstance(node, fx.Node):
@@ -227,7 +230,7 @@ class _Splitter:
 
     def _leaf(self, node: fx.Node, graph: Graph) -> Any:
         """A result of the prologue, as the step sees it."""
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         if value is None:
             value = node.meta.get("tensor_meta")
         if value is None and node in self.keys:
@@ -291,7 +294,7 @@ class _Parts:
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     """The shape of a recorded result; of several results, all their sizes."""
-    value = node.meta.get("val", node.meta.get("tensor_meta"))
+    value: Any = node.meta.get("val", node.meta.get("tensor_meta"))
     if isinstance(value, tuple | list) and not hasattr(value, "shape"):
         return tuple(n for part in value if hasattr(part, "shape") for n in part.shape)
     return tuple(value.shape) if hasattr(value, "shape") else ()

@@ -22,7 +22,9 @@ def gradients(rnn, backend, x, state, spans, weights):
     with solvers.backend(backend):
         solution = rnn.solve(x, state, timespans=spans)
         assert solution.trajectories[0].record.path == backend
-        loss = sum((w * t).sum() for w, t in zip(weights, (solution.states, solution.output, solution.state)))
+        loss = sum(
+            (w * t).sum() for w, t in zip(weights, (solution.states, solution.output, solution.state), strict=True)
+        )
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
     evaluations = solution.evaluations
     return [solution.output, solution.state, *found], evaluations
@@ -35,7 +37,7 @@ def agree(rnn, x, state, spans, relative_error, bound=1e-9):
     plain, calls = gradients(rnn, "plain", x, state, spans, weights)
     fast, same = gradients(rnn, "compiled", x, state, spans, weights)
     assert calls == same
-    for found, expected in zip(fast, plain):
+    for found, expected in zip(fast, plain, strict=True):
         if found is None or expected is None:
             # A gradient that is zero may be left out by either.
             assert all(g is None or not g.any() for g in (found, expected))
@@ -130,7 +132,7 @@ def test_lengths_and_layers(make_field, relative_error):
         with solvers.backend(backend):
             output, state = rnn(x, lengths=[9, 2, 5])
             found.append([output, state, *torch.autograd.grad(output.sum() + state.square().sum(), rnn.parameters())])
-    for plain, fast in zip(*found):
+    for plain, fast in zip(*found, strict=True):
         assert relative_error(fast, plain) < 1e-12
 
 
@@ -144,7 +146,7 @@ def test_only_what_is_used_flows_back(part, make_field, relative_error):
             output, state = rnn(x)
             loss = output[:, -1].square().sum() if part == "output" else state.square().sum()
             found.append(torch.autograd.grad(loss, rnn.parameters()))
-    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*found))
+    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*found, strict=True))
 
 
 def test_a_gradient_of_the_gradient(make_field, relative_error):
@@ -156,7 +158,7 @@ def test_a_gradient_of_the_gradient(make_field, relative_error):
             output, end = rnn(x, state, timespans=spans)
             first = torch.autograd.grad(output.square().sum() + end.sum(), leaves, create_graph=True)
             found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
-    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*found))
+    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*found, strict=True))
 
 
 def test_a_second_backward_pass_gives_the_same(make_field):
@@ -166,7 +168,7 @@ def test_a_second_backward_pass_gives_the_same(make_field):
         loss = output.square().sum()
         first = torch.autograd.grad(loss, rnn.parameters(), retain_graph=True)
         again = torch.autograd.grad(loss, rnn.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_frozen_parameters_get_no_gradient(make_field):
