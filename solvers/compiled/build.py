@@ -115,7 +115,7 @@ def _width() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def blas() -> dict[str, int]:
-    """Addresses of the products torch carries, and of the function that keeps them on one thread where there is one.
+    """Addresses of the products torch carries and, where there are any, of what runs them on several threads.
 
     Raises:
         Refused: torch exports none.
@@ -127,7 +127,7 @@ def blas() -> dict[str, int]:
             handle = ctypes.CDLL(str(folder / name) if (folder / name).exists() else name)
         except OSError:
             continue
-        for symbol in ("sgemm_", "dgemm_", "MKL_Set_Num_Threads_Local"):
+        for symbol in ("sgemm_", "dgemm_", "MKL_Set_Num_Threads_Local", "GOMP_parallel"):
             if symbol not in found and hasattr(handle, symbol):
                 found[symbol] = _address(getattr(handle, symbol))
         if "sgemm_" in found:

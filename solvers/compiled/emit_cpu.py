@@ -501,7 +501,7 @@ class _Sweep:
         width = self.width_of(place, node)
         target = f"{self.pointer(place.array)} + {place.offset}"
         value = self.value(node, width)
-        if place.array[0] == "dstep" and place.array[1] != ("start",):
+        if self.f.program.divided and place.array[0] == "dstep" and place.array[1] != ("start",):
             old = f"({target})[{'j' if width > 1 else '0'}]"
             value = f"fresh ? real({value}) : {old} + {value}"
         if width == 1:

@@ -201,10 +201,10 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
         traced = entry.traced
         tensors, items, scalars = _tensors(traced, bound, columns, state)
         wanted = _wanted(traced, state, tensors, items, scalars)
-        kernel = entry.kernels.get(wanted)
+        key = (wanted, loop.substeps > 1)
+        kernel = entry.kernels.get(key)
         if kernel is None:
-            kernel = _made(traced, state, items, scalars, wanted)
-            entry.kernels[wanted] = kernel
+            kernel = entry.kernels[key] = _made(traced, state, items, scalars, *key)
     if isinstance(kernel, str):
         raise Refused(kernel)
     return Call(kernel, traced, loop, layout, tensors)
@@ -296,10 +296,12 @@ def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[It
     return frozenset(wanted)
 
 
-def _made(traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], wanted: Any) -> Kernel | str:
+def _made(
+    traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], wanted: Any, divided: bool
+) -> Kernel | str:
     """A kernel, or why there is none."""
     try:
-        plan = program(traced, state.shape[2], wanted)
+        plan = program(traced, state.shape[2], wanted, divided)
         source = emit(plan, "float" if state.dtype == torch.float32 else "double")
         build.blas()
         return Kernel(plan, source, build.library(source.text), items, scalars, state.dtype, wanted or frozenset())

@@ -90,7 +90,7 @@ class Program:
     Attributes:
         components, width: of the state.
         saved: widths of what the forward pass keeps of each step, the states aside.
-        shared: what the plans were made for: leaves that want a gradient.
+        divided: intervals have several steps, which share the leaves of the interval.
     """
 
     components: int
@@ -98,6 +98,7 @@ class Program:
     forward: Plan
     backward: Plan | None
     saved: list[int]
+    divided: bool
 
 
 def merged(graph: Graph, roots: Sequence[Node], fixed: Iterable[Node] = ()) -> list[Node]:
@@ -310,13 +311,14 @@ def _state_places(components: int, width: int, array: str) -> list[Place]:
     return [Place(array, i * width) for i in range(components)]
 
 
-def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None) -> Program:
+def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None, divided: bool) -> Program:
     """The plan of a step and, unless `wanted` is None, of its gradient.
 
     Args:
         traced: the step.
         width: channels of the state.
         wanted: the leaves other than the state whose gradient is asked for, as ("uniform", i) or ("step", key).
+        divided: intervals have several steps.
     """
     graph, count = traced.graph, len(traced.outputs)
     outputs = merged(graph, traced.outputs)
@@ -336,7 +338,7 @@ def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None) -> P
         planner.plan.widths["saved", i] = node.width
         planner.store(node, Place(("saved", i)))
     forward = planner.finish([], {})
-    return Program(count, width, forward, backward, [node.width for node in saved])
+    return Program(count, width, forward, backward, [node.width for node in saved], divided)
 
 
 def _step_leaves(roots: Sequence[Node]) -> dict[Node, list[Place]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,6 @@ from solvers.compiled.ir import Matrix
 from solvers.compiled.plan import Program
 
 Key = tuple[Hashable, ...]
-
-_POOLS: dict[int, ThreadPoolExecutor] = {}
 
 
 @dataclass
@@ -66,7 +62,7 @@ class Arguments:
     def bounds(self) -> list[tuple[int, int]]:
         """The samples of each thread."""
         parts = min(torch.get_num_threads(), self.batch)
-        if "MKL_Set_Num_Threads_Local" not in build.blas():
+        if not {"MKL_Set_Num_Threads_Local", "GOMP_parallel"} <= set(build.blas()):
             parts = 1
         work = self.batch * self.kernel.program.components * self.kernel.program.width * self.steps
         if work < 20_000:
@@ -82,51 +78,26 @@ class Arguments:
         blas = build.blas()
         gemm = blas["sgemm_" if self.dtype == torch.float32 else "dgemm_"]
 
-        def run(part: int) -> None:
-            first, last = bounds[part]
-            fixed: dict[Hashable, int] = {
-                "steps": self.steps,
-                "batch": self.batch,
-                "b0": first,
-                "b1": last,
-                "chunk": chunk,
-            }
-            fixed["substeps"] = self.substeps
-            numbers = {**self.strides, **fixed}
+        integers, pointers = [], []
+        for part, (first, last) in enumerate(bounds):
+            numbers = dict(self.strides)
+            numbers.update({"steps": self.steps, "batch": self.batch, "b0": first, "b1": last})
+            numbers.update({"chunk": chunk, "substeps": self.substeps})
             mine = own(part)
-            integers = (ctypes.c_int64 * len(signature.integers))(*(numbers.get(n, 0) for n in signature.integers))
             addresses = []
             for name in signature.pointers:
                 tensor = mine.get(name, self.tensors.get(name))
                 addresses.append(gemm if name == "gemm" else 0 if tensor is None else tensor.data_ptr())
-            pointers = (ctypes.c_void_p * len(addresses))(*addresses)
-            function(integers, pointers)
-
+            integers.append(
+                (ctypes.c_int64 * len(signature.integers))(*(numbers.get(n, 0) for n in signature.integers))
+            )
+            pointers.append((ctypes.c_void_p * len(addresses))(*addresses))
         if len(bounds) == 1:
-            run(0)
+            function(integers[0], pointers[0])
             return
-        alone = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(blas["MKL_Set_Num_Threads_Local"])
-
-        def guarded(part: int) -> None:
-            before = alone(1)
-            try:
-                run(part)
-            finally:
-                alone(before)
-
-        waiting = [_pool().submit(guarded, part) for part in range(1, len(bounds))]
-        guarded(0)
-        for result in waiting:
-            result.result()
-
-
-def _pool() -> ThreadPoolExecutor:
-    """Threads of this process; a fork has to make its own."""
-    key = os.getpid()
-    if key not in _POOLS:
-        _POOLS.clear()
-        _POOLS[key] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="solvers")
-    return _POOLS[key]
+        rows = [(ctypes.c_void_p * len(bounds))(*map(ctypes.addressof, arrays)) for arrays in (integers, pointers)]
+        parallel, alone = (ctypes.c_void_p(blas[name]) for name in ("GOMP_parallel", "MKL_Set_Num_Threads_Local"))
+        self.kernel.library.launch(parallel, alone, function, ctypes.c_int64(len(bounds)), *rows)
 
 
 def packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 // Elementary functions that a compiler can vectorise: no branches, no tables, no library calls. Each is accurate to a
 // few units in the last place for all arguments; NaN stays NaN, and infinities go where they should.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -159,3 +160,27 @@ struct Scratch {
 };
 
 }  // namespace
+
+// Several parts of a batch at once, on the threads of the OpenMP library that torch has running: other threads would
+// compete with those, which wait for work in a busy loop.
+typedef void (*Part)(const int64_t*, void**);
+struct Job {
+  Part part;
+  const int64_t* const* integers;
+  void** const* pointers;
+  int (*alone)(int);
+  int64_t parts;
+  std::atomic<int64_t> next;
+};
+inline void work(void* data) {
+  Job* job = static_cast<Job*>(data);
+  // A product inside must not start threads of its own.
+  const int before = job->alone(1);
+  for (int64_t i = job->next++; i < job->parts; i = job->next++) job->part(job->integers[i], job->pointers[i]);
+  job->alone(before);
+}
+extern "C" void launch(void* parallel, void* alone, Part part, int64_t parts, const int64_t* const* integers,
+                       void** const* pointers) {
+  Job job{part, integers, pointers, (int (*)(int))alone, parts, {0}};
+  ((void (*)(void (*)(void*), void*, unsigned, unsigned))parallel)(work, &job, (unsigned)parts, 0);
+}
