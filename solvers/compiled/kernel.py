@@ -54,9 +54,31 @@ def frozen(value: Any, depth: int = 4) -> Hashable:
         return (type(value).__name__, *(frozen(v, depth - 1) for v in value))
     if isinstance(value, dict) and depth:
         return tuple((frozen(k, 0), frozen(v, depth - 1)) for k, v in value.items())
-    if depth and hasattr(value, "__dict__") and not isinstance(value, type | types.FunctionType | types.ModuleType):
-        return (id(value), frozen(vars(value), depth - 1))
-    return id(value)
+    if isinstance(value, types.FunctionType) and depth:
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        return (_same(value), frozen(cells, depth - 1), frozen(value.__defaults__, depth - 1))
+    if isinstance(value, types.MethodType) and depth:
+        return (frozen(value.__func__, depth - 1), _same(value.__self__))
+    if depth and hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+        return (_same(value), frozen(vars(value), depth - 1))
+    return _same(value)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _same(value: Any) -> Hashable:
+    """Equal for the same object alone, also when another one takes its place in memory."""
+    try:
+        reference = weakref.ref(value)
+        hash(reference)
+    except TypeError:
+        return id(value)
+    return reference
 
 
 _MODULE_STATE = frozenset(vars(nn.Module())) - {"training"}

@@ -148,6 +148,19 @@ def test_a_changed_attribute_makes_a_new_step():
         torch.testing.assert_close(solution.state, torch.full((2, 1, 3), (1 + 0.01 * factor) ** 70))
 
 
+def test_a_changed_closure_makes_a_new_step():
+    factor = 1.0
+
+    def scaled(self, t, h, u):
+        return h * factor + 0 * h @ self.W
+
+    rnn, state = ContinuousRNN(Written(scaled), "euler", 0.01), torch.ones(2, 1, 3)
+    for factor in (1.0, -2.0):
+        solution = rnn.solve(X, state)
+        assert solution.trajectories[0].record.path == "compiled"
+        torch.testing.assert_close(solution.state, torch.full((2, 1, 3), (1 + 0.01 * factor) ** 70))
+
+
 def test_parameters_and_buffers_are_read_at_each_solve(make_field):
     field = make_field("oscillator_per_channel")
     rnn, x = ContinuousRNN(field, "semi_implicit_euler", 0.1), torch.randn(2, 70, 2, dtype=torch.float64)
