@@ -124,7 +124,9 @@ def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
         call = prepare(field, loop, layout, start)
-        _self_check(field, call, layout, start)
+        if not call.kernel.checked:
+            with torch.random.fork_rng(devices=[]):
+                _self_check(field, call, layout, start)
     except Refused as error:
         if chosen == "compiled":
             raise PairingError(f"backend 'compiled' cannot take this solve: {error}: use 'auto' or 'plain'") from None
@@ -186,8 +188,6 @@ def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
         Refused: they differ, for instance because the step keeps something in Python from call to call.
     """
     kernel = call.kernel
-    if kernel.checked:
-        return
     generator = torch.Generator().manual_seed(0)
     count = min(CHECKED, len(call.loop))
     leaves = Leaves(call.loop, 0, count)

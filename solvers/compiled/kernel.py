@@ -253,7 +253,9 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
             entries.clear()
         entries[key] = Entry()
         try:
-            entries[key].traced = trace(loop, layout, state, columns.items)
+            # The generator is put back: recording a step must not change what a user draws next.
+            with torch.random.fork_rng(devices=[]):
+                entries[key].traced = trace(loop, layout, state, columns.items)
         except Refused as error:
             entries[key].refused = str(error)
     return entries[key]

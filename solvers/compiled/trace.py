@@ -103,8 +103,7 @@ def _example(item: Item, loop: Loop, batch: int, dtype: torch.dtype) -> Tensor:
 
 def _recorded(step: Any, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     try:
-        # The generator is put back: recording a step must not change what a user draws next.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             function = functionalize(step, remove="mutations_and_views")
             return make_fx(function, decomposition_table=_decompositions())(*examples)
     except Refused:

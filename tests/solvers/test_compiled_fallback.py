@@ -174,6 +174,12 @@ def test_parameters_and_buffers_are_read_at_each_solve(make_field):
             field.gamma.raw.add_(1.0)
 
 
+def test_the_first_solve_draws_no_random_numbers():
+    rnn, before = ContinuousRNN(Written(linear), "euler", 0.01), torch.get_rng_state()
+    assert rnn.solve(X).trajectories[0].record.path == "compiled"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_backends(one_line):
     rnn = ContinuousRNN(Written(linear), "euler", 0.01)
     assert solvers.get_backend() == "auto"
