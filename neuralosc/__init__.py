@@ -15,6 +15,7 @@ from neuralosc.fields import (
     Oscillator,
 )
 from neuralosc.networks import (
+    LEM,
     AntisymmetricRNN,
     CoRNN,
     HamiltonianRNN,
@@ -32,6 +33,7 @@ from neuralosc.rnn import ContinuousRNN, Solution
 from solvers.errors import InputError
 
 __all__ = [
+    "LEM",
     "Antisymmetric",
     "AntisymmetricRNN",
     "CoRNN",

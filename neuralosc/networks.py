@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from neuralosc.field import VectorField
-from neuralosc.fields import Antisymmetric, DenseHamiltonian, HamiltonianOscillator, Lipschitz, Oscillator
+from neuralosc.fields import (
+    Antisymmetric,
+    DenseHamiltonian,
+    HamiltonianOscillator,
+    Lipschitz,
+    Multiscale,
+    Oscillator,
+)
 from neuralosc.fields.parameters import Value
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
@@ -230,6 +237,24 @@ def AntisymmetricRNN(
     """The antisymmetric RNN under Euler. See `Antisymmetric`."""
     own = {"gamma": gamma, "init_std": init_std}
     return _network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, own, choices)
+
+
+@_named(
+    "lem",
+    "LEM",
+    "Rusch et al., ICLR 2022",
+    "dq = g1(q) (tanh(Z p + u) - q), dp = g2(q) (tanh(W q + u) - p), g = sigmoid(W_g q + u)",
+    Multiscale,
+)
+def LEM(
+    input_size: int,
+    hidden_size: int,
+    dt: float | Sequence[float] = 0.21,
+    solver: str | dict[str, Any] | solvers.Solver = "semi_implicit_euler",
+    **choices: Unpack[Choices],
+) -> ContinuousRNN:
+    """Long expressive memory under its published step, with the time step of sequential MNIST. See `Multiscale`."""
+    return _network("lem", Multiscale, input_size, hidden_size, dt, solver, {}, choices)
 
 
 def models() -> list[ModelCard]:

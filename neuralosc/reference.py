@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralosc.networks import CoRNN, LipschitzRNN, UnICORNN
+from neuralosc.networks import LEM, CoRNN, LipschitzRNN, UnICORNN
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
 from solvers.registry import Registry
@@ -25,8 +25,8 @@ def from_reference(name: str, state_dict: StateDict, **settings: Any) -> Loaded:
     """The network and the read-out of a published model's state dict.
 
     Args:
-        name: "cornn" (settings dt, gamma, epsilon), "unicornn" (dt, one or one per layer; alpha) or "lipschitz" (eps,
-            beta, gamma, alpha). Further settings, such as `solver`, go to the network.
+        name: "cornn" (settings dt, gamma, epsilon), "unicornn" (dt, one or one per layer; alpha), "lem" (dt) or
+            "lipschitz" (eps, beta, gamma, alpha). Further settings, such as `solver`, go to the network.
         state_dict: parameters under their published names.
 
     Returns:
@@ -136,6 +136,22 @@ def _lipschitz(keys: _Keys, eps: float, beta: float, gamma: float, alpha: float 
     return rnn, readout
 
 
+def _lem(keys: _Keys, dt: float, **settings: Any) -> Loaded:
+    maps = {"V": "cell.inp2hid", "coupling": "cell.hid2hid", "transform": "cell.transform_z"}
+    values = {
+        f"{own}.{part}": keys.take(f"{published}.{part}")
+        for own, published in maps.items()
+        for part in ("weight", "bias")
+    }
+    hidden, features = len(values["transform.bias"]), values["V.weight"].shape[-1]
+    rnn = LEM(features, hidden, dt=dt, **settings).to(values["V.weight"].dtype)
+    fill(rnn.field, values, "lem")
+    readout = keys.readout("classifier")
+    keys.finish()
+    return rnn, readout
+
+
 REFERENCES.add("cornn", _cornn)
 REFERENCES.add("unicornn", _unicornn)
+REFERENCES.add("lem", _lem)
 REFERENCES.add("lipschitz", _lipschitz)

@@ -145,13 +145,12 @@ def test_the_named_network_with_the_golden_weights(name, golden, relative_error)
 
 def test_lem(golden, relative_error):
     g = golden("lem")
-    features, hidden = g["x"].shape[-1], len(g["transform_z_bias"])
-    field = neuralosc.Multiscale(features, hidden).double()
-    ours = {"inp2hid": field.V, "hid2hid": field.coupling, "transform_z": field.transform}
-    with torch.no_grad():
-        for name, module in ours.items():
-            module.weight.copy_(g[f"{name}_weight"]), module.bias.copy_(g[f"{name}_bias"])
-    solution = ContinuousRNN(field, "semi_implicit_euler", dt=g["dt"]).solve(batch_first(g["x"]))
+    names = ("inp2hid", "hid2hid", "transform_z")
+    published = {f"cell.{n}.{part}": g[f"{n}_{part}"] for n in names for part in ("weight", "bias")}
+    rnn, readout = neuralosc.from_reference("lem", published, dt=g["dt"])
+    assert readout is None and rnn.solver.name == "semi_implicit_euler"
+    ours = dict(zip(names, (rnn.field.V, rnn.field.coupling, rnn.field.transform), strict=True))
+    solution = rnn.solve(batch_first(g["x"]))
     assert relative_error(batch_first(solution.output), g["y"]) <= TOLERANCE
     assert relative_error(batch_first(solution.states[..., 1, :]), g["z"]) <= TOLERANCE
     expected = [
