@@ -9,6 +9,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     lower     the recorded operations as a graph of rows, columns and products (`ir`); what is not understood is refused
     grad      the vector-Jacobian product of that graph, in the same language
     plan      which products merge, what is saved and what computed again, and in which order
+    overlay   which of the saved values the gradients of inputs are written over
     emit_cpu  the plan as C++
     build     compiled by the compiler that is there, kept in a folder
     kernel    one for each different step of a field, found again at the next solve
@@ -21,5 +22,6 @@ What cannot take it runs on the plain path, and the `Record` of the trajectory s
 
 from solvers.compiled.backend import BACKENDS, PLAIN, Record, attempt, backend, get_backend, set_backend
 from solvers.compiled.carried import States
+from solvers.compiled.memory import release
 
-__all__ = ["BACKENDS", "PLAIN", "Record", "States", "attempt", "backend", "get_backend", "set_backend"]
+__all__ = ["BACKENDS", "PLAIN", "Record", "States", "attempt", "backend", "get_backend", "release", "set_backend"]

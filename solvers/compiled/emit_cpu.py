@@ -7,7 +7,7 @@ BLAS function that is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,17 @@ class Source:
     matrices: list[Matrix]
 
 
-def emit(program: Program, dtype: str) -> Source:
-    """The source of a program; `dtype` is "float" or "double"."""
+def emit(program: Program, dtype: str, over: Collection[int] = ()) -> Source:
+    """The source of a program; `dtype` is "float" or "double".
+
+    The saved values in `over` lie as the caller says, by strides over time and samples; others sample by sample.
+    """
     matrices: list[Matrix] = []
-    forward = _Function("forward", program, program.forward, matrices)
+    forward = _Function("forward", program, program.forward, matrices, over)
     texts = [forward.text()]
     backward = None
     if program.backward is not None:
-        backward = _Function("backward", program, program.backward, matrices)
+        backward = _Function("backward", program, program.backward, matrices, over)
         texts.append(backward.text())
     head = f"{HEADER.read_text()}\ntypedef {dtype} real;\n{_TOP}"
     other = None if backward is None else backward.signature
@@ -110,8 +113,10 @@ def emit(program: Program, dtype: str) -> Source:
 class _Function:
     """Writes one of the two functions."""
 
-    def __init__(self, name: str, program: Program, plan: Plan, matrices: list[Matrix]) -> None:
-        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
+    def __init__(
+        self, name: str, program: Program, plan: Plan, matrices: list[Matrix], over: Collection[int] = ()
+    ) -> None:
+        self.name, self.program, self.plan, self.matrices, self.over = name, program, plan, matrices, over
         self.signature = Signature()
         self.ld = program.components * program.width
         #: Declarations at the start of the function and of each step.
@@ -148,6 +153,10 @@ class _Function:
             self.step_line(label, f"real* {label} = {p} + {at} * {st} + b0 * {sb};")
             return label, sb
         width = self.plan.widths[array]
+        if kind == "saved" and array[1] in self.over:
+            p, st, sb = self.given(array), self.number((*array, "time")), self.number((*array, "sample"))
+            self.step_line(name, f"real* {name} = {p} + s * {st} + b0 * {sb};")
+            return name, sb
         if kind == "saved":
             p = self.given(array)
             self.step_line(name, f"real* {name} = {p} + (s * batch + b0) * {width};")
@@ -308,10 +317,15 @@ class _Function:
         if not level.stores and not level.sums:
             return []
         sweep = _Sweep(self, number)
+        # The gradients of the interval's leaves last: they may lie where a saved value was read.
+        late = [(node, place) for node, place in level.stores if place.array[0] == "dstep"]
         for node, place in level.stores:
-            sweep.store(node, place)
+            if (node, place) not in late:
+                sweep.store(node, place)
         for node in level.sums:
             sweep.sum(node)
+        for node, place in late:
+            sweep.store(node, place)
         return sweep.lines()
 
     def matrix(self, matrix: Matrix) -> str:

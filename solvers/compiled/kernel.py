@@ -19,6 +19,7 @@ from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item
 from solvers.compiled.ir import Refused
+from solvers.compiled.overlay import overlays
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Run, packed, pass_item
 from solvers.compiled.trace import Traced, field_tensors, trace
@@ -326,8 +327,10 @@ def _made(
     """A kernel, or why there is none."""
     try:
         plan = program(traced, state.shape[2], wanted, divided)
-        source = emit(plan, "float" if state.dtype == torch.float32 else "double")
+        over = overlays(plan, items)
+        source = emit(plan, "float" if state.dtype == torch.float32 else "double", over)
         build.blas()
-        return Kernel(plan, source, build.library(source.text), items, scalars, state.dtype, wanted or frozenset())
+        library = build.library(source.text)
+        return Kernel(plan, source, library, items, scalars, state.dtype, wanted or frozenset(), over)
     except Refused as error:
         return str(error)

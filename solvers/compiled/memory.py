@@ -16,6 +16,8 @@ KEPT = 1 << 30
 #: Smaller tensors are left to torch.
 LEAST = 1 << 20
 
+#: Bytes of the buffers in use, and the most there were since `count` was last called.
+_lent = _most = 0
 _free: list[Any] = []
 _lock = threading.RLock()
 
@@ -29,8 +31,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST:
         return torch.empty(shape, dtype=dtype)
+    _note(size)
     lent = _taken(size).view(_Lent)
-    weakref.finalize(lent, _give, lent.view(np.ndarray).base if lent.base is None else lent.base)
+    weakref.finalize(lent, _give, lent.view(np.ndarray).base if lent.base is None else lent.base, size)
     whole = torch.from_numpy(lent)
     # Vectors and cache lines want an aligned start.
     shift = -whole.data_ptr() % 64
@@ -47,14 +50,31 @@ def _taken(size: int) -> Any:
     return np.empty(size + 64, dtype=np.uint8)
 
 
-def _give(buffer: Any) -> None:
+def _give(buffer: Any, size: int) -> None:
+    _note(-size)
     with _lock:
         _free.append(buffer)
         while sum(b.nbytes for b in _free) > KEPT:
             del _free[0]
 
 
+def _note(size: int) -> None:
+    global _lent, _most
+    with _lock:
+        _lent += size
+        _most = max(_most, _lent)
+
+
+def count() -> tuple[int, int]:
+    """Bytes of the buffers in use, and the most there were since the last call."""
+    global _most
+    with _lock:
+        found = (_lent, _most)
+        _most = _lent
+    return found
+
+
 def release() -> None:
-    """Give unused buffers back to the system."""
+    """Give the buffers that the compiled loop keeps for its next call back to the system."""
     with _lock:
         _free.clear()

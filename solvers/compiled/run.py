@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from solvers.compiled import build, memory
 from solvers.compiled.emit_cpu import Signature, Source
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Matrix
+from solvers.compiled.overlay import Overlays
 from solvers.compiled.plan import Program
 
 Key = tuple[Hashable, ...]
@@ -30,6 +32,7 @@ class Kernel:
         scalars: the leaves that are one number, likewise.
         dtype: of the state.
         wanted: leaves whose gradient the backward pass gives, as ("uniform", i), ("step", key) or ("whole", key).
+        over: saved values that the gradient of an item is written over.
     """
 
     program: Program
@@ -39,6 +42,7 @@ class Kernel:
     scalars: list[Item]
     dtype: torch.dtype
     wanted: frozenset[Hashable]
+    over: Overlays = field(default_factory=dict)
     #: Whether it was compared with the plain path.
     checked: bool = False
 
@@ -58,6 +62,15 @@ class Arguments:
     dtype: torch.dtype
     tensors: dict[Hashable, Tensor]
     strides: dict[Hashable, int]
+
+    def stretch(self, first: int, last: int) -> Arguments:
+        """The arguments for intervals `first` to `last` - 1 alone."""
+        sub, tensors = self.substeps, dict(self.tensors)
+        for name, tensor in self.tensors.items():
+            if isinstance(name, tuple) and name[0] in ("step", "dstep", "gout"):
+                scale = sub if name[1] == ("start",) else 1
+                tensors[name] = tensor[first * scale : last * scale]
+        return dataclasses.replace(self, steps=(last - first) * sub, tensors=tensors, strides=dict(self.strides))
 
     def bounds(self) -> list[tuple[int, int]]:
         """The samples of each thread."""
@@ -117,24 +130,14 @@ class Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Any, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the forward pass; `tensors` are the items, the scalars and the uniform tensors of the kernel."""
-        ctx.call, kernel = call, call.kernel
         args = call.arguments(state, tensors)
-        batch, components, width = state.shape
-        states = memory.empty((args.steps + 1, batch, components, width), state.dtype)
-        states[0] = state
-        args.tensors["states"] = states
-        saved = []
-        for i, columns in enumerate(kernel.program.saved):
-            saved.append(memory.empty((args.steps, batch, columns), state.dtype))
-            args.tensors["saved", i] = saved[-1]
-        args.call(kernel.forward, kernel.source.forward, lambda part: {})
+        states, kept = _advanced(args, state, tensors)
         rows = states[call.substeps :: call.substeps]
-        # Tensors of their own over one storage: as views autograd would refuse to let a user change them in place.
-        outs = tuple(_alias(rows[:, :, i]) for i in range(components))
+        outs = tuple(alias(rows[:, :, i]) for i in range(state.shape[1]))
         end = states[-1].clone()
-        if kernel.backward is not None:
-            ctx.save_for_backward(state, *tensors, *saved, *outs)
-            ctx.states, ctx.counts = states, (len(tensors), len(saved))
+        if call.kernel.backward is not None:
+            ctx.save_for_backward(state, *tensors, states, *kept, *outs)
+            ctx.call, ctx.count, ctx.consumed = call, len(tensors), False
             ctx.set_materialize_grads(False)
         return (*outs, end)
 
@@ -142,71 +145,148 @@ class Run(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of state, items, scalars and uniform tensors."""
         call = ctx.call
-        many, some = ctx.counts
         state, *rest = ctx.saved_tensors
-        tensors, saved = rest[:many], rest[many : many + some]
+        tensors, states, kept = rest[: ctx.count], rest[ctx.count], rest[ctx.count + 1 : len(rest) - state.shape[1]]
         if torch.is_grad_enabled():
             # A gradient of the gradient is wanted: the plain path gives both.
             return (None, *call.plainly(state, tensors, grads))
         args = call.arguments(state, tensors)
-        args.tensors["states"] = ctx.states
-        args.tensors.update({("saved", i): tensor for i, tensor in enumerate(saved)})
-        return (None, *_gradients(call, args, state, tensors, grads))
+        if ctx.consumed:
+            # An earlier backward pass wrote over what was kept.
+            states, kept = _advanced(args, state, tensors)
+        ctx.consumed = bool(call.kernel.over)
+        args.tensors["states"] = states
+        pass_kept(args, kept)
+        pullback = Pullback(call, args, state, tensors, grads, dict(zip(kept_arrays(call.kernel), kept, strict=True)))
+        pullback.run(args, 0, len(call.loop))
+        return (None, *pullback.gradients())
 
 
-def _alias(view: Tensor) -> Tensor:
-    """The same memory as a tensor that is no view."""
+def _advanced(args: Arguments, state: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The states after all steps, and what is kept besides."""
+    kernel = args.kernel
+    states = memory.empty((args.steps + 1, *state.shape), state.dtype)
+    states[0] = state
+    args.tensors["states"] = states
+    kept = []
+    for array in kept_arrays(kernel):
+        if array[0] == "saved":
+            kept.append(memory.empty((args.steps, args.batch, kernel.program.saved[array[1]]), state.dtype))
+        else:
+            item = next(i for i, item in enumerate(kernel.items) if item.key == array[1])
+            kept.append(like(tensors[item]))
+    pass_kept(args, kept)
+    args.call(kernel.forward, kernel.source.forward, lambda part: {})
+    return states, kept
+
+
+def kept_arrays(kernel: Kernel) -> list[Any]:
+    """The arrays that hold what is saved: its own, or that of the gradient which will be written over it."""
+    return list(dict.fromkeys(kernel.over.get(i, (("saved", i), 0))[0] for i in range(len(kernel.program.saved))))
+
+
+def pass_kept(args: Arguments, kept: Sequence[Tensor]) -> None:
+    """Pass each saved value where it lies in the arrays."""
+    arrays = dict(zip(kept_arrays(args.kernel), kept, strict=True))
+    for i, width in enumerate(args.kernel.program.saved):
+        array, column = args.kernel.over.get(i, (("saved", i), 0))
+        part = arrays[array][..., column : column + width]
+        args.tensors["saved", i] = part
+        args.strides["saved", i, "time"], args.strides["saved", i, "sample"] = part.stride(0), part.stride(1)
+
+
+def alias(view: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: autograd would not let a user change a view in place."""
     own = torch.empty(0, dtype=view.dtype)
     return own.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
-def _gradients(
-    call: Any, args: Arguments, state: Tensor, tensors: list[Tensor], grads: tuple[Tensor | None, ...]
-) -> list[Tensor | None]:
-    kernel: Kernel = call.kernel
-    batch, components, width = state.shape
-    carry = [state.new_zeros(batch, components, width), state.new_empty(batch, components, width)]
-    if grads[-1] is not None:
-        carry[0].copy_(grads[-1])
-    args.tensors.update({"carry0": carry[0], "carry1": carry[1], "nothing": state.new_zeros(width)})
-    for i, grad in enumerate(grads[:-1]):
-        if grad is not None:
-            grad = grad if grad.stride(-1) == 1 or width == 1 else grad.contiguous()
-            args.tensors["gout", i] = grad
-            args.strides["gout", i, "time"], args.strides["gout", i, "sample"] = grad.stride(0), grad.stride(1)
-    signature = kernel.source.backward
-    assert signature is not None
-    steps = _step_gradients(kernel, args, tensors)
-    parts = len(args.bounds())
-    sums = _sums(kernel, signature, args, parts)
-    outers: dict[Hashable, Tensor] = {}
-    for i, outer in enumerate(kernel.program.backward.outers):  # type: ignore[union-attr]
-        outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
-    own: dict[Hashable, Tensor] = {**sums, **outers}
-    args.call(kernel.backward, signature, lambda part: {name: tensor[part] for name, tensor in own.items()})
-    found: list[Tensor | None] = [carry[args.steps % 2]]
-    for item in kernel.items:
-        found.append(steps.get(item.key) if ("step", item.key) in kernel.wanted else None)
-        if found[-1] is None and ("step", item.key) in kernel.wanted:
-            found[-1] = _dropped(sums, item, tensors[len(found) - 2])
-    for item in kernel.scalars:
-        total = sums.get(("sum", ("whole", item.key, 0)))
-        found.append(None if total is None else total.sum().to(state.dtype).reshape(item.shape))
-    return found + _given_gradients(call, call.parted(tensors)[2], sums, outers)
+class Pullback:
+    """The backward pass of a call, over any stretches of its intervals from the last one to the first.
+
+    Args:
+        args: the arguments of the whole call.
+        grads: gradients of each component after every interval, and of the last state.
+        over: what is already there for the gradients of items, by ("dstep", key, 0).
+    """
+
+    def __init__(
+        self,
+        call: Any,
+        args: Arguments,
+        state: Tensor,
+        tensors: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        over: dict[Any, Tensor],
+    ) -> None:
+        self.call, self.kernel, self.state, self.tensors = call, call.kernel, state, tensors
+        self.carry = [torch.zeros_like(state, memory_format=torch.contiguous_format), state.new_empty(state.shape)]
+        if grads[-1] is not None:
+            self.carry[0].copy_(grads[-1])
+        args.tensors["nothing"] = state.new_zeros(state.shape[2])
+        for i, grad in enumerate(grads[:-1]):
+            if grad is not None:
+                grad = grad if grad.stride(-1) == 1 or grad.shape[-1] == 1 else grad.contiguous()
+                args.tensors["gout", i] = grad
+                args.strides["gout", i, "time"], args.strides["gout", i, "sample"] = grad.stride(0), grad.stride(1)
+        self.steps = _step_gradients(self.kernel, args, tensors, over)
+        parts = len(args.bounds())
+        self.sums = _sums(self.kernel, args, parts)
+        self.outers: dict[Any, Tensor] = {}
+        for i, outer in enumerate(self.kernel.program.backward.outers):
+            self.outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
+
+    def run(self, args: Arguments, first: int, last: int) -> None:
+        """The backward pass of intervals `first` to `last` - 1, which are all that `args` is about."""
+        args.tensors["carry0"], args.tensors["carry1"] = self.carry
+        sub = args.substeps
+
+        def own(part: int) -> dict[Hashable, Tensor]:
+            found = {name: tensor[part] for name, tensor in (*self.sums.items(), *self.outers.items())}
+            for name in found:
+                if name[0] == "drop":
+                    scale = sub if name[1][1] == ("start",) else 1
+                    found[name] = found[name][first * scale : last * scale]
+            return found
+
+        args.call(self.kernel.backward, self.kernel.source.backward, own)
+        if args.steps % 2:
+            self.carry.reverse()
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients of state, items, scalars and what the prologue takes."""
+        kernel, found = self.kernel, [self.carry[0]]
+        for item, tensor in zip(kernel.items, self.tensors, strict=False):
+            wanted = ("step", item.key) in kernel.wanted
+            made = self.steps.get(item.key)
+            found.append(None if not wanted else _dropped(self.sums, item, tensor) if made is None else made)
+        for item in kernel.scalars:
+            total = self.sums.get(("sum", ("whole", item.key, 0)))
+            found.append(None if total is None else total.sum().to(self.state.dtype).reshape(item.shape))
+        return found + _given_gradients(self.call, self.call.parted(self.tensors)[2], self.sums, self.outers)
 
 
-def _step_gradients(kernel: Kernel, args: Arguments, tensors: list[Tensor]) -> dict[Key, Tensor]:
+def _step_gradients(
+    kernel: Kernel, args: Arguments, tensors: Sequence[Tensor], over: dict[Any, Tensor]
+) -> dict[Key, Tensor]:
     """Room for the gradients of what differs from interval to interval and from sample to sample."""
     found: dict[Key, Tensor] = {}
     for item, tensor in zip(kernel.items, tensors, strict=False):
         if ("step", item.key) not in kernel.wanted or not item.batch:
             continue
-        made = memory.empty((tensor.numel(),), tensor.dtype).as_strided(tensor.shape, _dense(tensor))
+        made = over.get(("dstep", item.key, 0))
+        # A new tensor: autograd may hand it on as it is.
+        made = like(tensor) if made is None else alias(made)
         if not any(k[:2] == ("dstep", item.key) for k in kernel.source.backward.pointers if isinstance(k, tuple)):  # type: ignore[union-attr]
             made.zero_()
         found[item.key] = made
         pass_item(args, "dstep", item, made)
     return found
+
+
+def like(tensor: Tensor) -> Tensor:
+    """Room for as much, in the same order."""
+    return memory.empty((tensor.numel(),), tensor.dtype).as_strided(tensor.shape, _dense(tensor))
 
 
 def _dense(tensor: Tensor) -> tuple[int, ...]:
@@ -238,7 +318,7 @@ def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
         args.strides[kind, item.key, index, "sample"] = part.stride(1) if item.batch else 0
 
 
-def _sums(kernel: Kernel, signature: Signature, args: Arguments, parts: int) -> dict[Hashable, Tensor]:
+def _sums(kernel: Kernel, args: Arguments, parts: int) -> dict[Hashable, Tensor]:
     """Rows and scalars that are added up, one for each thread."""
     backward = kernel.program.backward
     found: dict[Hashable, Tensor] = {}
