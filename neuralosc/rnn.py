@@ -240,9 +240,9 @@ class ContinuousRNN(nn.Module):
             if lengths is not None:
                 raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
             padded, lengths = pad_packed_sequence(x, batch_first=True)
-            solution = self.solve(padded, state, timespans, lengths)
+            solution = self._pass(padded, state, timespans, lengths, positions_only=True)
             return inputs.pack_like(solution.output, lengths, x), solution.state
-        solution = self.solve(x, state, timespans, lengths)
+        solution = self._pass(x, state, timespans, lengths, positions_only=True)
         return solution.output, solution.state
 
     def solve(
@@ -253,6 +253,17 @@ class ContinuousRNN(nn.Module):
         lengths: Lengths | None = None,
     ) -> Solution:
         """Like calling the layer, with the states of every layer at every sample and the cost."""
+        return self._pass(x, state, timespans, lengths, positions_only=False)
+
+    def _pass(
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        timespans: Tensor | None,
+        lengths: Lengths | None,
+        positions_only: bool,
+    ) -> Solution:
+        """One pass; with `positions_only` the solution may know no states but the last."""
         inputs.check_sequence(x, self.input_size, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, x)
         spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
@@ -265,7 +276,7 @@ class ContinuousRNN(nn.Module):
         trajectories, given = [], []
         for layer in range(self.num_layers):
             given.append(x)
-            trajectory = self._run_layer(layer, x, starts[layer], spans)
+            trajectory = self._run_layer(layer, x, starts[layer], spans, positions_only)
             x = self._drop(trajectory.positions())
             trajectories.append(trajectory)
         ends = [trajectory.end() for trajectory in trajectories]
@@ -326,6 +337,7 @@ class ContinuousRNN(nn.Module):
         clock: Clock,
         samples: Sequence[Tensor],
         state: Tensor,
+        positions_only: bool = False,
     ) -> solvers.Trajectory:
         """Step one layer, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
         return solvers.solve(
@@ -338,12 +350,15 @@ class ContinuousRNN(nn.Module):
             state,
             self.substeps,
             self.max_dt,
+            positions_only,
         )
 
-    def _run_layer(self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None) -> solvers.Trajectory:
+    def _run_layer(
+        self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool
+    ) -> solvers.Trajectory:
         dt = self.dts[layer]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(layer, self.control, clock, Series(self.layer(layer).drive(x)), state)
+        return self.run_layer(layer, self.control, clock, Series(self.layer(layer).drive(x)), state, positions_only)
 
     def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
         """The state of each layer to start from: the one given, checked, or zeros."""

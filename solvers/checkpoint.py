@@ -48,15 +48,12 @@ class Checkpoint(Gradient):
 
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The loop, segment by segment."""
-        carried, total = loop.solver.open(state), len(loop)
+        carried = loop.solver.open(state)
         if not torch.is_grad_enabled():
-            return loop.advance(carried, 0, total)
-        count = min(total, self.segments or math.ceil(math.sqrt(total)))
-        if self.budget is not None:
-            count = self._within(self.budget, loop, carried)
-        if count == 1:
-            return loop.advance(carried, 0, total)
-        edges = [round(k * total / count) for k in range(count + 1)]
+            return loop.advance(carried, 0, len(loop))
+        edges = self.edges(loop, carried)
+        if len(edges) == 2:
+            return loop.advance(carried, *edges)
         states: list[Any] = []
         parameters = Leaves(loop, 0, 0)
 
@@ -68,6 +65,18 @@ class Checkpoint(Gradient):
             states += checkpoint(advance, carried, first, last, use_reentrant=False)
             carried = states[-1]
         return states
+
+    def edges(self, loop: Loop, carried: Any) -> list[int]:
+        """The intervals at which segments begin, and the end of the last one.
+
+        Raises:
+            InputError: the budget is too small for any number of segments.
+        """
+        total = len(loop)
+        count = min(total, self.segments or math.ceil(math.sqrt(total)))
+        if self.budget is not None:
+            count = self._within(self.budget, loop, carried)
+        return [round(k * total / count) for k in range(count + 1)]
 
     def _within(self, budget: int, loop: Loop, carried: Any) -> int:
         """The fewest segments that keep within the budget."""

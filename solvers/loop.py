@@ -126,6 +126,7 @@ def solve(
     state: Tensor,
     substeps: int = 1,
     max_dt: float | None = None,
+    positions_only: bool = False,
 ) -> Trajectory:
     """Step `field` from `state` over the intervals of `clock`, driven by the input currents `samples`.
 
@@ -137,6 +138,8 @@ def solve(
         state: `(batch, components, hidden)` at the start of the first interval.
         substeps: equal steps per interval.
         max_dt: the longest step: a sample whose span is longer takes more, equal steps.
+        positions_only: the trajectory will be asked for its positions and its end alone, so that nothing else need
+            be kept of it; a gradient that saves memory may then do without the rest.
 
     Raises:
         PairingError: the field lacks what the solver needs.
@@ -149,10 +152,11 @@ def solve(
     loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
     states: Sequence[Any] | None
     try:
-        states, record = compiled.attempt(field, loop, gradient, state)
+        whole = not positions_only or len(division.clock) > len(clock)
+        states, record = compiled.attempt(field, loop, gradient, state, not whole)
         if states is None:
             states = gradient.run(loop, state)
-        _check_finite(states, loop)
+        _check_finite(states, loop, state)
     except NumericalError as error:
         if error.step is not None:
             error.step = division.owner(error.step)
@@ -162,7 +166,7 @@ def solve(
     return Trajectory(solver, states, counted.evaluations, record)
 
 
-def _check_finite(states: Sequence[Any], loop: Loop) -> None:
+def _check_finite(states: Sequence[Any], loop: Loop, start: Tensor) -> None:
     """Refuse a trajectory that left the numbers.
 
     Looking at the last state is enough, and cheap: every method adds to the state, so a NaN or an infinity stays.
@@ -172,6 +176,10 @@ def _check_finite(states: Sequence[Any], loop: Loop) -> None:
     last = loop.solver.close(states[-1])
     if not concrete(last) or bool(torch.isfinite(last).all()):
         return
+    if isinstance(states, States) and not states.complete:
+        # Which state was the first is seen in all of them alone: they are computed again.
+        with torch.no_grad():
+            states = loop.advance(loop.solver.open(start), 0, len(loop))
     for i, state in enumerate(states):
         sample = non_finite_sample(loop.solver.close(state))
         if sample is not None:

@@ -14,6 +14,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     build     compiled by the compiler that is there, kept in a folder
     kernel    one for each different step of a field, found again at the next solve
     run       its call over a sequence, on several threads, as one autograd function
+    segmented the same with gradient 'checkpoint': a segment at a time
     backend   which path a solve takes, a self-check against the plain path, and the record of why
 
 Nothing here knows a model or a solver by name: a field of one's own under any fixed-step solver takes the same way.

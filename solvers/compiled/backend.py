@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from solvers.checkpoint import Checkpoint
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
@@ -98,7 +100,9 @@ class Record:
 PLAIN = Record("plain")
 
 
-def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[States | None, Record]:
+def attempt(
+    field: Any, loop: Loop, gradient: Gradient, state: Tensor, positions_only: bool = False
+) -> tuple[States | None, Record]:
     """The states of a loop by the fast path, or None, and why.
 
     Args:
@@ -106,6 +110,7 @@ def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[
         loop: with the bound field.
         gradient: the gradient that was asked for.
         state: at the start.
+        positions_only: nobody will ask for other states than the last; where that saves memory, they are not kept.
 
     Raises:
         PairingError: the backend is "compiled" and cannot take this loop.
@@ -131,21 +136,34 @@ def attempt(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> tuple[
         if chosen == "compiled":
             raise PairingError(f"backend 'compiled' cannot take this solve: {error}: use 'auto' or 'plain'") from None
         return None, Record("plain", str(error))
-    *outs, end = call.run(start)
+    edges = [0, len(loop)]
+    if isinstance(gradient, Checkpoint) and call.kernel.backward is not None:
+        edges = gradient.edges(loop, carried)
+    if len(edges) == 2:
+        *outs, end = call.run(start)
+    else:
+        position = layout.position(loop.solver) if positions_only else None
+        *outs, end = call.run_segmented(start, edges, range(layout.total) if position is None else [position])
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
-    return States(loop.solver, layout, outs, end), Record("compiled", "", _saved(call, start), call.kernel.source.text)
+    record = Record("compiled", "", _saved(call, start, edges, len(outs)), call.kernel.source.text)
+    return States(loop.solver, layout, outs, end), record
 
 
-def _saved(call: Call, start: Tensor) -> int:
-    steps, (batch, components, width) = len(call.loop) * call.substeps, start.shape
+def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:
+    """Bytes kept at most: the states of all steps or, of several segments, those of one, between them and returned."""
+    batch, components, width = start.shape
     kept = sum(call.kernel.program.saved) if call.kernel.backward is not None else 0
-    return ((steps + 1) * components * width + steps * kept) * batch * start.element_size()
+    steps = max(last - first for first, last in itertools.pairwise(edges)) * call.substeps
+    rows = (steps + 1) * components
+    if len(edges) > 2:
+        rows += (len(edges) - 1) * components + len(call.loop) * outs
+    return (rows * width + steps * kept) * batch * start.element_size()
 
 
 def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None:
     """Refuse what no kernel is made for, whatever the step."""
-    if type(gradient) is not Backprop:
+    if type(gradient) not in (Backprop, Checkpoint):
         raise Refused(f"gradient {gradient.name!r} runs the plain steps")
     if loop.solver.adaptive:
         raise Refused(f"solver {loop.solver.name!r} chooses its steps as it goes")

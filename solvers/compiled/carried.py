@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.compiled.ir import Refused
+from solvers.errors import InputError
 from solvers.solver import Solver
 
 
@@ -65,17 +66,26 @@ class Layout:
             at += max(n, 1)
         return found[0] if self.single else tuple(found)
 
+    def position(self, solver: Solver) -> int | None:
+        """Which packed component a solver calls the position; None where that is not one of them as it is."""
+        unit = torch.eye(self.total)
+        shown = solver.position(self.joined(unit.unbind(0)))
+        found = [i for i in range(self.total) if torch.equal(shown, unit[i])]
+        return found[0] if found else None
+
 
 class States(Sequence[Any]):
     """The carried states after every interval, whole: taken apart only where one is asked for.
 
     Attributes:
-        outs: each packed component `(time, batch, hidden)`.
+        outs: each packed component `(time, batch, hidden)`, or the position alone.
         end: the last state, packed.
     """
 
     def __init__(self, solver: Solver, layout: Layout, outs: Sequence[Tensor], end: Tensor) -> None:
         self.solver, self.layout, self.outs, self.end = solver, layout, tuple(outs), end
+        #: Whether there are the states, and not the positions and the last state alone.
+        self.complete = len(self.outs) == layout.total
         self._parts: list[tuple[Tensor, ...]] | None = None
 
     def __len__(self) -> int:
@@ -86,6 +96,7 @@ class States(Sequence[Any]):
             return [self[k] for k in range(*i.indices(len(self)))]
         if i in (-1, len(self) - 1):
             return self.layout.taken(self.end)
+        self._check()
         if self._parts is None:
             # Once for all: taking them one by one would make the backward pass quadratic in time.
             self._parts = [out.unbind(0) for out in self.outs]
@@ -96,10 +107,21 @@ class States(Sequence[Any]):
 
     def states(self) -> Tensor:
         """`(batch, time, components, hidden)`."""
+        self._check()
         whole: Tensor = self.solver.close(self.layout.joined(self.outs))
         return whole.transpose(0, 1)
 
     def positions(self) -> Tensor:
         """`(batch, time, hidden)`."""
-        first = self.outs[0] if self.layout.single else self.solver.position(self.layout.joined(self.outs))
+        first = (
+            self.outs[0]
+            if self.layout.single or not self.complete
+            else self.solver.position(self.layout.joined(self.outs))
+        )
         return first.transpose(0, 1)
+
+    def _check(self) -> None:
+        if not self.complete:
+            raise InputError(
+                "the states were asked of a solve that was told to keep positions_only: leave that option out"
+            )

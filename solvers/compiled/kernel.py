@@ -22,6 +22,7 @@ from solvers.compiled.ir import Refused
 from solvers.compiled.overlay import overlays
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Run, packed, pass_item
+from solvers.compiled.segmented import Segmented
 from solvers.compiled.trace import Traced, field_tensors, trace
 from solvers.control import Paths, with_path_tensors
 from solvers.statistics import Counted
@@ -127,6 +128,11 @@ class Call:
     def run(self, state: Tensor) -> tuple[Tensor, ...]:
         """The components after every interval, and the last state."""
         found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)  # type: ignore[no-untyped-call]
+        return found
+
+    def run_segmented(self, state: Tensor, edges: Sequence[int], kept: Sequence[int]) -> tuple[Tensor, ...]:
+        """The components in `kept` after every interval, and the last state, with memory for one segment at a time."""
+        found: tuple[Tensor, ...] = Segmented.apply(self, edges, kept, state, *self.tensors)  # type: ignore[no-untyped-call]
         return found
 
     def parted(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:

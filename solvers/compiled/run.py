@@ -255,7 +255,8 @@ class Pullback:
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients of state, items, scalars and what the prologue takes."""
-        kernel, found = self.kernel, [self.carry[0]]
+        kernel = self.kernel
+        found: list[Tensor | None] = [self.carry[0]]
         for item, tensor in zip(kernel.items, self.tensors, strict=False):
             wanted = ("step", item.key) in kernel.wanted
             made = self.steps.get(item.key)

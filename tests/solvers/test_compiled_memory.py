@@ -55,3 +55,23 @@ def test_buffers_are_given_back():
     before, _ = memory.count()
     trained(neuralosc.CoRNN(2, HIDDEN), 30)
     assert memory.count()[0] == before
+
+
+@pytest.mark.parametrize("loss", [lambda output, state: output.square().sum(), lambda output, state: state.sum()])
+def test_checkpoint_keeps_the_square_root_of_time_besides_outputs_and_gradients(loss):
+    rnn = neuralosc.CoRNN(2, HIDDEN, gradient="checkpoint")
+    for time in (100, 400):
+        kept, most = trained(rnn, time, loss)
+        # Positions, and the gradient of the input current; the rest is at most 8 sqrt(T) values.
+        assert 1 < kept < 1 + 8 / time**0.5 and most < 2 + 8 / time**0.5
+
+
+def test_checkpoint_keeps_all_states_where_they_are_asked_for():
+    rnn = neuralosc.CoRNN(2, HIDDEN, gradient="checkpoint")
+    x = torch.randn(BATCH, 100, 2)
+    rnn.solve(x)
+    before, _ = memory.count()
+    solution = rnn.solve(x)
+    kept, _ = memory.count()
+    assert kept - before > 2 * 100 * BATCH * HIDDEN * 4
+    assert solution.trajectories[0].record.saved >= kept - before
