@@ -8,7 +8,7 @@ what `solvers.integrate` adds to a bare loop that calls the same field and colle
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -228,3 +228,8 @@ def table(timings: Sequence[Timing]) -> Table:
         )
         previous = timing.problem
     return result
+
+
+def rows(timings: Sequence[Timing]) -> list[dict[str, Any]]:
+    """The timings as plain values, the seconds of every round included."""
+    return [{**asdict(timing), "median": timing.median, "minimum": timing.minimum} for timing in timings]

@@ -213,24 +213,36 @@ def bench(
             "--repeats", parser=parsers.whole_number, metavar="N", help="Timed rounds, every case once in each."
         ),
     ] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, a few seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, less than a minute.")] = False,
+    shapes: Annotated[
+        Any,
+        typer.Option("--shapes", parser=parsers.names, metavar="NAME[,...]", help="S1 to S5 and L1; all if left out."),
+    ] = None,
+    parts: Annotated[
+        Any,
+        typer.Option(
+            "--parts", parser=parsers.names, metavar="NAME[,...]", help="training, cost or solving; all if left out."
+        ),
+    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option("--threads", parser=parsers.whole_number, metavar="N", help="CPU threads; 0: PyTorch's choice."),
+    ] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write all times to a file.")] = None,
 ) -> None:
-    """Time a training step against a plain PyTorch loop, and solving alone against torchdiffeq and a bare loop."""
+    """Time training steps in units of their matrix products, what else they cost, and solving alone."""
     from experiments import bench as benchmark
-    from experiments import bench_solvers, timing
 
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json {json}: there is no folder {json.absolute().parent}, make it first")
+    chosen, wanted = benchmark.shapes_of(shapes, quick), benchmark.parts_of(parts)
     out = console()
-    with progress_of(out, "benchmark") as report:
-        shapes = benchmark.QUICK_SHAPES if quick else benchmark.SHAPES
-        timings = benchmark.run(shapes, repeats, timing.within(report, 0.0, 0.5))
-        solving = bench_solvers.run(bench_solvers.problems(quick), repeats, timing.within(report, 0.5, 0.5))
-    out.print(benchmark.table(timings))
-    out.print(bench_solvers.table(solving))
+    with benchmark.threads(threads), progress_of(out, "benchmark") as report:
+        values, tables = benchmark.run(chosen, repeats, wanted, quick, report)
+    for table in tables:
+        out.print(table)
     if json is not None:
-        benchmark.write_json(timings, json, solving)
+        benchmark.write_json(values, json)
         out.print(f"Written: {json}", soft_wrap=True, markup=False)
 
 

@@ -26,13 +26,22 @@ def within(report: Report, before: float, own: float) -> Report:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], Any]], repeats: int, what: str = "", report: Report = silent
+    cases: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    what: str = "",
+    report: Report = silent,
+    limits: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[float, ...]]:
-    """Seconds of every case in each of `repeats` rounds: a slow moment of the machine meets all of them."""
+    """Seconds of every case in each of `repeats` rounds: a slow moment of the machine meets all of them.
+
+    A case with a limit takes part in the first so many rounds alone.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for repeat in range(repeats):
         report(f"{what} round {repeat + 1} of {repeats}", (repeat + 1) / (repeats + 1))
         for name, case in cases.items():
+            if limits and repeat >= limits.get(name, repeats):
+                continue
             start = time.perf_counter()
             case()
             seconds[name].append(time.perf_counter() - start)

@@ -65,7 +65,7 @@ def test_table_and_file_hold_every_case(timings, tmp_path):
     text = out.file.getvalue()
     for timing in timings:
         assert timing.case in text and timing.problem in text
-    bench.write_json([], tmp_path / "times.json", timings)
+    bench.write_json({"solving": bench_solvers.rows(timings)}, tmp_path / "times.json")
     rows = json.loads((tmp_path / "times.json").read_text())["solving"]
     assert [row["case"] for row in rows] == [timing.case for timing in timings]
     assert rows[0]["seconds"] == list(timings[0].seconds) and rows[0]["median"] == timings[0].median

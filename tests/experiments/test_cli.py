@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import neuralosc
 import solvers
@@ -199,14 +200,16 @@ def test_compare_prints_a_table_and_where_the_files_are(run, capsys):
     assert json.loads(paths[1].read_text())["samples"] == 6
 
 
-def test_bench_prints_ratios_and_writes_the_times(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "QUICK_SHAPES", (bench.Shape(4, 2, 3),))
-    assert main(["bench", "--quick", "--repeats", "2", "--json", str(tmp_path / "times.json")]) == 0
+def test_bench_prints_floors_and_writes_the_times(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "QUICK_SHAPES", (bench.Shape("Q", 4, 2, 3, linear=True),))
+    where = ["--json", str(tmp_path / "times.json")]
+    assert main(["bench", "--quick", "--repeats", "2", "--parts", "training,solving", *where]) == 0
     out = capsys.readouterr().out
-    assert "(4, 2, 3)" in out and "plain loop" in out and str(tmp_path / "times.json") in out
+    assert "Q (4, 2, 3, 1)" in out and "associative scan" in out and str(tmp_path / "times.json") in out
     assert "native_dopri5" in out and "bare loop" in out
     times = json.loads((tmp_path / "times.json").read_text())
-    assert len(times["timings"][0]["seconds"]) == len(times["solving"][0]["seconds"]) == 2
+    assert len(times["training"][0]["seconds"]) == len(times["solving"][0]["seconds"]) == 2
+    assert times["machine"]["torch"] == torch.__version__
 
 
 def test_demo_that_falls_short_exits_with_one(tmp_path, capsys, monkeypatch):
@@ -269,6 +272,9 @@ BAD_INPUT = [
     ("", "compare RUN --samples none", ["--samples", "'none'"]),
     ("", "compare RUN --solvers rk4 --rtol 1e-3", ["rk4", "rtol"]),
     ("", "bench --repeats 0", ["--repeats", "0"]),
+    ("", "bench --shapes S1,S9", ["--shapes", "S9", "S1"]),
+    ("", "bench --parts speed", ["--parts", "speed", "training"]),
+    ("", "bench --threads -1", ["--threads", "-1"]),
     ("", "bench --json TMP/no/where.json", ["where.json", "no folder"]),
 ]
 

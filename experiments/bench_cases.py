@@ -1,0 +1,303 @@
+"""The cases of the benchmark of a training step: what is timed, what it is checked against, and its floor.
+
+A training step is forward and backward of the mean square of the last output, parameters only. More models are more
+entries of `CASES`, more shapes more entries of `SHAPES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import neuralosc
+import solvers
+from experiments import bench_loops as loops
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of one training step.
+
+    Attributes:
+        name: what `--shapes` takes.
+        time, batch, hidden, features: of the sequence, the network and a sample.
+        linear: for the linear oscillators, or for the networks.
+    """
+
+    name: str
+    time: int
+    batch: int
+    hidden: int
+    features: int = 1
+    linear: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.time}, {self.batch}, {self.hidden}, {self.features})"
+
+
+SHAPES = (
+    Shape("S1", 784, 120, 256, 1),
+    Shape("S2", 500, 50, 128, 2),
+    Shape("S3", 784, 128, 128, 1),
+    Shape("S4", 64, 128, 64, 1),
+    Shape("S5", 17984, 8, 32, 6),
+    Shape("L1", 4096, 8, 128, 64, linear=True),
+)
+QUICK_SHAPES = (Shape("Q1", 64, 32, 32, 1), Shape("Q2", 96, 16, 32, 2), Shape("QL", 128, 4, 16, 8, linear=True))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One case made for one shape: `step` does a training step; `model` holds the gradients, None for the floor."""
+
+    step: Callable[[], float]
+    model: nn.Module | None = None
+
+    def gradient_norm(self) -> float:
+        """Of all parameters together."""
+        assert self.model is not None
+        return math.sqrt(sum(float(p.grad.square().sum()) for p in self.model.parameters() if p.grad is not None))
+
+
+Maker = Callable[[Shape, Tensor], Subject]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+        field: the network.
+        what: how it is computed.
+        make: gives the training step at a shape.
+        floor: the case its time is a multiple of; the name of a case.
+        peer: the case that must compute the same.
+        tolerance: how far they may be apart.
+    """
+
+    field: str
+    what: str
+    make: Maker
+    floor: str
+    peer: str | None = None
+    tolerance: float = 1e-3
+
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+        return f"{self.field}: {self.what}"
+
+
+def training_step(model: nn.Module, last: Callable[[], Tensor]) -> Subject:
+    """Forward and backward of the mean square of what `last` gives."""
+
+    def step() -> float:
+        model.zero_grad(set_to_none=True)
+        loss = last().square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    return Subject(step, model)
+
+
+# The floors
+
+#: The products of one step of a field, as (how often, rows, columns) of the matrix in units of the hidden size.
+Blocks = tuple[tuple[int, int, int], ...]
+
+
+def floor(blocks: Blocks) -> Maker:
+    """The products of a field alone: those of the steps, forward and backward, and one for each matrix's gradient."""
+
+    def make(shape: Shape, x: Tensor) -> Subject:
+        generator, rows = torch.Generator().manual_seed(0), shape.time * shape.batch
+
+        def draw(*size: int) -> Tensor:
+            return torch.rand(size, generator=generator)
+
+        parts = []
+        for count, k, n in blocks:
+            rows_in, columns = k * shape.hidden, n * shape.hidden
+            weight = draw(rows_in, columns)
+            operands = draw(shape.batch, rows_in), draw(shape.batch, columns)
+            made = torch.empty(shape.batch, columns), torch.empty(shape.batch, rows_in)
+            whole = draw(1).expand(rows, rows_in).contiguous(), draw(1).expand(rows, columns).contiguous()
+            parts.append((range(count), weight, weight.T.contiguous(), operands, made, whole, torch.empty_like(weight)))
+
+        def step() -> float:
+            for _ in range(shape.time):
+                for often, weight, _, (state, _), (current, _), _, _ in parts:
+                    for _ in often:
+                        torch.mm(state, weight, out=current)
+            for _ in range(shape.time):
+                for often, _, transposed, (_, gradient), (_, back), _, _ in parts:
+                    for _ in often:
+                        torch.mm(gradient, transposed, out=back)
+            for often, _, _, _, _, (states, gradients), total in parts:
+                for _ in often:
+                    torch.mm(states.T, gradients, out=total)
+            return 0.0
+
+        return Subject(torch.no_grad()(step))
+
+    return make
+
+
+# The same weights, in a loop and in the library
+
+DT = 0.1
+Pair = Callable[[Shape], tuple[nn.Module, neuralosc.ContinuousRNN]]
+
+
+def _cornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+    loop = loops.CoRNNLoop(shape.features, shape.hidden)
+    given = {f"cell.{name}": value for name, value in loop.state_dict().items()}
+    settings = {"dt": loop.dt, "gamma": loop.gamma, "epsilon": loop.epsilon}
+    return loop, neuralosc.from_reference("cornn", given, **settings)[0]
+
+
+def _lipschitz(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+    loop = loops.LipschitzLoop(shape.features, shape.hidden)
+    settings = {"eps": loop.dt, "beta": loop.beta, "gamma": loop.gamma}
+    return loop, neuralosc.from_reference("lipschitz", loop.state_dict(), **settings)[0]
+
+
+def _lem(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+    loop = loops.LEMLoop(shape.features, shape.hidden)
+    field = neuralosc.fields.Multiscale(shape.features, shape.hidden)
+    names = {"inp2hid": "V", "hid2hid": "coupling", "transform_z": "transform"}
+    values = loop.state_dict()
+    field.load_state_dict({f"{names[m]}.{p}": values[f"{m}.{p}"] for m in names for p in ("weight", "bias")})
+    return loop, neuralosc.ContinuousRNN(field, "semi_implicit_euler", loop.dt)
+
+
+def _unicornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+    loop = loops.UnICORNNLoop(shape.features, shape.hidden)
+    given: dict[str, Tensor] = {}
+    for i, layer in enumerate(loop.layers):
+        assert isinstance(layer, loops.UnICORNNLayer)
+        given |= {f"DIs.{i}.fc.weight": layer.V.weight, f"DIs.{i}.fc.bias": layer.V.bias}
+        given |= {f"RNNs.{i}.weight_hh": layer.w, f"RNNs.{i}.c_": layer.c}
+    return loop, neuralosc.from_reference("unicornn", given, dt=layer.dt, alpha=layer.alpha)[0]
+
+
+def _linoss(kind: type[loops.LinOSSLoop]) -> Pair:
+    def made(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+        loop = kind(shape.features, shape.hidden)
+        field = neuralosc.fields.LinearOscillator(shape.features, shape.hidden)
+        field.load_state_dict(loop.state_dict())
+        return loop, neuralosc.ContinuousRNN(field, "semi_implicit_euler", 1.0)
+
+    return made
+
+
+def _field(make: Callable[[Shape], neuralosc.VectorField], method: str, **tolerances: float) -> Pair:
+    """A field under torchdiffeq, and under rk4 of the library."""
+
+    def made(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+        field = make(shape)
+        return loops.Torchdiffeq(field, DT, method, **tolerances), neuralosc.ContinuousRNN(field, "rk4", DT)
+
+    return made
+
+
+def _user(shape: Shape) -> neuralosc.VectorField:
+    return loops.Leaky(shape.features, shape.hidden)
+
+
+def _oscillator(shape: Shape) -> neuralosc.VectorField:
+    return neuralosc.Oscillator(shape.features, shape.hidden, gamma=2.7, epsilon=4.7)
+
+
+def written(pair: Pair) -> Maker:
+    """The module without the library."""
+
+    def make(shape: Shape, x: Tensor) -> Subject:
+        torch.manual_seed(0)
+        model = pair(shape)[0]
+        return training_step(model, lambda: model(x))
+
+    return make
+
+
+def library(pair: Pair, backend: str) -> Maker:
+    """The library with the same weights, on one of its paths."""
+
+    def make(shape: Shape, x: Tensor) -> Subject:
+        torch.manual_seed(0)
+        rnn = pair(shape)[1]
+
+        def last() -> Tensor:
+            with solvers.backend(backend):
+                output: Tensor = rnn(x)[0]
+            return output[:, -1]
+
+        return training_step(rnn, last)
+
+    return make
+
+
+def _builtin(kind: Any) -> Maker:
+    def make(shape: Shape, x: Tensor) -> Subject:
+        torch.manual_seed(0)
+        model = kind(shape.features, shape.hidden, batch_first=True)
+        return training_step(model, lambda: model(x)[0][:, -1])
+
+    return make
+
+
+COMPILED, PLAIN, LOOP, FLOOR = "neuralosc", "neuralosc, plain path", "loop", "floor"
+
+
+def _family(field: str, pair: Pair, base: str, peer: str = LOOP, blocks: Blocks = ()) -> list[Case]:
+    """A field's floor, what others do, and both paths of the library."""
+    other = f"{field}: {peer}"
+    found = [
+        Case(field, peer, written(pair), base),
+        Case(field, COMPILED, library(pair, "compiled"), base, other),
+        Case(field, PLAIN, library(pair, "plain"), base, other),
+    ]
+    return [Case(field, FLOOR, floor(blocks), base), *found] if blocks else found
+
+
+CORNN_FLOOR = "coRNN: floor"
+RK4, SCAN = "torchdiffeq rk4", "associative scan"
+ADAPTIVE = {"rtol": 1e-3, "atol": 1e-4}
+
+NETWORKS = [
+    *_family("coRNN", _cornn, CORNN_FLOOR, blocks=((1, 2, 1),)),
+    *_family("Lipschitz RNN", _lipschitz, "Lipschitz RNN: floor", blocks=((1, 1, 2),)),
+    *_family("LEM", _lem, "LEM: floor", blocks=((1, 1, 3), (1, 1, 1))),
+    *_family("UnICORNN, 2 layers", _unicornn, CORNN_FLOOR),
+    *_family("own field, rk4", _field(_user, "rk4"), "own field, rk4: floor", RK4, ((4, 1, 1),)),
+    *_family("coRNN field, rk4", _field(_oscillator, "rk4"), "coRNN field, rk4: floor", RK4, ((4, 2, 1),)),
+    Case(
+        "coRNN field, dopri5",
+        "torchdiffeq dopri5",
+        written(_field(_oscillator, "dopri5", **ADAPTIVE)),
+        CORNN_FLOOR,
+        f"coRNN field, rk4: {PLAIN}",
+        2e-2,
+    ),
+    *(Case("torch.nn", kind.__name__, _builtin(kind), CORNN_FLOOR) for kind in (nn.RNN, nn.GRU, nn.LSTM)),
+]
+LINEAR = [
+    *_family("linear oscillators", _linoss(loops.LinOSSLoop), f"linear oscillators: {SCAN}"),
+    Case(
+        "linear oscillators",
+        SCAN,
+        written(_linoss(loops.LinOSSScan)),
+        f"linear oscillators: {SCAN}",
+        f"linear oscillators: {LOOP}",
+    ),
+]
+
+
+def cases(shape: Shape) -> dict[str, Case]:
+    """The cases of a shape by name."""
+    return {case.name: case for case in (LINEAR if shape.linear else NETWORKS)}

@@ -1,0 +1,48 @@
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments import bench_cost
+from experiments.bench_cases import COMPILED, LOOP, PLAIN, Shape
+from experiments.bench_cost import Cost
+
+SHAPE = Shape("M", 300, 64, 64, 1)
+
+
+@pytest.mark.slow
+def test_memory_is_counted_in_units_of_the_trajectory():
+    from dataclasses import asdict
+
+    found = {case: bench_cost._asked("memory", case, "backprop", asdict(SHAPE)) for case in (LOOP, PLAIN, COMPILED)}
+    # Eleven tensors a step in the loop, states and what is saved in the fast path.
+    assert 8 < found[LOOP] < 16 and found[COMPILED] < found[PLAIN] < found[LOOP]
+    assert 3 < found[COMPILED] < 8
+
+
+@pytest.mark.slow
+def test_the_first_use_is_paid_once():
+    first, second = bench_cost._first(Shape("F", 64, 8, 16, 1))
+    assert first.value > second.value > 0 and "empty" in first.note
+
+
+def test_growth_gives_a_time_for_every_length():
+    found = bench_cost.measure_growth(COMPILED, [64, 128])
+    assert len(found) == 2 and all(0 < value < 1e6 for value in found)
+
+
+@pytest.mark.parametrize("case", [LOOP, PLAIN, COMPILED])
+def test_all_cases_take_the_same_step(case):
+    shape = Shape("", 70, 3, 4, 2)
+    loop = bench_cost._subject(LOOP, shape)
+    assert bench_cost._subject(case, shape).step() > 0
+    assert len(torch.nn.utils.parameters_to_vector(loop.model.parameters())) == 4 * (2 + 8) + 4
+
+
+def test_table_shows_every_figure():
+    costs = [Cost("training memory", COMPILED, 4.1, "T B H", "backprop"), Cost("time", COMPILED, 1.0, "us", "T = 100")]
+    out = Console(width=120, file=io.StringIO())
+    out.print(bench_cost.table(costs))
+    for word in ("training memory", "4.10", "T B H", "backprop", "T = 100"):
+        assert word in out.file.getvalue()
