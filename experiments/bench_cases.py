@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import neuralosc
 import solvers
 from experiments import bench_loops as loops
+from solvers.compiled.products import Products
 
 
 @dataclass(frozen=True)
@@ -115,35 +116,15 @@ def floor(blocks: Blocks) -> Maker:
     """The products of a field alone: those of the steps, forward and backward, and one for each matrix's gradient."""
 
     def make(shape: Shape, x: Tensor) -> Subject:
-        generator, rows = torch.Generator().manual_seed(0), shape.time * shape.batch
-
-        def draw(*size: int) -> Tensor:
-            return torch.rand(size, generator=generator)
-
-        parts = []
-        for count, k, n in blocks:
-            rows_in, columns = k * shape.hidden, n * shape.hidden
-            weight = draw(rows_in, columns)
-            operands = draw(shape.batch, rows_in), draw(shape.batch, columns)
-            made = torch.empty(shape.batch, columns), torch.empty(shape.batch, rows_in)
-            whole = draw(1).expand(rows, rows_in).contiguous(), draw(1).expand(rows, columns).contiguous()
-            parts.append((range(count), weight, weight.T.contiguous(), operands, made, whole, torch.empty_like(weight)))
+        matrices = tuple((k * shape.hidden, n * shape.hidden) for count, k, n in blocks for _ in range(count))
+        transposed = tuple((n, k) for k, n in matrices)
+        run = Products(shape.time, shape.batch, matrices, transposed, matrices).work()
 
         def step() -> float:
-            for _ in range(shape.time):
-                for often, weight, _, (state, _), (current, _), _, _ in parts:
-                    for _ in often:
-                        torch.mm(state, weight, out=current)
-            for _ in range(shape.time):
-                for often, _, transposed, (_, gradient), (_, back), _, _ in parts:
-                    for _ in often:
-                        torch.mm(gradient, transposed, out=back)
-            for often, _, _, _, _, (states, gradients), total in parts:
-                for _ in often:
-                    torch.mm(states.T, gradients, out=total)
+            run()
             return 0.0
 
-        return Subject(torch.no_grad()(step))
+        return Subject(step)
 
     return make
 

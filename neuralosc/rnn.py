@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import solvers
-from neuralosc import arguments, inputs, online, queries
+from neuralosc import arguments, explain, inputs, online, queries
+from neuralosc.explain import Explanation
 from neuralosc.field import VectorField
 from neuralosc.inputs import Lengths
 from neuralosc.online import Stream
@@ -276,7 +277,7 @@ class ContinuousRNN(nn.Module):
         trajectories, given = [], []
         for layer in range(self.num_layers):
             given.append(x)
-            trajectory = self._run_layer(layer, x, starts[layer], spans, positions_only)
+            trajectory = self.run_from(layer, x, starts[layer], spans, positions_only)
             x = self._drop(trajectory.positions())
             trajectories.append(trajectory)
         ends = [trajectory.end() for trajectory in trajectories]
@@ -330,6 +331,28 @@ class ContinuousRNN(nn.Module):
         """
         return online.step(self, x, state, timespan, time)
 
+    def explain(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        timespans: Tensor | None = None,
+        lengths: Lengths | None = None,
+        source: bool = False,
+        show: bool = True,
+    ) -> Explanation:
+        """Say which path each layer takes and why, what it keeps for the backward pass, and how fast it is.
+
+        Runs some training steps: forward and backward of the mean square of a layer's last output, parameters only;
+        no gradient is left behind. The products are those of the compiled step, forward, backward and for the
+        gradients of its matrices, timed alone; a layer without any has no floor.
+
+        Args:
+            x, state, timespans, lengths: see `forward`.
+            source: show the generated code too.
+            show: print it.
+        """
+        return explain.explain(self, x, state, timespans, lengths, source, show)
+
     def run_layer(
         self,
         layer: int,
@@ -353,9 +376,10 @@ class ContinuousRNN(nn.Module):
             positions_only,
         )
 
-    def _run_layer(
-        self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool
+    def run_from(
+        self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
     ) -> solvers.Trajectory:
+        """Step one layer from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
         dt = self.dts[layer]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
         return self.run_layer(layer, self.control, clock, Series(self.layer(layer).drive(x)), state, positions_only)

@@ -15,6 +15,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     kernel    one for each different step of a field, found again at the next solve
     run       its call over a sequence, on several threads, as one autograd function
     segmented the same with gradient 'checkpoint': a segment at a time
+    products  the matrix products of a loop alone, which no path can be faster than
     backend   which path a solve takes, a self-check against the plain path, and the record of why
 
 Nothing here knows a model or a solver by name: a field of one's own under any fixed-step solver takes the same way.
@@ -24,5 +25,17 @@ What cannot take it runs on the plain path, and the `Record` of the trajectory s
 from solvers.compiled.backend import BACKENDS, PLAIN, Record, attempt, backend, get_backend, set_backend
 from solvers.compiled.carried import States
 from solvers.compiled.memory import release
+from solvers.compiled.products import Products
 
-__all__ = ["BACKENDS", "PLAIN", "Record", "States", "attempt", "backend", "get_backend", "release", "set_backend"]
+__all__ = [
+    "BACKENDS",
+    "PLAIN",
+    "Products",
+    "Record",
+    "States",
+    "attempt",
+    "backend",
+    "get_backend",
+    "release",
+    "set_backend",
+]

@@ -16,6 +16,7 @@ from solvers.checkpoint import Checkpoint
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
+from solvers.compiled.products import Products
 from solvers.control import Paths
 from solvers.errors import InputError, PairingError
 from solvers.gradient import Backprop, Gradient
@@ -88,12 +89,14 @@ class Record:
         reason: why the plain one; empty for the compiled one.
         saved: bytes kept for the backward pass, states included; 0 where that is not known or nothing is kept.
         source: the generated code; empty for the plain path.
+        products: the matrix products of the loop and of its gradient; None where they are not known.
     """
 
     path: str
     reason: str = ""
     saved: int = 0
     source: str = ""
+    products: Products | None = None
 
 
 #: Of a trajectory that no solve recorded.
@@ -146,7 +149,8 @@ def attempt(
         *outs, end = call.run_segmented(start, edges, range(layout.total) if position is None else [position])
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
-    record = Record("compiled", "", _saved(call, start, edges, len(outs)), call.kernel.source.text)
+    saved = _saved(call, start, edges, len(outs))
+    record = Record("compiled", "", saved, call.kernel.source.text, _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
 
 
@@ -159,6 +163,14 @@ def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:
     if len(edges) > 2:
         rows += (len(edges) - 1) * components + len(call.loop) * outs
     return (rows * width + steps * kept) * batch * start.element_size()
+
+
+def _products(call: Call, batch: int) -> Products:
+    program = call.kernel.program
+    plans = [plan for plan in (program.forward, program.backward) if plan is not None]
+    each = [tuple((p.matrix.rows, p.matrix.columns) for level in plan.levels for p in level.products) for plan in plans]
+    gradients = tuple((outer.matrix.rows, outer.matrix.columns) for plan in plans for outer in plan.outers)
+    return Products(len(call.loop) * call.substeps, batch, each[0], each[1] if len(each) > 1 else (), gradients)
 
 
 def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None:

@@ -1,0 +1,88 @@
+"""What `rnn.explain` says, and that it leaves nothing behind."""
+
+import pytest
+import torch
+from torch import nn
+
+import neuralosc
+import solvers
+from solvers.compiled import Products
+
+X = torch.rand(4, 80, 1)
+
+
+def test_a_compiled_layer_shows_its_memory_and_its_floor(capsys):
+    found = neuralosc.CoRNN(1, 8).explain(X)
+    (layer,) = found.layers
+    assert (layer.field, layer.path, layer.reason) == ("Oscillator", "compiled", "")
+    # Positions, velocities, the activation and the input current.
+    assert 4 <= layer.units < 4.2 and layer.saved == pytest.approx(4 * 4 * 80 * 8 * layer.units)
+    assert layer.floor > 0 and layer.floors == pytest.approx(layer.seconds / layer.floor)
+    printed = capsys.readouterr().out
+    assert printed.strip() == str(found)
+    for word in ("batch 4", "80 samples", "semi_implicit_euler", "Oscillator", "compiled", "T B H"):
+        assert word in printed
+
+
+def test_the_source_is_shown_when_asked_for():
+    rnn = neuralosc.UnICORNN(1, 8, num_layers=2)
+    assert "void backward" not in str(rnn.explain(X, show=False))
+    text = str(rnn.explain(X, source=True, show=False))
+    # Both layers take the same step.
+    assert text.count("void backward") == 1 and "layer 0:" in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "reason"),
+    [
+        ("plain", {}, "the backend is 'plain'"),
+        ("auto", {"gradient": "checkpoint"}, "gradient 'checkpoint'"),
+        ("auto", {"solver": "native_dopri5"}, "native_dopri5"),
+    ],
+)
+def test_a_layer_on_the_plain_path_says_why(backend, settings, reason):
+    rnn = neuralosc.CoRNN(1, 8, **settings)
+    with solvers.backend(backend):
+        found = rnn.explain(X[:, :66], show=False)
+    (layer,) = found.layers
+    assert layer.path == "plain" and reason in layer.reason and reason in str(found)
+    assert layer.floor is None and layer.floors is None and layer.saved > 0 and layer.source == ""
+
+
+def test_no_gradient_and_no_random_number_is_left_behind():
+    rnn = neuralosc.ContinuousRNN(neuralosc.Noisy(neuralosc.Lipschitz(1, 6), 0.1), "euler_maruyama", 0.1)
+    before = torch.random.get_rng_state()
+    rnn.explain(X, show=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(p.grad is None for p in rnn.parameters())
+
+
+def test_clocks_and_what_is_not_trained():
+    rnn = neuralosc.CoRNN(1, 6, num_layers=2).requires_grad_(False)
+    found = rnn.explain(X, timespans=torch.rand(4, 80), lengths=torch.tensor([80, 3, 7, 1]), show=False)
+    assert [layer.path for layer in found.layers] == ["compiled", "compiled"]
+    assert all(layer.saved == 0 and layer.seconds > 0 for layer in found.layers)
+
+
+class Own(neuralosc.VectorField):
+    def __init__(self):
+        super().__init__(1, 6)
+        self.W = nn.Linear(6, 6)
+
+    def forward(self, t, state, u):
+        return torch.tanh(self.W(state)) + u.unsqueeze(-2)
+
+
+def test_the_products_are_those_of_the_step():
+    solution = neuralosc.ContinuousRNN(Own(), "rk4", 0.1, substeps=2).solve(X)
+    products = solution.trajectories[0].record.products
+    assert (products.steps, products.batch) == (160, 4)
+    assert products.forward == ((6, 6),) * 4 and products.gradients == ((6, 6),) * 4
+    assert len(products.backward) == 4
+
+
+def test_products_are_computed_over_all_rows(monkeypatch):
+    monkeypatch.setattr("solvers.compiled.products.ROWS", 7)
+    products = Products(5, 4, ((3, 2),), ((2, 3),), ((3, 2),))
+    assert products and not Products(5, 4, ())
+    assert products.seconds(torch.float64) > 0
