@@ -116,7 +116,7 @@ def test_a_gradient_of_ones_own_that_disagrees_is_caught():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"gradient": "checkpoint"}, "checkpoint"),
+        ({"gradient": "adjoint"}, "adjoint"),
         ({"solver": "dopri5"}, "as it goes"),
         ({"solver": "implicit_midpoint"}, "cannot be traced"),
         ({"x": X[:, :5]}, "fewer than"),
