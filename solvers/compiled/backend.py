@@ -28,8 +28,9 @@ from solvers.statistics import Counted
 if TYPE_CHECKING:
     from solvers.loop import Loop
 
-#: "auto": compiled where it can be and pays off. "plain": the Python loop. "compiled": compiled, or an error.
-BACKENDS = ("auto", "plain", "compiled")
+#: "auto": compiled where it can be and pays off. "plain": the Python loop. "compiled": compiled, or an error. "triton":
+#: a GPU kernel, or an error; tensors in main memory need Triton's interpreter (TRITON_INTERPRET=1 in the environment).
+BACKENDS = ("auto", "plain", "compiled", "triton")
 
 #: Steps below which "auto" does not compile: tracing and compiling take as long as some thousand steps.
 WORTHWHILE = 64
@@ -56,7 +57,7 @@ def _checked(name: str) -> str:
 
 
 def set_backend(name: str) -> None:
-    """Choose how loops are run from now on: "auto", "plain" or "compiled".
+    """Choose how loops are run from now on: "auto", "plain", "compiled" or "triton".
 
     Raises:
         InputError: an unknown name.
@@ -131,13 +132,13 @@ def attempt(
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
-        call = prepare(field, loop, layout, start)
+        call = prepare(field, loop, layout, start, chosen == "triton")
         if not call.kernel.checked:
             with torch.random.fork_rng(devices=[]):
                 _self_check(field, call, layout, start)
     except Refused as error:
-        if chosen == "compiled":
-            raise PairingError(f"backend 'compiled' cannot take this solve: {error}: use 'auto' or 'plain'") from None
+        if chosen in ("compiled", "triton"):
+            raise PairingError(f"backend {chosen!r} cannot take this solve: {error}: use 'auto' or 'plain'") from None
         return None, Record("plain", str(error))
     edges = [0, len(loop)]
     if isinstance(gradient, Checkpoint) and call.kernel.backward is not None:
@@ -190,9 +191,9 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused("forward-mode derivatives are computed by the plain path")
     if torch._C._len_torch_dispatch_stack() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         raise Refused("a tensor subclass or a dispatch mode watches the operations")
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(state.device.type):
         raise Refused("autocast is on")
-    if state.device.type != "cpu":
+    if state.device.type not in ("cpu", "cuda"):
         raise Refused(f"the state is on {state.device}, and there is no emitter for it")
     if state.dtype not in TOLERANCE:
         raise Refused(f"dtype {state.dtype} has no emitter")
@@ -225,16 +226,16 @@ def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
         cut = leaves.cut()
         loop = leaves.rebuilt(cut)
         # From zeros a product or a damping could be wrong and not be seen.
-        noise = torch.rand(start.shape, generator=generator, dtype=start.dtype) - 0.5
+        noise = torch.rand(start.shape, generator=generator, dtype=start.dtype).to(start.device) - 0.5
         state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
         plain = loop.advance(layout.taken(state), 0, count)
         expected = torch.stack([layout.packed(carried) for carried in plain])
-        mine = prepare(field, loop, layout, state)
+        mine = prepare(field, loop, layout, state, get_backend() == "triton")
         *outs, _ = mine.run(state)
         found = torch.stack(outs, 2)
         wrong = _difference(found, expected)
         if wrong is None and kernel.backward is not None:
-            weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype)
+            weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype).to(start.device)
             wanted = [t for t in (state, *cut.values()) if t.requires_grad]
             gradients = [_gradients(out, weight, wanted) for out in (found, expected)]
             differences = [_difference(a, b) for a, b in zip(*gradients, strict=True)]

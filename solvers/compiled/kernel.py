@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.clock import Clock
-from solvers.compiled import build
+from solvers.compiled import build, gpu_build, gpu_run
 from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item
@@ -147,8 +147,8 @@ class Call:
 
     def arguments(self, state: Tensor, tensors: Sequence[Tensor]) -> Arguments:
         """The tensors in the layout of the kernel."""
-        kernel, sub, dtype = self.kernel, self.loop.substeps, state.dtype
-        args = Arguments(kernel, len(self.loop) * sub, sub, state.shape[0], dtype, {}, {})
+        kernel, sub = self.kernel, self.loop.substeps
+        args = kernel.arguments(len(self.loop) * sub, sub, state)
         items, scalars, given = self.parted([t.detach() for t in tensors])
         with torch.no_grad():
             uniform = [t.detach() for t in self.uniform(given)]
@@ -215,8 +215,15 @@ class Call:
         return type(loop)(field, loop.solver, paths, Clock(starts, spans), 1)
 
 
-def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
+def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor, triton: bool = False) -> Call:
     """The kernel for a loop, made or found, and its arguments; `state` is the packed one of the layout.
+
+    Args:
+        original: the field as the user gave it.
+        loop: with the bound field.
+        layout: of what the solver carries.
+        state: packed.
+        triton: a GPU kernel even for tensors in main memory, which Triton's interpreter runs.
 
     Raises:
         Refused: the loop cannot be taken.
@@ -230,7 +237,8 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
         traced = entry.traced
         tensors, items, scalars = _tensors(traced, bound, columns, state)
         wanted = _wanted(traced, state, tensors, items, scalars)
-        key = (wanted, loop.substeps > 1)
+        target = gpu_build.target(state) if triton or state.device.type != "cpu" else None
+        key = (wanted, loop.substeps > 1, target)
         kernel = entry.kernels.get(key)
         if kernel is None:
             kernel = entry.kernels[key] = _made(traced, state, items, scalars, *key)
@@ -249,7 +257,8 @@ def refuse(original: Any, call: Call, reason: str) -> None:
 
 def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
-    key = (loop.solver, _kind(loop.paths), plain_items, state.shape[1:], state.dtype, fingerprint(original))
+    shape = (state.shape[1:], state.dtype, state.device)
+    key = (loop.solver, _kind(loop.paths), plain_items, shape, fingerprint(original))
     try:
         entries = _ENTRIES.setdefault(original, {})
         known = key in entries
@@ -285,13 +294,13 @@ def _tensors(
         tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
         if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype:
             raise Refused(f"{key[-1]} has dtype {tensor.dtype}, the state {state.dtype}")
-        given.append(tensor.to(state.dtype) if tensor.is_floating_point() else tensor)
+        given.append(tensor.to(state.device, state.dtype if tensor.is_floating_point() else None))
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
         if not item.number and part.dtype != state.dtype:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
-    return [*parts, *given], items, scalars
+    return [*(part.to(state.device) for part in parts), *given], items, scalars
 
 
 def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
@@ -308,7 +317,7 @@ def _spread(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
     span = next(i for i in columns.items if i.key == ("span",))
     spans = _step_size(columns, span, dtype)
     spans = spans if not span.uniform else spans.expand(len(whole), *spans.shape)
-    steps = torch.arange(substeps, dtype=whole.dtype).view(1, -1, *[1] * (whole.dim() - 1))
+    steps = torch.arange(substeps, dtype=whole.dtype, device=whole.device).view(1, -1, *[1] * (whole.dim() - 1))
     extra = [1] * (whole.dim() - spans.dim())
     spans = spans.reshape(len(whole), *extra, *spans.shape[1:])
     return (whole.unsqueeze(1) + steps * spans.unsqueeze(1)).flatten(0, 1)
@@ -328,11 +337,19 @@ def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[It
 
 
 def _made(
-    traced: Traced, state: Tensor, items: list[Item], scalars: list[Item], wanted: Any, divided: bool
+    traced: Traced,
+    state: Tensor,
+    items: list[Item],
+    scalars: list[Item],
+    wanted: Any,
+    divided: bool,
+    target: gpu_build.Target | None,
 ) -> Kernel | str:
     """A kernel, or why there is none."""
     try:
         plan = program(traced, state.shape[2], wanted, divided)
+        if target is not None:
+            return gpu_run.kernel(plan, target, items, scalars, state.dtype, wanted or frozenset())
         over = overlays(plan, items)
         source = emit(plan, "float" if state.dtype == torch.float32 else "double", over)
         build.blas()

@@ -26,11 +26,11 @@ class _Lent(np.ndarray):
     """A buffer in use: its end of life, when the last tensor over it is gone, gives the buffer back."""
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor with any content, over a used buffer where one fits."""
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor with any content, over a used buffer where one fits; on other devices torch has its own."""
     size = math.prod(shape) * dtype.itemsize
-    if size < LEAST:
-        return torch.empty(shape, dtype=dtype)
+    if size < LEAST or device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     _note(size)
     lent = _taken(size).view(_Lent)
     weakref.finalize(lent, _give, lent.view(np.ndarray).base if lent.base is None else lent.base, size)

@@ -30,8 +30,9 @@ class Place:
 
 @dataclass
 class Product:
-    """A (rows, n) times a matrix, into an array; `add` adds to what is there."""
+    """A (rows, n) times a matrix, into an array; `add` adds to what is there. `node` is the product in the graph."""
 
+    node: Node
     operand: Place
     matrix: Matrix
     result: Place
@@ -276,7 +277,7 @@ class Planner:
                 operand = self.operand(node.args[0])
                 result = adding.get(node) or plan.homes[node][0]
                 level = plan.levels[depth[node.args[0]]]
-                level.products.append(Product(operand, node.data, result, node in adding))
+                level.products.append(Product(node, operand, node.data, result, node in adding))
         for node, place in self.wanted:
             plan.levels[depth[node]].stores.append((node, place))
         return plan

@@ -37,18 +37,24 @@ class Kernel:
 
     program: Program
     source: Source
-    library: ctypes.CDLL
+    library: Any
     items: list[Item]
     scalars: list[Item]
     dtype: torch.dtype
     wanted: frozenset[Hashable]
     over: Overlays = field(default_factory=dict)
+    #: By how much the comparison is wider than that of the data type, for products that round more.
+    slack: float = 1.0
     #: Whether it was compared with the plain path.
     checked: bool = False
 
     def __post_init__(self) -> None:
         self.forward = self.library.forward
         self.backward = self.library.backward if self.source.backward is not None else None
+
+    def arguments(self, steps: int, substeps: int, state: Tensor) -> Arguments:
+        """The arguments of one call, still to be filled."""
+        return Arguments(self, steps, substeps, state.shape[0], state.dtype, {}, {})
 
 
 @dataclass
@@ -165,13 +171,14 @@ class Run(torch.autograd.Function):
 def _advanced(args: Arguments, state: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The states after all steps, and what is kept besides."""
     kernel = args.kernel
-    states = memory.empty((args.steps + 1, *state.shape), state.dtype)
+    states = memory.empty((args.steps + 1, *state.shape), state.dtype, state.device)
     states[0] = state
     args.tensors["states"] = states
     kept = []
     for array in kept_arrays(kernel):
         if array[0] == "saved":
-            kept.append(memory.empty((args.steps, args.batch, kernel.program.saved[array[1]]), state.dtype))
+            shape = (args.steps, args.batch, kernel.program.saved[array[1]])
+            kept.append(memory.empty(shape, state.dtype, state.device))
         else:
             item = next(i for i, item in enumerate(kernel.items) if item.key == array[1])
             kept.append(like(tensors[item]))
@@ -197,7 +204,7 @@ def pass_kept(args: Arguments, kept: Sequence[Tensor]) -> None:
 
 def alias(view: Tensor) -> Tensor:
     """The same memory as a tensor that is no view: autograd would not let a user change a view in place."""
-    own = torch.empty(0, dtype=view.dtype)
+    own = torch.empty(0, dtype=view.dtype, device=view.device)
     return own.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
@@ -231,7 +238,7 @@ class Pullback:
                 args.strides["gout", i, "time"], args.strides["gout", i, "sample"] = grad.stride(0), grad.stride(1)
         self.steps = _step_gradients(self.kernel, args, tensors, over)
         parts = len(args.bounds())
-        self.sums = _sums(self.kernel, args, parts)
+        self.sums = _sums(self.kernel, args, parts, state.device)
         self.outers: dict[Any, Tensor] = {}
         for i, outer in enumerate(self.kernel.program.backward.outers):
             self.outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
@@ -287,7 +294,7 @@ def _step_gradients(
 
 def like(tensor: Tensor) -> Tensor:
     """Room for as much, in the same order."""
-    return memory.empty((tensor.numel(),), tensor.dtype).as_strided(tensor.shape, _dense(tensor))
+    return memory.empty((tensor.numel(),), tensor.dtype, tensor.device).as_strided(tensor.shape, _dense(tensor))
 
 
 def _dense(tensor: Tensor) -> tuple[int, ...]:
@@ -319,16 +326,16 @@ def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
         args.strides[kind, item.key, index, "sample"] = part.stride(1) if item.batch else 0
 
 
-def _sums(kernel: Kernel, args: Arguments, parts: int) -> dict[Hashable, Tensor]:
+def _sums(kernel: Kernel, args: Arguments, parts: int, device: torch.device) -> dict[Hashable, Tensor]:
     """Rows and scalars that are added up, one for each thread."""
     backward = kernel.program.backward
     found: dict[Hashable, Tensor] = {}
     assert backward is not None
     for key, node in backward.sinks:
-        found["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64)
+        found["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64, device=device)
     for key, node in backward.drops:
         steps = args.steps if key[1] == ("start",) else args.steps // args.substeps
-        found["drop", key] = torch.zeros(parts, steps, node.width, dtype=torch.float64)
+        found["drop", key] = torch.zeros(parts, steps, node.width, dtype=torch.float64, device=device)
     return found
 
 

@@ -22,9 +22,10 @@ class Segmented(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """The components in `kept` after every interval, and the last state; segments end at the `edges`."""
         args, sub = call.arguments(state, tensors), call.substeps
-        states = _Segment(args, edges, state.shape)
-        starts = memory.empty((len(edges) - 1, *state.shape), state.dtype)
-        outs = memory.empty((len(kept), len(call.loop), state.shape[0], state.shape[2]), state.dtype)
+        states = _Segment(args, edges, state)
+        starts = memory.empty((len(edges) - 1, *state.shape), state.dtype, state.device)
+        shape = (len(kept), len(call.loop), state.shape[0], state.shape[2])
+        outs = memory.empty(shape, state.dtype, state.device)
         carried = state
         for k, (first, last) in enumerate(itertools.pairwise(edges)):
             starts[k] = carried
@@ -49,7 +50,7 @@ class Segmented(torch.autograd.Function):
             return (None, None, None, *call.plainly(state, tensors, given))
         args = call.arguments(state, tensors)
         pullback = Pullback(call, args, state, tensors, given, {})
-        states = _Segment(args, edges, state.shape)
+        states = _Segment(args, edges, state)
         for k, (first, last) in reversed(list(enumerate(itertools.pairwise(edges)))):
             stretch, _ = states.advanced(first, last, starts[k])
             pullback.run(stretch, first, last)
@@ -59,12 +60,12 @@ class Segmented(torch.autograd.Function):
 class _Segment:
     """Room for the states and the saved values of the longest segment, used by all of them in turn."""
 
-    def __init__(self, args: Arguments, edges: Sequence[int], shape: torch.Size) -> None:
+    def __init__(self, args: Arguments, edges: Sequence[int], state: Tensor) -> None:
         longest = max(last - first for first, last in itertools.pairwise(edges)) * args.substeps
         self.args = args
-        self.states = memory.empty((longest + 1, *shape), args.dtype)
+        self.states = memory.empty((longest + 1, *state.shape), state.dtype, state.device)
         for i, width in enumerate(args.kernel.program.saved):
-            saved = memory.empty((longest, args.batch, width), args.dtype)
+            saved = memory.empty((longest, args.batch, width), state.dtype, state.device)
             args.tensors["saved", i] = saved
             args.strides["saved", i, "time"], args.strides["saved", i, "sample"] = saved.stride(0), saved.stride(1)
 

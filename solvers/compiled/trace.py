@@ -90,7 +90,7 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
         return layout.packed(carried)
 
     example = torch.randn(batch, *state.shape[1:], dtype=state.dtype)
-    module = _recorded(step, (example, *examples))
+    module = _recorded(step, tuple(t.to(state.device) for t in (example, *examples)))
     known = {id(value): key for key, value in field_tensors(leaves.field).items()}
     return _Splitter(module, known, items, state, batch).traced(counts[-1])
 

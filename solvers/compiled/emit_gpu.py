@@ -1,0 +1,631 @@
+"""The plan of a step written out as Triton: one persistent kernel for the forward pass over a sequence, one backward.
+
+Each program takes a tile of samples through all steps, the state in registers. Products with parameter matrices are
+"held": all matrices are read once and stay on the chip; or "streamed": operands go through memory, and tiles of the
+matrices come from the cache at each step. A step without products or sums over channels is shared out over tiles of
+channels, too. The gradient of a matrix is not added up here: the backward kernel leaves the two factors of each of its
+terms in memory, and one product over all samples and many steps makes it, the same every time and on the whole device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from solvers.compiled.emit_cpu import Signature, Source
+from solvers.compiled.gpu_pieces import Cuts, Piece
+from solvers.compiled.ir import PREDICATES, Matrix, Node, Refused
+from solvers.compiled.plan import Level, Place, Plan, Product, Program
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
+_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
+_CALLS = {"exp": "tl.exp", "log": "tl.log", "sin": "tl.sin", "cos": "tl.cos", "sqrt": "tl.sqrt", "erf": "tl.erf"}
+_CALLS |= {"floor": "tl.floor", "abs": "tl.abs", "tanh": "tanh", "sigmoid": "sigmoid", "expm1": "expm1"}
+_CALLS |= {"log1p": "log1p", "sign": "sign", "max": "larger", "min": "smaller"}
+
+_HEAD = """import triton
+import triton.language as tl
+
+from solvers.compiled.gpu_math import expm1, larger, log1p, sigmoid, sign, smaller, tanh
+"""
+
+#: Most tile products of one step: more would make a kernel that takes minutes to compile.
+LARGEST = 256
+#: Least width of a tile in a product.
+TILE = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a kernel lies on the device.
+
+    Attributes:
+        rows: samples of one program.
+        piece: most channels of one register tensor.
+        depth: rows of a matrix that are taken at a time where matrices are streamed; 0 holds them on the chip.
+        warps: of one program.
+        stages: of the software pipeline that reads matrices ahead.
+    """
+
+    rows: int
+    piece: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass
+class GpuSource(Source):
+    """What the emitter made.
+
+    Attributes:
+        layouts: of the forward and the backward kernel.
+        tiles: number of programs that share the channels, of each kernel.
+        doubles: pointers to numbers that are kept in double precision, of each kernel.
+        outs: the gradients of outputs that the backward kernel can be given, by the name of the flag that says so.
+    """
+
+    layouts: tuple[Layout, Layout]
+    tiles: tuple[int, int]
+    doubles: tuple[frozenset[Hashable], frozenset[Hashable]]
+    outs: dict[str, Hashable]
+
+
+def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, Layout]) -> GpuSource:
+    """The source of a program.
+
+    Args:
+        program: forward and perhaps backward plan.
+        dtype: "float32" or "float64".
+        precision: of products, as in `tl.dot`: "ieee", "tf32x3" or "tf32".
+        layouts: of the forward and the backward kernel.
+    """
+    matrices: list[Matrix] = []
+    forward = _Kernel("forward", program, program.forward, matrices, dtype, precision, layouts[0])
+    texts, backward = [forward.text()], None
+    if program.backward is not None:
+        backward = _Kernel("backward", program, program.backward, matrices, dtype, precision, layouts[1])
+        texts.append(backward.text())
+    tiles = (forward.tiles, 1 if backward is None else backward.tiles)
+    outs = {} if backward is None else backward.outs
+    other = None if backward is None else backward.signature
+    doubles = (frozenset(forward.doubles), frozenset() if backward is None else frozenset(backward.doubles))
+    text = "\n\n".join([_HEAD, *texts])
+    return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs)
+
+
+def separable(plan: Plan, width: int) -> bool:
+    """Whether each channel of a step can be computed without the others."""
+    return width > 1 and all(
+        node.op not in ("mm", "slice", "cat") and node.width in (1, width) and not (node.op == "csum")
+        for node in plan.depth
+    )
+
+
+def power(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+class _Kernel:
+    """Writes one of the two kernels."""
+
+    def __init__(
+        self, name: str, program: Program, plan: Plan, matrices: list[Matrix], dtype: str, precision: str, layout: Layout
+    ) -> None:
+        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
+        self.real, self.precision, self.layout = f"tl.{dtype}", precision, layout
+        self.signature = Signature()
+        self.ld = program.components * program.width
+        self.products = any(level.products for level in plan.levels)
+        self.split = separable(plan, program.width)
+        self.block = min(layout.piece, power(program.width))
+        self.tiles = -(-program.width // self.block) if self.split else 1
+        added = [p.node for level in plan.levels for p in level.products if p.add]
+        self.cuts = Cuts(plan.depth, self.looped(), added, program.width if self.split else layout.piece)
+        #: Lines before the loop over steps, at the start of each step, in it, and after the loop.
+        self.top: list[str] = []
+        self.step: list[str] = []
+        self.after: list[str] = []
+        self.names: dict[tuple[Any, int], str] = {}
+        self.declared: set[Any] = set()
+        self.outs: dict[str, Hashable] = {}
+        self.doubles: set[Hashable] = set()
+        known = [node for _, node in plan.sinks if node.op == "bsum" and node.width > 1]
+        read = {arg for node in plan.depth for arg in node.args} | {node for _, node in plan.drops}
+        #: What changes from step to step; a sum over samples that is only added up is taken after the last one.
+        self.varying = [
+            node
+            for node in sorted(plan.depth, key=lambda node: node.number)
+            if (node.batch or node.varies) and (node not in known or node in read)
+        ]
+        #: Expressions of what goes to the next step, by component and first channel.
+        self.sent: dict[tuple[int, int], str] = {}
+        self.read = {p.operand.array for level in plan.levels for p in level.products}
+        if sum(self.dots(p) for level in plan.levels for p in level.products) > LARGEST:
+            raise Refused(f"its products are more than {LARGEST} tiles, too many for one GPU kernel")
+
+    def looped(self) -> list[Node]:
+        """The components that stay in registers, before and after a step: cut alike, so that one becomes the other."""
+        kind = "state" if self.name == "forward" else "carry"
+        before = [node for node in self.plan.depth if node.op == "leaf" and node.data[0] == kind]
+        stores = [pair for level in self.plan.levels for pair in level.stores]
+        return before + [node for node, place in stores if place.array in ("next", "sent")]
+
+    def dots(self, product: Product) -> int:
+        """Tile products of one product."""
+        columns = len(self.cuts.of(product.node))
+        return columns * (1 if self.layout.depth else len(self.cuts.of(product.node.args[0])))
+
+    # Arguments and addresses
+
+    def given(self, name: Hashable) -> str:
+        """The name of a pointer argument."""
+        return f"p{self.signature.pointer(name)}"
+
+    def double(self, name: Hashable) -> str:
+        """The name of a pointer to double precision."""
+        self.doubles.add(name)
+        return self.given(name)
+
+    def number(self, name: Hashable) -> str:
+        """The name of an integer argument."""
+        return f"n{self.signature.integer(name)}"
+
+    def once(self, key: Any, section: list[str], *lines: str) -> None:
+        if key not in self.declared:
+            self.declared.add(key)
+            section.extend(lines)
+
+    def padded(self, size: int) -> int:
+        """Width of the tensor that holds a piece."""
+        if size == 1:
+            return 1
+        return self.block if self.split else max(TILE if self.products else 1, power(size))
+
+    def channels(self, size: int) -> str:
+        """Name of the channels within a piece, `(1, padded)`."""
+        if size == 1:
+            return "0"
+        p = self.padded(size)
+        shift = f"tl.program_id(1) * {p} + " if self.split else ""
+        self.once(("channels", p), self.top, f"j{p} = {shift}tl.arange(0, {p})[None, :]")
+        return f"j{p}"
+
+    def inside(self, size: int) -> str:
+        """Which channels of the tensor are of the piece; empty where all are."""
+        if size == 1 or (self.padded(size) == size and not self.split):
+            return ""
+        if self.split and size % self.block == 0:
+            return ""
+        return f"({self.channels(size)} < {size})"
+
+    def mask(self, size: int, batch: bool = True) -> str:
+        """Arguments of a load or store that leave out what is not there."""
+        parts = [*(["here"] if batch else []), *([self.inside(size)] if self.inside(size) else [])]
+        return f", mask={' & '.join(parts)}" if parts else ""
+
+    def load(self, address: str, size: int, batch: bool = True) -> str:
+        mask = self.mask(size, batch)
+        return f"tl.load({address}{mask}{', other=0.0' if mask else ''})"
+
+    def base(self, array: Any) -> str:
+        """The address of this step's first channel of an array, for each sample of the program."""
+        kind = array if isinstance(array, str) else array[0]
+        if kind in ("state", "next"):
+            shift = "s" if kind == "state" else "(s + 1)"
+            return f"{self.given('states')} + ({shift} * batch + row) * {self.ld}"
+        if kind in ("step", "dstep"):
+            p, st, sb = self.given(array), self.number((*array, "time")), self.number((*array, "sample"))
+            return f"{p} + {'s' if array[1] == ('start',) else 'at'} * {st} + row * {sb}"
+        width = self.plan.widths[array]
+        if kind == "saved":
+            return f"{self.given(array)} + (s * batch + row) * {width}"
+        if kind == "chunk":
+            return f"{self.given(array)} + ((s - first) * batch + row) * {width}"
+        return f"{self.given(array)} + row * {width}"
+
+    # Values
+
+    def value(self, node: Node, start: int) -> str:
+        """The name of a piece of a value."""
+        node, start = self.source(node, start)
+        return _literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
+
+    def source(self, node: Node, start: int) -> tuple[Node, int]:
+        """The value, and the channel of it, that a piece of a slice or of parts beside each other is."""
+        while node.op in ("slice", "cat") and (node, start) not in self.names:
+            if node.op == "slice":
+                node, start = node.args[0], node.data[0] + start
+                continue
+            at = 0
+            for part in node.args:
+                if at <= start < at + part.width:
+                    node, start = part, start - at
+                    break
+                at += part.width
+        return node, start
+
+    def operand(self, node: Node, start: int, tensor: bool) -> str:
+        """An argument of a pointwise function; numbers are doubles until they meet a tensor."""
+        node, start = self.source(node, start)
+        name = self.value(node, start)
+        if node.op == "const":
+            return name
+        if node.scalar and tensor and node.op not in PREDICATES:
+            return f"{name}.to({self.real})"
+        return name
+
+    def full(self, node: Node, piece: Piece) -> str:
+        """A piece of a value as a tensor of all samples and channels."""
+        text = self.operand(node, piece[0], True)
+        node, _ = self.source(node, piece[0])
+        if node.batch and (node.width > 1 or piece[1] == 1):
+            return text
+        return f"(tl.zeros([{self.layout.rows}, {self.padded(piece[1])}], {self.real}) + {text})"
+
+    def clean(self, name: str, size: int) -> str:
+        """A piece with zeros in the channels that are not there."""
+        return f"tl.where({self.inside(size)}, {name}, 0.0)" if self.inside(size) else name
+
+    def define(self, node: Node, start: int, text: str, section: list[str]) -> None:
+        kind = "v" if node.batch else "r" if node.width > 1 else "s"
+        name = f"{kind}{node.number}" + (f"_{start}" if node.width > 1 else "")
+        self.names[node, start] = name
+        section.append(f"{name} = {text}")
+
+    def compute(self, node: Node, section: list[str]) -> None:
+        """All pieces of a value that is no product."""
+        if node.op == "slice" and node.scalar:
+            # One channel of a row is a number like any other.
+            self.define(node, 0, f"tl.sum({self.value(node.args[0], node.data[0])}.to(tl.float64))", section)
+        if node.op in ("const", "cat", "slice", "mm"):
+            return
+        home = self.plan.homes.get(node)
+        known = home and (node.op == "leaf" or home[0].array == "next" or home[0].array[0] == "saved")
+        known = known and (self.name == "backward" or node.op == "leaf")
+        for start, size in self.cuts.of(node):
+            if node.op == "leaf" and node.data[0] in ("state", "carry") and self.carried(node):
+                name = f"{node.data[0]}{node.data[1]}_{start}"
+                self.names[node, start] = name
+            elif known and home:
+                address = f"{self.base(home[0].array)} + {home[0].offset + start} + {self.channels(size)}"
+                self.define(node, start, self.load(address, size), section)
+            elif node.op == "leaf":
+                self.define(node, start, self.leaf(node, start, size), section)
+            elif node.op == "csum":
+                self.define(node, start, self.channel_sum(node.args[0]), section)
+            elif node.op == "bsum":
+                self.define(node, start, self.sample_sum(node, start), section)
+            else:
+                self.define(node, start, self.function(node, start), section)
+
+    def carried(self, node: Node) -> bool:
+        """Whether a state or its gradient stays in registers from step to step."""
+        return self.name == "forward" or node.data[0] == "carry"
+
+    def leaf(self, node: Node, start: int, size: int) -> str:
+        """A row or a scalar from outside."""
+        kind = node.data[0]
+        if kind == "zeros":
+            return f"tl.zeros([1, {self.padded(size)}], {self.real})"
+        p = self.double(node.data) if node.width == 1 else self.given(node.data)
+        at = ""
+        if kind == "step":
+            at = f" + {'s' if node.data[1] == ('start',) else 'at'}"
+            at += "" if node.width == 1 else f" * {self.number((*node.data, 'time'))}"
+        if node.width == 1:
+            return f"tl.load({p}{at})"
+        return self.load(f"{p}{at} + {start} + {self.channels(size)}", size, batch=False)
+
+    def channel_sum(self, x: Node) -> str:
+        """The sum of all pieces: for each sample, or of a row."""
+        pieces = [(self.value(x, start), size) for start, size in self.cuts.of(x)]
+        if x.batch:
+            return " + ".join(n if size == 1 else f"tl.sum({self.clean(n, size)}, 1)[:, None]" for n, size in pieces)
+        return " + ".join(f"tl.sum({self.clean(n, size)}.to(tl.float64))" for n, size in pieces)
+
+    def sample_sum(self, node: Node, start: int) -> str:
+        x = node.args[0]
+        kept = f"tl.where(here, {self.value(x, start)}, 0.0)"
+        return f"tl.sum({kept}, 0)[None, :]" if node.width > 1 else f"tl.sum({kept}.to(tl.float64))"
+
+    def function(self, node: Node, start: int) -> str:
+        """One operation."""
+        op, tensor = node.op, not node.scalar
+        args = [self.operand(a, start if a.width > 1 else 0, tensor) for a in node.args]
+        if not tensor and all(a.op == "const" for a in node.args):
+            args[0] = f"tl.full([], {args[0]}, tl.float64)"
+        if op == "stop":
+            return args[0]
+        if op in _INFIX:
+            return f"{args[0]} {_INFIX[op]} {args[1]}"
+        if op == "neg":
+            return f"-{args[0]}"
+        if op == "not":
+            return f"{args[0]} == 0"
+        if op == "where":
+            chosen = f"tl.where({', '.join(args)})"
+            return f"{chosen}.to({self.real if tensor else 'tl.float64'})"
+        if op in _CALLS:
+            return f"{_CALLS[op]}({', '.join(args)})"
+        if op == "pow":
+            return _power(args[0], node.data)
+        raise Refused(f"{op!r} is not known to the GPU emitter" if op != "opaque" else "it sums over the samples")
+
+    # Products
+
+    def product(self, p: Product) -> None:
+        """A product, piece by piece of its result."""
+        node, x = p.node, p.node.args[0]
+        streamed = bool(self.layout.depth) and p.matrix.rows > 1
+        for start, size in self.cuts.of(node):
+            tile = max(self.padded(size), TILE)
+            name = f"v{node.number}_{start}" if node.width > 1 else f"v{node.number}"
+            self.step.append(f"{name} = tl.zeros([{self.layout.rows}, {tile}], {self.real})")
+            if streamed:
+                self.streamed(p, name, start, size, tile)
+            else:
+                for k, depth in self.cuts.of(x):
+                    self.held(p, name, (k, depth), (start, size), tile)
+            if size == 1:
+                self.step.append(f"{name} = tl.sum({name}, 1)[:, None]")
+            self.names[node, start] = name
+            if p.add:
+                component, at = divmod(p.result.offset + start, self.program.width)
+                self.sent[component, at] = f"{self.sent[component, at]} + {name}"
+
+    def held(self, p: Product, name: str, rows: Piece, columns: Piece, tile: int) -> None:
+        """Add the product of a piece with a tile of the matrix that stays on the chip."""
+        x, (k, depth), (n, size) = p.node.args[0], rows, columns
+        matrix = f"m{self.matrix(p.matrix)}_{k}_{n}"
+        address = f"{self.given(('matrix', self.matrix(p.matrix)))}"
+        wide = f"tl.arange(0, {tile})[None, :]"
+        if depth == 1:
+            load = f"tl.load({address} + {k * p.matrix.columns + n} + {wide}, mask={wide} < {size}, other=0.0)"
+            self.once(matrix, self.top, f"{matrix} = {load}")
+            self.step.append(f"{name} += {self.full(x, rows)} * {matrix}")
+            return
+        deep = f"tl.arange(0, {self.padded(depth)})[:, None]"
+        load = f"{address} + ({k} + {deep}) * {p.matrix.columns} + {n} + {wide}"
+        masks = [f"({deep} < {depth})"] if self.padded(depth) > depth else []
+        masks += [f"({wide} < {size})"] if tile > size else []
+        mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+        self.once(matrix, self.top, f"{matrix} = tl.load({load}{mask})")
+        self.step.append(f"{name} = {self.dot(self.clean(self.full(x, rows), depth), matrix, name)}")
+
+    def streamed(self, p: Product, name: str, n: int, size: int, tile: int) -> None:
+        """The product of what lies in memory with a matrix that is read tile by tile."""
+        depth, k = self.layout.depth, p.matrix.rows
+        x = f"x{p.node.number}"
+        self.once(x, self.step, f"{x} = {self.base(p.operand.array)} + {p.operand.offset}")
+        wide, deep = f"tl.arange(0, {tile})[None, :]", f"(k + tl.arange(0, {depth}))"
+        address = self.given(("matrix", self.matrix(p.matrix)))
+        masks = [f"({deep}[:, None] < {k})"] if k % depth else []
+        masks += [f"({wide} < {size})"] if tile > size else []
+        mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+        tail = f" & ({deep}[None, :] < {k})" if k % depth else ""
+        self.step += [
+            f"for k in range(0, {k}, {depth}):",
+            f"    x_{name} = tl.load({x} + {deep}[None, :], mask=here{tail}, other=0.0)",
+            f"    m_{name} = tl.load({address} + {deep}[:, None] * {p.matrix.columns} + {n} + {wide}{mask})",
+            f"    {name} = {self.dot(f'x_{name}', f'm_{name}', name)}",
+        ]
+
+    def dot(self, x: str, matrix: str, total: str) -> str:
+        return f'tl.dot({x}, {matrix}, {total}, input_precision="{self.precision}", out_dtype={self.real})'
+
+    def matrix(self, matrix: Matrix) -> int:
+        """The number of a packed matrix."""
+        if matrix not in self.matrices:
+            self.matrices.append(matrix)
+        return self.matrices.index(matrix)
+
+    # Results
+
+    def store(self, node: Node, place: Place) -> None:
+        """Write a value where it is wanted."""
+        kind = place.array if isinstance(place.array, str) else place.array[0]
+        if kind == "temp" and not (self.layout.depth and place.array in self.read):
+            return
+        for start, size in self.pieces_to(node, kind):
+            text = self.full(node, (start, size))
+            if kind in ("next", "sent"):
+                component = place.offset // self.program.width
+                name = f"{kind}{component}_{start}"
+                self.step.append(f"{name} = {text}")
+                self.sent[component, start] = name
+                text = name
+            if kind == "dstep" and place.array[1] != ("start",):
+                text = self.accumulated(f"d{self.signature.pointer(place.array)}_{start}", text, size)
+            if kind != "sent":
+                address = f"{self.base(place.array)} + {place.offset + start} + {self.channels(size)}"
+                self.step.append(f"tl.store({address}, {text}{self.mask(size)})")
+
+    def pieces_to(self, node: Node, kind: str) -> list[Piece]:
+        """The pieces in which a value is stored; a number or a column may be wanted for all channels."""
+        if kind not in ("next", "sent"):
+            return self.cuts.of(node)
+        return self.state_pieces()
+
+    def state_pieces(self) -> list[Piece]:
+        """The pieces of a component of the state."""
+        width = self.program.width
+        like = next((node for node in self.looped() if node.width == width), None)
+        if like is not None:
+            return self.cuts.of(like)
+        return [(at, min(self.cuts.largest, width - at)) for at in range(0, width, self.cuts.largest)]
+
+    def accumulated(self, name: str, text: str, size: int) -> str:
+        """What is added up over the steps of an interval."""
+        self.once(name, self.top, f"{name} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
+        self.step.append(f"{name} = tl.where(fresh, {text}, {name} + {text})")
+        return name
+
+    def endings(self) -> None:
+        """Add up the gradients of what is shared by steps or samples."""
+        for i, (key, node) in enumerate(self.plan.sinks):
+            for start, size in self.shared_pieces(node):
+                self.sink(f"g{i}_{start}", ("sum", key), node, (start, size))
+        for i, (key, node) in enumerate(self.plan.drops):
+            p, count = self.double(("drop", key)), self.number(("drop", key, "count"))
+            for start, size in self.shared_pieces(node):
+                shape, kind = self.shared_type(node, size)
+                text, name = self.typed(node, start, size), f"h{i}_{start}"
+                at = "s" if key[1] == ("start",) else "at"
+                if key[1] != ("start",):
+                    self.once(name, self.top, f"{name} = tl.zeros({shape}, {kind})")
+                    self.step.append(f"{name} = tl.where(fresh, {text}, {name} + {text})")
+                    text = name
+                address = f"{p} + (tl.program_id(0) * {count} + {at}) * {node.width} + {start}"
+                self.keep(address, text, node, size, self.step)
+
+    def sink(self, name: str, key: Hashable, node: Node, piece: Piece) -> None:
+        """A gradient that is added up over all steps; a sum over samples is taken at the end, once."""
+        start, size = piece
+        p = self.double(key)
+        address = f"{p} + tl.program_id(0) * {node.width} + {start}"
+        if node.op == "bsum" and node.args[0].batch and node.width > 1:
+            self.top.append(f"{name} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
+            self.step.append(f"{name} += {self.value(node.args[0], start)}")
+            self.keep(address, f"tl.sum(tl.where(here, {name}, 0.0), 0)[None, :]", node, size, self.after)
+            return
+        shape, kind = self.shared_type(node, size)
+        self.top.append(f"{name} = tl.zeros({shape}, {kind})")
+        self.step.append(f"{name} += {self.typed(node, start, size)}")
+        self.keep(address, name, node, size, self.after)
+
+    def shared_pieces(self, node: Node) -> list[Piece]:
+        return self.cuts.of(node)
+
+    def shared_type(self, node: Node, size: int) -> tuple[str, str]:
+        return ("[]", "tl.float64") if node.width == 1 else (f"[1, {self.padded(size)}]", self.real)
+
+    def typed(self, node: Node, start: int, size: int) -> str:
+        """A row or a scalar in the type it is added up in."""
+        text = self.operand(node, start, node.width > 1)
+        if node.op == "const":
+            return text
+        if node.width > 1 and size == 1:
+            return f"tl.zeros([1, 1], {self.real}) + {text}"
+        return text if node.width > 1 else f"{text}.to(tl.float64)"
+
+    def keep(self, address: str, text: str, node: Node, size: int, section: list[str]) -> None:
+        if node.width == 1:
+            section.append(f"tl.store({address}, {text})")
+        else:
+            section.append(f"tl.store({address} + {self.row_channels(size)}, {text}{self.mask(size, batch=False)})")
+
+    def row_channels(self, size: int) -> str:
+        return "tl.zeros([1, 1], tl.int32)" if size == 1 else self.channels(size)
+
+    # The whole
+
+    def level(self, number: int, level: Level) -> None:
+        """One level: what can be computed, what is stored, and the products after it."""
+        for node in self.varying:
+            if self.plan.depth[node] == number:
+                self.compute(node, self.step)
+        for node, place in level.stores:
+            self.store(node, place)
+        if level.products and self.layout.depth:
+            self.step.append("tl.debug_barrier()")
+        for p in level.products:
+            self.product(p)
+            self.stored_result(p)
+
+    def stored_result(self, p: Product) -> None:
+        """A product whose result another one reads from memory."""
+        if not self.layout.depth or p.add or p.result.array not in self.read:
+            return
+        for start, size in self.cuts.of(p.node):
+            address = f"{self.base(p.result.array)} + {p.result.offset + start} + {self.channels(size)}"
+            self.step.append(f"tl.store({address}, {self.value(p.node, start)}{self.mask(size)})")
+
+    def carries(self) -> tuple[list[str], list[str]]:
+        """What goes from step to step: its start before the loop, and its renewal."""
+        before, renewal = [], []
+        kind = "state" if self.name == "forward" else "carry"
+        for i in range(self.program.components):
+            for start, size in self.state_pieces():
+                offset = f"{i * self.program.width + start} + {self.channels(size)}"
+                name = f"{kind}{i}_{start}"
+                address = f"{self.given('states' if kind == 'state' else 'carry0')} + row * {self.ld} + {offset}"
+                before.append(f"{name} = {self.load(address, size)}")
+                renewal.append(f"{name} = {self.sent[i, start]}")
+                if kind == "carry":
+                    self.after.append(f"tl.store({address}, {name}{self.mask(size)})")
+        return before, renewal
+
+    def arriving(self) -> list[str]:
+        """The gradients of the outputs join those from the step after."""
+        lines = ["ending = row < tl.where(fresh, batch, 0)"]
+        for i in range(self.program.components):
+            p, st, sb = (self.given(("gout", i)), *(self.number(("gout", i, k)) for k in ("time", "sample")))
+            self.outs[f"OUT{i}"] = ("gout", i)
+            lines.append(f"if OUT{i}:")
+            for start, size in self.state_pieces():
+                name, inside = f"carry{i}_{start}", self.inside(size)
+                mask = f"ending{' & ' + inside if inside else ''}"
+                address = f"{p} + at * {st} + row * {sb} + {start} + {self.channels(size)}"
+                lines.append(f"    {name} += tl.load({address}, mask={mask}, other=0.0)")
+        return lines
+
+    def text(self) -> str:
+        """The kernel."""
+        backward = self.name == "backward"
+        for node in sorted(self.plan.depth, key=lambda node: node.number):
+            if not node.batch and not node.varies:
+                self.compute(node, self.top)
+        head = ["at = s // SUBSTEPS", "fresh = (s + 1) % SUBSTEPS == 0", *(self.arriving() if backward else [])]
+        for number, level in enumerate(self.plan.levels):
+            self.level(number, level)
+        self.endings()
+        before, renewal = self.carries()
+        loop = [*head, *self.step, *renewal]
+        loop += ["tl.debug_barrier()"] if self.layout.depth and self.products else []
+        rows = self.layout.rows
+        lines = [
+            f"row = tl.program_id(0).to(tl.int64) * {rows} + tl.arange(0, {rows})[:, None]",
+            "here = row < batch",
+            *self.top,
+            *before,
+            f"s = tl.program_id(0).to(tl.int64) * 0 + {'last' if backward else 'first - 1'}",
+            "for _ in range(first, last):",
+            *(f"    {line}" for line in (f"s {'-' if backward else '+'}= 1", *loop)),
+            *self.after,
+        ]
+        pointers = [f"p{i}" for i in range(len(self.signature.pointers))]
+        numbers = [f"n{i}" for i in range(len(self.signature.integers))]
+        flags = ["SUBSTEPS", *self.outs]
+        arguments = [*pointers, *numbers, "first", "last", "batch", *(f"{flag}: tl.constexpr" for flag in flags)]
+        comments = [f"# {name}: {_said(key)}" for name, key in zip(pointers, self.signature.pointers, strict=True)]
+        return "\n".join(
+            [
+                '@triton.jit(do_not_specialize=["first", "last", "batch"])',
+                f"def {self.name}({', '.join(arguments)}):",
+                *(f"    {line}" for line in (*comments, *lines)),
+                "",
+            ]
+        )
+
+
+def _said(key: Any) -> str:
+    """The name of an argument in words."""
+    return key if isinstance(key, str) else " ".join(_said(k) if isinstance(k, tuple) else str(k) for k in key)
+
+
+def _literal(value: float) -> str:
+    return repr(value) if abs(value) < float("inf") else f'float("{value}")'
+
+
+def _power(x: str, exponent: float) -> str:
+    """A power with a constant exponent: products for whole ones, else by the logarithm."""
+    if exponent == int(exponent) and 0 < exponent <= 16:
+        return "(" + " * ".join([f"({x})"] * int(exponent)) + ")"
+    if exponent == int(exponent) and -16 <= exponent < 0:
+        return f"1.0 / {_power(x, -exponent)}"
+    if exponent == int(exponent):
+        raise Refused(f"the power {exponent} is not known to the GPU emitter")
+    return f"tl.exp({_literal(exponent)} * tl.log({x}))"

@@ -1,0 +1,216 @@
+"""Triton, where there is one: what kernels are made for, how they are laid out, and what a compiled one takes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.compiled import build
+from solvers.compiled.emit_gpu import GpuSource, Layout, power, separable
+from solvers.compiled.ir import Refused
+from solvers.compiled.plan import Plan, Program
+
+#: Bytes of shared memory that one program can have on devices of compute capability 9.0.
+SHARED = 227 * 1024
+#: Bytes of matrices that are tried to be held on the chip.
+HELD = 192 * 1024
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel is made for.
+
+    Attributes:
+        arch: compute capability times ten; 0 for Triton's interpreter.
+        precision: of products of float32: "ieee", or "tf32" where torch was told that it is enough.
+    """
+
+    arch: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel takes.
+
+    Attributes:
+        registers: of a thread.
+        stack: bytes of memory of a thread, for what does not fit into registers.
+        shared: bytes of shared memory of a program.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+
+
+def target(state: Tensor) -> Target:
+    """What to make a kernel for.
+
+    Raises:
+        Refused: there is no Triton, or none that can run where the state is.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise Refused("Triton is not installed, which GPU kernels are written in")
+    if state.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(state.device)
+        if torch.version.cuda is None:
+            raise Refused("GPU kernels are made for CUDA alone")
+        # torch.set_float32_matmul_precision("high") is the user's word that fewer digits are enough.
+        return Target(10 * major + minor, "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise Refused("tensors in main memory need Triton's interpreter: set TRITON_INTERPRET=1")
+    return Target(0, "ieee")
+
+
+def layouts(plan: Plan, program: Program, size: int) -> list[Layout]:
+    """Layouts worth trying for a kernel, the best first; `size` is that of a number in bytes."""
+    widest = power(max((node.width for node in plan.depth), default=1))
+    matrices = {p.matrix for level in plan.levels for p in level.products}
+    if not matrices:
+        if separable(plan, program.width):
+            return [Layout(1, min(64, power(program.width)), 0, 1, 1)]
+        piece = min(widest, 1024)
+        return [Layout(1, piece, 0, max(1, min(8, piece // 64)), 1)]
+    bytes_held = size * sum(power(m.rows) * power(m.columns) for m in matrices)
+    piece = min(widest, power(program.width))
+    found = []
+    if bytes_held <= HELD:
+        found += [Layout(16, min(piece, 128), 0, warps, 1) for warps in (4, 8)]
+    for stages, depth, warps in ((3, 32, 8), (2, 32, 8), (2, 16, 8), (1, 16, 16)):
+        found.append(Layout(16, min(piece, 256), depth, warps, stages))
+    return found
+
+
+def module(text: str) -> Any:
+    """The generated source, as a module; Triton reads it from the file.
+
+    Raises:
+        Refused: nothing can be written.
+    """
+    name = f"step_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = build.cache() / f"{name}.py"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+                file.write(text)
+            os.replace(file.name, path)
+    except OSError as error:
+        raise Refused(f"the GPU kernel could not be written: {error}") from None
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    sys.modules[name] = made
+    return made
+
+
+def options(layout: Layout) -> dict[str, Any]:
+    """What Triton is told about a kernel."""
+    return {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
+
+
+def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Report:
+    """Compile a kernel (0 forward, 1 backward) for an architecture and say what it takes; no GPU is needed.
+
+    Raises:
+        Refused: it does not compile, with Triton's reason.
+    """
+    layout, doubles = source.layouts[which], source.doubles[which]
+    path = build.cache() / f"{_name(source.text, which, arch)}.json"
+    if path.exists():
+        return Report(**json.loads(path.read_text()))
+    from triton.backends.compiler import GPUTarget  # type: ignore[import-not-found]
+    from triton.compiler import ASTSource, compile  # type: ignore[import-not-found]
+
+    signature = source.backward if which else source.forward
+    assert signature is not None
+    real = "*fp32" if dtype == torch.float32 else "*fp64"
+    types = {f"p{i}": "*fp64" if name in doubles else real for i, name in enumerate(signature.pointers)}
+    types |= {f"n{i}": "i32" for i in range(len(signature.integers))}
+    aligned: dict[Any, Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
+    types |= {name: "i32" for name in ("first", "last", "batch")}
+    flags: dict[str, Any] = {"SUBSTEPS": 1, **(dict.fromkeys(source.outs, True) if which else {})}
+    types |= dict.fromkeys(flags, "constexpr")
+    function = getattr(module(source.text), "backward" if which else "forward")
+    try:
+        made = compile(
+            ASTSource(function, types, flags, aligned), target=GPUTarget("cuda", arch, 32), options=options(layout)
+        )
+        found = Report(*_usage(made.asm["cubin"]), made.metadata.shared)
+    except Exception as error:
+        raise Refused(f"Triton does not compile it: {type(error).__name__}: {_line(error)}") from error
+    path.write_text(json.dumps(asdict(found)))
+    return found
+
+
+def _line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no message"
+
+
+def _name(text: str, which: int, arch: int) -> str:
+    return f"report_{hashlib.sha256(repr((text, which, arch, _version())).encode()).hexdigest()[:32]}"
+
+
+@functools.lru_cache(maxsize=1)
+def _version() -> str:
+    import triton  # type: ignore[import-not-found]
+
+    return str(triton.__version__)
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack of a compiled kernel, as the tool beside Triton reads them."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    if found is None:
+        raise Refused("what a GPU kernel takes is not known")
+    return int(found[1]), int(found[2])
+
+
+def best(sources: Sequence[GpuSource], which: int, arch: int, dtype: torch.dtype) -> int:
+    """The first source whose kernel fits without spilling registers, else the one that spills least.
+
+    Raises:
+        Refused: none fits into shared memory.
+    """
+    found: list[tuple[int, int]] = []
+    reasons = []
+    for i, source in enumerate(sources):
+        try:
+            taken = report(source, which, arch, dtype)
+        except Refused as error:
+            reasons.append(str(error))
+            continue
+        if taken.shared > SHARED:
+            reasons.append(f"it takes {taken.shared} bytes of shared memory, and there are {SHARED}")
+            continue
+        if not taken.stack:
+            return i
+        found.append((taken.stack, i))
+    if not found:
+        raise Refused(f"no layout of a GPU kernel fits: {reasons[0]}")
+    return min(found)[1]

@@ -1,0 +1,63 @@
+"""Elementary functions of Triton kernels: accurate near zero, safe for large arguments, NaN stays NaN.
+
+Written from `exp` and `log` alone: Triton's own language has no tanh, and the device library is not there in its
+interpreter. Only generated kernels import this module, so Triton is needed for nothing else.
+"""
+
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(x):
+    """Near zero a rational function (Cody and Waite's range, |x| < 0.625), else (1 - exp(-2|x|)) / (1 + exp(-2|x|))."""
+    size = tl.abs(x)
+    z = size * size
+    top = (-0.964399179425052238628 * z - 99.2877231001918586564) * z - 1614.68768441708447952
+    bottom = ((z + 112.811678491632931402) * z + 2235.48839060100448583) * z + 4844.06305325125486048
+    small = tl.exp(-2.0 * size)
+    y = tl.where(size < 0.625, size + size * z * (top / bottom), (1.0 - small) / (1.0 + small))
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)); where exp overflows the quotient is 0."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1, near zero as 2 h / (1 - h) with h = tanh(x / 2), which loses no digits."""
+    h = tanh(0.5 * x)
+    near = tl.abs(x) < 1.0
+    return tl.where(near, 2.0 * h / (1.0 - tl.where(near, h, 0.0)), tl.exp(x) - 1.0)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x), with the rounding of 1 + x made good."""
+    u = 1.0 + x
+    d = u - 1.0
+    y = tl.log(u) * (x / tl.where(d == 0, 1.0, d))
+    return tl.where(d == 0, x, tl.where(u == float("inf"), u, y))
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+@triton.jit
+def larger(a, b):
+    """The maximum, NaN where either is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def smaller(a, b):
+    """The minimum, NaN where either is."""
+    return tl.where((a < b) | (a != a), a, b)
