@@ -277,14 +277,14 @@ class _Kernel:
 
     def compute(self, node: Node, section: list[str]) -> None:
         """All pieces of a value that is no product."""
-        if node.op == "slice" and node.scalar:
-            # One channel of a row is a number like any other.
-            self.define(node, 0, f"tl.sum({self.value(node.args[0], node.data[0])}.to(tl.float64))", section)
-        if node.op in ("const", "cat", "slice", "mm"):
-            return
         home = self.plan.homes.get(node)
         known = home and (node.op == "leaf" or home[0].array == "next" or home[0].array[0] == "saved")
         known = known and (self.name == "backward" or node.op == "leaf")
+        if node.op == "slice" and node.scalar:
+            # One channel of a row is a number like any other.
+            self.define(node, 0, f"tl.sum({self.value(node.args[0], node.data[0])}.to(tl.float64))", section)
+        if node.op == "const" or (node.op in ("cat", "slice", "mm") and not known):
+            return
         for start, size in self.cuts.of(node):
             if node.op == "leaf" and node.data[0] in ("state", "carry") and self.carried(node):
                 name = f"{node.data[0]}{node.data[1]}_{start}"
@@ -346,8 +346,10 @@ class _Kernel:
         if op == "not":
             return f"{args[0]} == 0"
         if op == "where":
-            chosen = f"tl.where({', '.join(args)})"
-            return f"{chosen}.to({self.real if tensor else 'tl.float64'})"
+            if node.args[1].op == node.args[2].op == "const":
+                # Of two numbers alone Triton would make a single-precision tensor.
+                args[1] = f"tl.full([], {args[1]}, {self.real if tensor else 'tl.float64'})"
+            return f"tl.where({', '.join(args)})"
         if op in _CALLS:
             return f"{_CALLS[op]}({', '.join(args)})"
         if op == "pow":

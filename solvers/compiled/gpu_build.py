@@ -77,7 +77,7 @@ def target(state: Tensor) -> Target:
     return Target(0, "ieee")
 
 
-def layouts(plan: Plan, program: Program, size: int) -> list[Layout]:
+def layouts(plan: Plan, program: Program, size: int, precision: str) -> list[Layout]:
     """Layouts worth trying for a kernel, the best first; `size` is that of a number in bytes."""
     widest = power(max((node.width for node in plan.depth), default=1))
     matrices = {p.matrix for level in plan.levels for p in level.products}
@@ -90,9 +90,10 @@ def layouts(plan: Plan, program: Program, size: int) -> list[Layout]:
     piece = min(widest, power(program.width))
     found = []
     if bytes_held <= HELD:
-        found += [Layout(16, min(piece, 128), 0, warps, 1) for warps in (4, 8)]
-    for stages, depth, warps in ((3, 32, 8), (2, 32, 8), (2, 16, 8), (1, 16, 16)):
-        found.append(Layout(16, min(piece, 256), depth, warps, stages))
+        found.append(Layout(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
+    # Fewer samples a program take fewer registers a thread, and read the matrices more often.
+    for rows, depth, stages in ((16, 32, 3), (8, 16, 4), (4, 16, 2)):
+        found.append(Layout(rows, min(piece, 256), depth, 8, stages))
     return found
 
 
@@ -134,7 +135,7 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
         Refused: it does not compile, with Triton's reason.
     """
     layout, doubles = source.layouts[which], source.doubles[which]
-    path = build.cache() / f"{_name(source.text, which, arch)}.json"
+    path = build.cache() / f"{_name(source, which, arch)}.json"
     if path.exists():
         return Report(**json.loads(path.read_text()))
     from triton.backends.compiler import GPUTarget  # type: ignore[import-not-found]
@@ -166,8 +167,9 @@ def _line(error: Exception) -> str:
     return lines[-1].strip() if lines else "no message"
 
 
-def _name(text: str, which: int, arch: int) -> str:
-    return f"report_{hashlib.sha256(repr((text, which, arch, _version())).encode()).hexdigest()[:32]}"
+def _name(source: GpuSource, which: int, arch: int) -> str:
+    key = (source.text, which, arch, options(source.layouts[which]), _version())
+    return f"report_{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 
 
 @functools.lru_cache(maxsize=1)
