@@ -12,8 +12,10 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     overlay   which of the saved values the gradients of inputs are written over
     emit_cpu  the plan as C++
     build     compiled by the compiler that is there, kept in a folder
+    emit_gpu  the plan as Triton, for tensors on a GPU; gpu_pieces says where values are cut, gpu_math what Triton lacks
+    gpu_build how its kernels lie on the device, and what they take there
     kernel    one for each different step of a field, found again at the next solve
-    run       its call over a sequence, on several threads, as one autograd function
+    run       its call over a sequence, on several threads, as one autograd function; gpu_run the same on a GPU
     segmented the same with gradient 'checkpoint': a segment at a time
     products  the matrix products of a loop alone, which no path can be faster than
     backend   which path a solve takes, a self-check against the plain path, and the record of why

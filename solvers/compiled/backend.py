@@ -233,12 +233,12 @@ def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
         mine = prepare(field, loop, layout, state, get_backend() == "triton")
         *outs, _ = mine.run(state)
         found = torch.stack(outs, 2)
-        wrong = _difference(found, expected)
+        wrong = _difference(found, expected, kernel.slack)
         if wrong is None and kernel.backward is not None:
             weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype).to(start.device)
             wanted = [t for t in (state, *cut.values()) if t.requires_grad]
             gradients = [_gradients(out, weight, wanted) for out in (found, expected)]
-            differences = [_difference(a, b) for a, b in zip(*gradients, strict=True)]
+            differences = [_difference(a, b, kernel.slack) for a, b in zip(*gradients, strict=True)]
             wrong = next((d for d in differences if d is not None), None)
     if wrong is not None:
         reason = f"{CHECKED} steps of it differ from the plain path by {wrong:.1e}"
@@ -255,7 +255,7 @@ def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Te
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
 
 
-def _difference(found: Tensor, expected: Tensor) -> float | None:
+def _difference(found: Tensor, expected: Tensor, slack: float) -> float | None:
     """The relative error where it is too large; entries that are not finite in both count as equal."""
     found, expected = found.detach(), expected.detach()
     both = torch.isfinite(found) & torch.isfinite(expected)
@@ -264,4 +264,4 @@ def _difference(found: Tensor, expected: Tensor) -> float | None:
     found, expected = torch.where(both, found, 0.0), torch.where(both, expected, 0.0)
     error = float((found - expected).abs().max()) if found.numel() else 0.0
     scale = float(expected.abs().max()) if found.numel() else 0.0
-    return None if error <= TOLERANCE[found.dtype] * max(scale, 1e-3) else error / max(scale, 1e-300)
+    return None if error <= slack * TOLERANCE[found.dtype] * max(scale, 1e-3) else error / max(scale, 1e-300)

@@ -98,8 +98,7 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
 def separable(plan: Plan, width: int) -> bool:
     """Whether each channel of a step can be computed without the others."""
     return width > 1 and all(
-        node.op not in ("mm", "slice", "cat") and node.width in (1, width) and not (node.op == "csum")
-        for node in plan.depth
+        node.op not in ("mm", "slice", "cat") and node.width in (1, width) and node.op != "csum" for node in plan.depth
     )
 
 
@@ -112,7 +111,14 @@ class _Kernel:
     """Writes one of the two kernels."""
 
     def __init__(
-        self, name: str, program: Program, plan: Plan, matrices: list[Matrix], dtype: str, precision: str, layout: Layout
+        self,
+        name: str,
+        program: Program,
+        plan: Plan,
+        matrices: list[Matrix],
+        dtype: str,
+        precision: str,
+        layout: Layout,
     ) -> None:
         self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
         self.real, self.precision, self.layout = f"tl.{dtype}", precision, layout
@@ -440,7 +446,7 @@ class _Kernel:
                 self.sent[component, start] = name
                 text = name
             if kind == "dstep" and place.array[1] != ("start",):
-                text = self.accumulated(f"d{self.signature.pointer(place.array)}_{start}", text, size)
+                text = self.accumulated(f"d{self.signature.pointer(place.array)}_{place.offset + start}", text, size)
             if kind != "sent":
                 address = f"{self.base(place.array)} + {place.offset + start} + {self.channels(size)}"
                 self.step.append(f"tl.store({address}, {text}{self.mask(size)})")
@@ -574,6 +580,16 @@ class _Kernel:
                 lines.append(f"    {name} += tl.load({address}, mask={mask}, other=0.0)")
         return lines
 
+    def described(self) -> str:
+        """How the kernel lies on the device, in words."""
+        rows, depth = self.layout.rows, self.layout.depth
+        said = f"{rows} sample{'s' if rows > 1 else ''} a program, {32 * self.layout.warps} threads"
+        if self.split:
+            return f"{said}; programs share the channels, {self.block} each."
+        if not self.products:
+            return f"{said}."
+        return f"{said}; matrices {f'streamed, {depth} rows at a time' if depth else 'held on the chip'}."
+
     def text(self) -> str:
         """The kernel."""
         backward = self.name == "backward"
@@ -602,7 +618,10 @@ class _Kernel:
         numbers = [f"n{i}" for i in range(len(self.signature.integers))]
         flags = ["SUBSTEPS", *self.outs]
         arguments = [*pointers, *numbers, "first", "last", "batch", *(f"{flag}: tl.constexpr" for flag in flags)]
-        comments = [f"# {name}: {_said(key)}" for name, key in zip(pointers, self.signature.pointers, strict=True)]
+        comments = [
+            f"# {self.described()}",
+            *(f"# {name}: {_said(key)}" for name, key in zip(pointers, self.signature.pointers, strict=True)),
+        ]
         return "\n".join(
             [
                 '@triton.jit(do_not_specialize=["first", "last", "batch"])',

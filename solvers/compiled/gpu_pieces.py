@@ -6,6 +6,7 @@ that is combined with it entry by entry is cut at the same channels, and each pi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from solvers.compiled.ir import Node
@@ -51,7 +52,7 @@ class Cuts:
         """The pieces of a value."""
         edges = sorted(self.at[node])
         found: list[Piece] = []
-        for left, right in zip(edges, edges[1:], strict=False):
+        for left, right in itertools.pairwise(edges):
             found += [(at, min(self.largest, right - at)) for at in range(left, right, self.largest)]
         return found
 
