@@ -143,7 +143,8 @@ def _cornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
 
 
 def _lipschitz(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
-    loop = loops.LipschitzLoop(shape.features, shape.hidden)
+    # The symmetric parts let the state grow: with the steps of short sequences a long one leaves the numbers.
+    loop = loops.LipschitzLoop(shape.features, shape.hidden, dt=min(0.03, 24 / shape.time))
     settings = {"eps": loop.dt, "beta": loop.beta, "gamma": loop.gamma}
     return loop, neuralosc.from_reference("lipschitz", loop.state_dict(), **settings)[0]
 
@@ -158,7 +159,8 @@ def _lem(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
 
 
 def _unicornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
-    loop = loops.UnICORNNLoop(shape.features, shape.hidden)
+    # Over so many undamped oscillations as long sequences have, rounding errors would decide the gradient.
+    loop = loops.UnICORNNLoop(shape.features, shape.hidden, dt=min(0.05, 40 / shape.time))
     given: dict[str, Tensor] = {}
     for i, layer in enumerate(loop.layers):
         assert isinstance(layer, loops.UnICORNNLayer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import solvers
+from solvers.audit import SavedMemory
 
 if TYPE_CHECKING:
     from neuralosc.inputs import Lengths
@@ -119,30 +120,17 @@ def _measured(rnn: ContinuousRNN, index: int, solution: Solution) -> tuple[int, 
     x, start, spans = solution.inputs[index].detach(), solution.start[index].detach(), solution.timespans.detach()
     uniform = spans.dim() == 1 and bool((spans == 1).all())
     wanted = [p for p in rnn.layer(index).parameters() if p.requires_grad]
-    kept: dict[int, int] = {}
 
     def step() -> None:
         loss = rnn.run_from(index, x, start, None if uniform else spans).positions()[:, -1:].square().mean()
         if loss.requires_grad:
             torch.autograd.grad(loss, wanted, allow_unused=True)
 
-    known = {t.untyped_storage().data_ptr() for t in (x, *rnn.layer(index).parameters())}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+    with SavedMemory((x, *rnn.layer(index).parameters())) as memory:
         step()
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
-    return sum(kept.values()), min(seconds)
-
-
-def _same(value: Any) -> Any:
-    return value
+    return memory.total, min(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,3 +183,35 @@ class PeakMemory(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.alive -= size
+
+
+class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
+    """The bytes of memory that autograd keeps for the backward pass of what is computed inside this context.
+
+    Args:
+        besides: tensors whose memory is there anyway and is not counted.
+
+    Attributes:
+        total: bytes, each piece of memory once.
+    """
+
+    def __init__(self, besides: Iterable[Tensor] = ()) -> None:
+        # Storages are held, so that no address stands for two of them.
+        self._known = {t.untyped_storage().data_ptr(): t for t in besides}
+        self.total = 0
+        super().__init__(self._keep, _same)
+
+    def __enter__(self) -> SavedMemory:  # type: ignore[override]
+        super().__enter__()
+        return self
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known[storage.data_ptr()] = tensor
+            self.total += storage.nbytes()
+        return tensor
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

@@ -12,6 +12,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     overlay   which of the saved values the gradients of inputs are written over
     emit_cpu  the plan as C++
     build     compiled by the compiler that is there, kept in a folder
+    emit_torch, run_torch  the same plan as Python on tensors, for where there is no compiler
     emit_gpu  the plan as Triton, for tensors on a GPU; gpu_pieces says where values are cut, gpu_math what Triton lacks
     gpu_build how its kernels lie on the device, and what they take there
     kernel    one for each different step of a field, found again at the next solve

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.checkpoint import Checkpoint
+from solvers.compiled import run_torch
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
@@ -28,9 +30,10 @@ from solvers.statistics import Counted
 if TYPE_CHECKING:
     from solvers.loop import Loop
 
-#: "auto": compiled where it can be and pays off. "plain": the Python loop. "compiled": compiled, or an error. "triton":
-#: a GPU kernel, or an error; tensors in main memory need Triton's interpreter (TRITON_INTERPRET=1 in the environment).
-BACKENDS = ("auto", "plain", "compiled", "triton")
+#: "auto": compiled where it can be and pays off. "plain": the Python loop. The others give their own path, or an error:
+#: "compiled" generated C++; "torch" the same plan in pure torch, which "auto" takes without a compiler; "triton" a
+#: GPU kernel (tensors in main memory need Triton's interpreter, TRITON_INTERPRET=1 in the environment).
+BACKENDS = ("auto", "plain", "compiled", "torch", "triton")
 
 #: Steps below which "auto" does not compile: tracing and compiling take as long as some thousand steps.
 WORTHWHILE = 64
@@ -57,7 +60,7 @@ def _checked(name: str) -> str:
 
 
 def set_backend(name: str) -> None:
-    """Choose how loops are run from now on: "auto", "plain", "compiled" or "triton".
+    """Choose how loops are run from now on: "auto", "plain", "compiled", "torch" or "triton".
 
     Raises:
         InputError: an unknown name.
@@ -86,8 +89,8 @@ class Record:
     """Which path a solve took.
 
     Attributes:
-        path: "compiled" or "plain".
-        reason: why the plain one; empty for the compiled one.
+        path: "compiled", "torch", "triton" or "plain".
+        reason: why not the compiled one; empty for that one.
         saved: bytes kept for the backward pass, states included; 0 where that is not known or nothing is kept.
         source: the generated code; empty for the plain path.
         products: the matrix products of the loop and of its gradient; None where they are not known.
@@ -117,7 +120,7 @@ def attempt(
         positions_only: nobody will ask for other states than the last; where that saves memory, they are not kept.
 
     Raises:
-        PairingError: the backend is "compiled" and cannot take this loop.
+        PairingError: the backend is "compiled" or "torch" and cannot take this loop.
     """
     if torch.compiler.is_compiling():
         # Said first and without looking further: whatever is looked at here, torch would record.
@@ -132,12 +135,14 @@ def attempt(
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
-        call = prepare(field, loop, layout, start, chosen == "triton")
+        lacking = run_torch.missing() if chosen == "auto" else ""
+        make = _maker(chosen, lacking, gradient, state)
+        call = make(field, loop, layout, start)
         if not call.kernel.checked:
             with torch.random.fork_rng(devices=[]):
-                _self_check(field, call, layout, start)
+                _self_check(field, call, make, layout, start)
     except Refused as error:
-        if chosen in ("compiled", "triton"):
+        if chosen not in ("auto", "plain"):
             raise PairingError(f"backend {chosen!r} cannot take this solve: {error}: use 'auto' or 'plain'") from None
         return None, Record("plain", str(error))
     edges = [0, len(loop)]
@@ -150,9 +155,27 @@ def attempt(
         *outs, end = call.run_segmented(start, edges, range(layout.total) if position is None else [position])
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
+    path = {"torch": "torch", "triton": "triton"}.get(chosen, "torch" if lacking else "compiled")
+    reason = "" if path == "compiled" else lacking or f"the backend is {chosen!r}"
     saved = _saved(call, start, edges, len(outs))
-    record = Record("compiled", "", saved, call.kernel.source.text, _products(call, len(start)))
+    record = Record(path, reason, saved, call.kernel.source.text, _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
+
+
+def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
+    """What makes the kernel.
+
+    Raises:
+        Refused: nothing does for this device and gradient.
+    """
+    if state.device.type == "cuda" and chosen != "triton":
+        # Its kernels are tested in Triton's interpreter alone so far; whoever asks for them gets them.
+        raise Refused("GPU kernels are made where they are asked for, by backend 'triton'")
+    if chosen == "triton" or chosen == "torch" or lacking:
+        if isinstance(gradient, Checkpoint):
+            raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
+        return functools.partial(prepare, triton=True) if chosen == "triton" else run_torch.prepare
+    return prepare
 
 
 def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:
@@ -212,7 +235,7 @@ def _seen(loop: Loop) -> list[Tensor]:
     return [t for t in first if isinstance(t, Tensor)]
 
 
-def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
+def _self_check(field: Any, call: Call, make: Callable[..., Call], layout: Layout, start: Tensor) -> None:
     """Compare a few steps, forward and gradients, with the plain path; once per kernel.
 
     Raises:
@@ -230,7 +253,7 @@ def _self_check(field: Any, call: Call, layout: Layout, start: Tensor) -> None:
         state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
         plain = loop.advance(layout.taken(state), 0, count)
         expected = torch.stack([layout.packed(carried) for carried in plain])
-        mine = prepare(field, loop, layout, state, get_backend() == "triton")
+        mine = make(field, loop, layout, state)
         *outs, _ = mine.run(state)
         found = torch.stack(outs, 2)
         wrong = _difference(found, expected, kernel.slack)

@@ -47,8 +47,6 @@ class Kernel:
     slack: float = 1.0
     #: Whether it was compared with the plain path.
     checked: bool = False
-    #: By how much the comparison is wider than that of the data type, for products that round more.
-    slack: float = 1.0
 
     def __post_init__(self) -> None:
         self.forward = self.library.forward

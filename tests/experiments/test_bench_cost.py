@@ -1,4 +1,5 @@
 import io
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ SHAPE = Shape("M", 300, 64, 64, 1)
 
 @pytest.mark.slow
 def test_memory_is_counted_in_units_of_the_trajectory():
-    from dataclasses import asdict
-
-    found = {case: bench_cost._asked("memory", case, "backprop", asdict(SHAPE)) for case in (LOOP, PLAIN, COMPILED)}
-    # Eleven tensors a step in the loop, states and what is saved in the fast path.
-    assert 8 < found[LOOP] < 16 and found[COMPILED] < found[PLAIN] < found[LOOP]
-    assert 3 < found[COMPILED] < 8
+    kept, peak = {}, {}
+    for case in (LOOP, PLAIN, COMPILED):
+        kept[case], peak[case] = bench_cost._asked("memory", case, "backprop", asdict(SHAPE))
+    # The loop keeps a dozen tensors a step; the fast path two states, the activation and the input current.
+    assert 8 < kept[LOOP] < 13 and 4 <= kept[COMPILED] < 4.2
+    assert all(peak[case] > 0.9 * kept[case] for case in kept)
 
 
 @pytest.mark.slow
