@@ -6,6 +6,7 @@ a place for each step are taken apart once, before the loop; the gradient of a m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def emit(program: Program) -> Source:
 
 def functions(source: Source) -> tuple[Pass, Pass | None]:
     """What the source defines."""
-    scope: dict[str, Any] = {"torch": torch, "empty": memory.empty}
+    scope: dict[str, Any] = {"torch": torch, "empty": functools.partial(memory.empty, device=torch.device("cpu"))}
     exec(compile(source.text, "<step>", "exec"), scope)
     return scope["forward"], scope.get("backward")
 
