@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,8 +174,9 @@ def _check_finite(states: Sequence[Any], loop: Loop, start: Tensor) -> None:
     """
     if not states:
         return
-    last = loop.solver.close(states[-1])
-    if not concrete(last) or bool(torch.isfinite(last).all()):
+    last = states.end if isinstance(states, States) else loop.solver.close(states[-1])
+    # The sum is cheap; it may overflow where no entry does.
+    if not concrete(last) or math.isfinite(float(last.detach().sum())) or bool(torch.isfinite(last).all()):
         return
     if isinstance(states, States) and not states.complete:
         # Which state was the first is seen in all of them alone: they are computed again.

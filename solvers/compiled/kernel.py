@@ -145,28 +145,35 @@ class Call:
         dtype = self.kernel.dtype
         return [t if t.is_floating_point() else t.to(dtype) for t in self.traced.prologue(*given)]
 
-    def arguments(self, state: Tensor, tensors: Sequence[Tensor]) -> Arguments:
-        """The tensors in the layout of the kernel."""
+    def arguments(self, state: Tensor, tensors: Sequence[Tensor], shared: dict[Any, Tensor] | None = None) -> Arguments:
+        """The tensors in the layout of the kernel; `shared` is that part of an earlier call that no step changes."""
         kernel, sub = self.kernel, self.loop.substeps
         args = kernel.arguments(len(self.loop) * sub, sub, state)
-        items, scalars, given = self.parted([t.detach() for t in tensors])
-        with torch.no_grad():
-            uniform = [t.detach() for t in self.uniform(given)]
+        items = self.parted([t.detach() for t in tensors])[0]
         for item, tensor in zip(kernel.items, items, strict=True):
             if item.batch or (item.shape and item.shape[-1] > 1):
                 tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
             else:
                 tensor = tensor.double().contiguous()
             pass_item(args, "step", item, tensor)
-        for item, tensor in zip(kernel.scalars, scalars, strict=True):
-            args.tensors["whole", item.key, 0] = tensor.double().reshape(1)
+        args.tensors.update(self.shared(tensors) if shared is None else shared)
+        return args
+
+    def shared(self, tensors: Sequence[Tensor]) -> dict[Any, Tensor]:
+        """Scalars, rows and matrices as the kernel reads them."""
+        made: dict[Any, Tensor] = {}
+        _, scalars, given = self.parted([t.detach() for t in tensors])
+        with torch.no_grad():
+            uniform = [t.detach() for t in self.uniform(given)]
+        for item, tensor in zip(self.kernel.scalars, scalars, strict=True):
+            made["whole", item.key, 0] = tensor.double().reshape(1)
         for i, tensor in enumerate(uniform):
             rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
-                args.tensors["uniform", i, k] = row.double() if row.numel() == 1 else row
-        for i, matrix in enumerate(kernel.source.matrices):
-            args.tensors["matrix", i] = packed(matrix, uniform)
-        return args
+                made["uniform", i, k] = row.double() if row.numel() == 1 else row
+        for i, matrix in enumerate(self.kernel.source.matrices):
+            made["matrix", i] = packed(matrix, uniform)
+        return made
 
     def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
         """The gradients by autograd through the plain path, which can be differentiated again."""

@@ -136,7 +136,8 @@ class Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Any, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the forward pass; `tensors` are the items, the scalars and the uniform tensors of the kernel."""
-        args = call.arguments(state, tensors)
+        shared = call.shared(tensors)
+        args = call.arguments(state, tensors, shared)
         states, kept = _advanced(args, state, tensors)
         rows = states[call.substeps :: call.substeps]
         outs = tuple(alias(rows[:, :, i]) for i in range(state.shape[1]))
@@ -144,6 +145,8 @@ class Run(torch.autograd.Function):
         if call.kernel.backward is not None:
             ctx.save_for_backward(state, *tensors, states, *kept, *outs)
             ctx.call, ctx.count, ctx.consumed = call, len(tensors), False
+            # Autograd refuses parameters that were changed meanwhile, so that this is what they still are.
+            ctx.shared = shared
             ctx.set_materialize_grads(False)
         return (*outs, end)
 
@@ -156,7 +159,7 @@ class Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             # A gradient of the gradient is wanted: the plain path gives both.
             return (None, *call.plainly(state, tensors, grads))
-        args = call.arguments(state, tensors)
+        args = call.arguments(state, tensors, ctx.shared)
         if ctx.consumed:
             # An earlier backward pass wrote over what was kept.
             states, kept = _advanced(args, state, tensors)

@@ -91,7 +91,8 @@ template <class R> inline R vexpm1(R x) {
   const Reduced<R> a = reduced(y);
   const auto half = a.n >> 1;
   const R low = power_of_two<R>(half), high = power_of_two<R>(a.n - half);
-  return (expm1_near(a.r) * low + (low - R(1) / high)) * high;
+  const R z = (expm1_near(a.r) * low + (low - R(1) / high)) * high;
+  return x == R(0) ? x : z;  // keeps the sign of a zero
 }
 
 // tanh(x) = (exp(2x) - 1) / (exp(2x) + 1).
@@ -102,7 +103,11 @@ template <class R> inline R vtanh(R x) {
   return std::copysign(e / (e + R(2)), x);
 }
 
-template <class R> inline R vsigmoid(R x) { return R(1) / (R(1) + vexp(-x)); }
+// exp(x) / (exp(x) + 1) where x < 0: exp(-x) would overflow before the result is zero.
+template <class R> inline R vsigmoid(R x) {
+  const R e = vexp(-std::fabs(x));
+  return (x < R(0) ? e : R(1)) / (R(1) + e);
+}
 
 // log of a positive normal number, by atanh: log(m) = 2 atanh((m - 1) / (m + 1)) for m around 1.
 template <class R> inline R log_normal(R x) {
