@@ -53,7 +53,7 @@ class Checkpoint(Gradient):
             return loop.advance(carried, 0, len(loop))
         edges = self.edges(loop, carried)
         if len(edges) == 2:
-            return loop.advance(carried, edges[0], edges[1])
+            return loop.advance(carried, 0, len(loop))
         states: list[Any] = []
         parameters = Leaves(loop, 0, 0)
 
