@@ -10,10 +10,10 @@ terms in memory, and one product over all samples and many steps makes it, the s
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
-from solvers.compiled.emit_cpu import Signature, Source
+from solvers.compiled.emit_cpu import Signature
+from solvers.compiled.gpu_layout import GpuSource, Layout, literal, power, raised, said, separable
 from solvers.compiled.gpu_pieces import Cuts, Piece
 from solvers.compiled.ir import PREDICATES, Matrix, Node, Refused
 from solvers.compiled.plan import Level, Place, Plan, Product, Program
@@ -34,42 +34,6 @@ from solvers.compiled.gpu_math import expm1, larger, log1p, sigmoid, sign, small
 LARGEST = 256
 #: Least width of a tile in a product.
 TILE = 16
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a kernel lies on the device.
-
-    Attributes:
-        rows: samples of one program.
-        piece: most channels of one register tensor.
-        depth: rows of a matrix that are taken at a time where matrices are streamed; 0 holds them on the chip.
-        warps: of one program.
-        stages: of the software pipeline that reads matrices ahead.
-    """
-
-    rows: int
-    piece: int
-    depth: int
-    warps: int
-    stages: int
-
-
-@dataclass
-class GpuSource(Source):
-    """What the emitter made.
-
-    Attributes:
-        layouts: of the forward and the backward kernel.
-        tiles: number of programs that share the channels, of each kernel.
-        doubles: pointers to numbers that are kept in double precision, of each kernel.
-        outs: the gradients of outputs that the backward kernel can be given, by the name of the flag that says so.
-    """
-
-    layouts: tuple[Layout, Layout]
-    tiles: tuple[int, int]
-    doubles: tuple[frozenset[Hashable], frozenset[Hashable]]
-    outs: dict[str, Hashable]
 
 
 def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, Layout]) -> GpuSource:
@@ -93,18 +57,6 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
     doubles = (frozenset(forward.doubles), frozenset() if backward is None else frozenset(backward.doubles))
     text = "\n\n".join([_HEAD, *texts])
     return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs)
-
-
-def separable(plan: Plan, width: int) -> bool:
-    """Whether each channel of a step can be computed without the others."""
-    return width > 1 and all(
-        node.op not in ("mm", "slice", "cat") and node.width in (1, width) and node.op != "csum" for node in plan.depth
-    )
-
-
-def power(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 class _Kernel:
@@ -237,7 +189,7 @@ class _Kernel:
     def value(self, node: Node, start: int) -> str:
         """The name of a piece of a value."""
         node, start = self.source(node, start)
-        return _literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
+        return literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
 
     def source(self, node: Node, start: int) -> tuple[Node, int]:
         """The value, and the channel of it, that a piece of a slice or of parts beside each other is."""
@@ -341,8 +293,13 @@ class _Kernel:
         """One operation."""
         op, tensor = node.op, not node.scalar
         args = [self.operand(a, start if a.width > 1 else 0, tensor) for a in node.args]
-        if not tensor and all(a.op == "const" for a in node.args):
-            args[0] = f"tl.full([], {args[0]}, tl.float64)"
+        if op in ("where", "max", "min") or all(a.op == "const" for a in node.args):
+            # Left to itself Triton would take a number for one of single precision.
+            kind = self.real if tensor else "tl.float64"
+            args = [
+                f"tl.full([], {text}, {kind})" if a.op == "const" else text
+                for a, text in zip(node.args, args, strict=True)
+            ]
         if op == "stop":
             return args[0]
         if op in _INFIX:
@@ -352,14 +309,11 @@ class _Kernel:
         if op == "not":
             return f"{args[0]} == 0"
         if op == "where":
-            if node.args[1].op == node.args[2].op == "const":
-                # Of two numbers alone Triton would make a single-precision tensor.
-                args[1] = f"tl.full([], {args[1]}, {self.real if tensor else 'tl.float64'})"
             return f"tl.where({', '.join(args)})"
         if op in _CALLS:
             return f"{_CALLS[op]}({', '.join(args)})"
         if op == "pow":
-            return _power(args[0], node.data)
+            return raised(args[0], node.data)
         raise Refused(f"{op!r} is not known to the GPU emitter" if op != "opaque" else "it sums over the samples")
 
     # Products
@@ -620,7 +574,7 @@ class _Kernel:
         arguments = [*pointers, *numbers, "first", "last", "batch", *(f"{flag}: tl.constexpr" for flag in flags)]
         comments = [
             f"# {self.described()}",
-            *(f"# {name}: {_said(key)}" for name, key in zip(pointers, self.signature.pointers, strict=True)),
+            *(f"# {name}: {said(key)}" for name, key in zip(pointers, self.signature.pointers, strict=True)),
         ]
         return "\n".join(
             [
@@ -630,23 +584,3 @@ class _Kernel:
                 "",
             ]
         )
-
-
-def _said(key: Any) -> str:
-    """The name of an argument in words."""
-    return key if isinstance(key, str) else " ".join(_said(k) if isinstance(k, tuple) else str(k) for k in key)
-
-
-def _literal(value: float) -> str:
-    return repr(value) if abs(value) < float("inf") else f'float("{value}")'
-
-
-def _power(x: str, exponent: float) -> str:
-    """A power with a constant exponent: products for whole ones, else by the logarithm."""
-    if exponent == int(exponent) and 0 < exponent <= 16:
-        return "(" + " * ".join([f"({x})"] * int(exponent)) + ")"
-    if exponent == int(exponent) and -16 <= exponent < 0:
-        return f"1.0 / {_power(x, -exponent)}"
-    if exponent == int(exponent):
-        raise Refused(f"the power {exponent} is not known to the GPU emitter")
-    return f"tl.exp({_literal(exponent)} * tl.log({x}))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from solvers.compiled import build
-from solvers.compiled.emit_gpu import GpuSource, Layout, power, separable
+from solvers.compiled.gpu_layout import GpuSource, Layout, power, separable
 from solvers.compiled.ir import Refused
 from solvers.compiled.plan import Plan, Program
 
@@ -138,9 +139,6 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     path = build.cache() / f"{_name(source, which, arch)}.json"
     if path.exists():
         return Report(**json.loads(path.read_text()))
-    from triton.backends.compiler import GPUTarget  # type: ignore[import-not-found]
-    from triton.compiler import ASTSource, compile  # type: ignore[import-not-found]
-
     signature = source.backward if which else source.forward
     assert signature is not None
     real = "*fp32" if dtype == torch.float32 else "*fp64"
@@ -152,8 +150,10 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     types |= dict.fromkeys(flags, "constexpr")
     function = getattr(module(source.text), "backward" if which else "forward")
     try:
-        made = compile(
-            ASTSource(function, types, flags, aligned), target=GPUTarget("cuda", arch, 32), options=options(layout)
+        compiler = importlib.import_module("triton.compiler")
+        gpu = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", arch, 32)
+        made = compiler.compile(
+            compiler.ASTSource(function, types, flags, aligned), target=gpu, options=options(layout)
         )
         found = Report(*_usage(made.asm["cubin"]), made.metadata.shared)
     except Exception as error:
@@ -174,15 +174,12 @@ def _name(source: GpuSource, which: int, arch: int) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _version() -> str:
-    import triton  # type: ignore[import-not-found]
-
-    return str(triton.__version__)
+    return str(importlib.import_module("triton").__version__)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Registers and stack of a compiled kernel, as the tool beside Triton reads them."""
-    from triton import knobs
-
+    knobs = importlib.import_module("triton.knobs")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from solvers.compiled import gpu_build
 from solvers.compiled.emit_cpu import Signature
-from solvers.compiled.emit_gpu import GpuSource, Layout, emit
+from solvers.compiled.emit_gpu import emit
 from solvers.compiled.gpu_build import Target
+from solvers.compiled.gpu_layout import GpuSource, Layout
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Refused
 from solvers.compiled.plan import Place, Program

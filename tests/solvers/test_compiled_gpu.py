@@ -19,7 +19,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled import emit_gpu, gpu_build, gpu_run
-from solvers.compiled.emit_gpu import Layout
+from solvers.compiled.gpu_layout import Layout
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -78,7 +78,7 @@ class Functions(neuralosc.VectorField):
         smooth = torch.expm1(-h.abs()) + torch.log1p(h * h) + torch.erf(u) + torch.sqrt(1 + h * h)
         kinked = h.clamp(-0.5, 0.7) + torch.maximum(h, u) - torch.minimum(h * h, u) + torch.relu(u) + h.sign()
         powers = (1 + h * h) ** -0.3 + h**3 + torch.exp(-h * h) ** 2 + torch.log(2 + u.cos())
-        chosen = torch.where((h > u) & (h < 2), h, 0.5 * u) + torch.sigmoid(self.c) * torch.where(h > 0, 0.1, 0.7)
+        chosen = torch.where((h > u) & (h < 2), h, 0.5 * u) + torch.sigmoid(self.c) * torch.where(h > 0, 0.25, 0.75 * u)
         mean = torch.tanh(h.mean(-1, keepdim=True) + u.sum(-1, keepdim=True))
         slope = torch.sigmoid(both) * smooth + 0.1 * kinked + 0.1 * powers + chosen + mean * self.c - 3 * h
         return slope.unsqueeze(-2)
@@ -99,6 +99,7 @@ def test_all_gradients_are_those_of_the_plain_path(name, solver, make_field, rel
     agree(ContinuousRNN(make_field(name), solver, 0.1), relative_error, spans="sample")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "solver"), QUICK)
 def test_single_precision(name, solver, make_field, relative_error):
     rnn = ContinuousRNN(make_field(name, 2, 20), solver, 0.1)
@@ -111,20 +112,28 @@ def test_every_function(relative_error):
 
 
 @pytest.mark.parametrize("depth", [0, 16])
-@pytest.mark.parametrize(("name", "solver"), [("oscillator", "semi_implicit_euler"), ("multiscale", "heun")])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("oscillator", "semi_implicit_euler"), pytest.param("multiscale", "heun", marks=pytest.mark.slow)],
+)
 def test_pieces_of_channels(name, solver, depth, make_field, relative_error, monkeypatch):
     """Held and streamed matrices, cut into tiles that do not divide the width."""
     monkeypatch.setattr(gpu_build, "layouts", lambda *_: [Layout(16, 16, depth, 4, 1)])
     agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), relative_error, batch=18, time=2, spans="sample")
 
 
-@pytest.mark.parametrize(("batch", "time", "hidden"), [(1, 1, 1), (1, 3, 5), (2, 1, 17), (17, 2, 33)])
+@pytest.mark.parametrize(
+    ("batch", "time", "hidden"),
+    [(1, 1, 1), (1, 3, 5), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((2, 1, 17), (17, 2, 33)))],
+)
 def test_shapes(batch, time, hidden, make_field, relative_error):
     for name, solver in (("oscillator", "semi_implicit_euler"), ("hamiltonian_oscillator", "stormer_verlet")):
         agree(ContinuousRNN(make_field(name, 2, hidden), solver, 0.1), relative_error, batch, time, "sample")
 
 
-@pytest.mark.parametrize("clock", ["uniform", "numbers", "shared", "sample"])
+@pytest.mark.parametrize(
+    "clock", ["uniform", "sample", *(pytest.param(clock, marks=pytest.mark.slow) for clock in ("numbers", "shared"))]
+)
 def test_clocks_and_substeps(clock, make_field, relative_error, monkeypatch):
     """One interval in each launch of the backward kernel, too."""
     monkeypatch.setattr(gpu_run, "CHUNK", 1)
@@ -189,9 +198,9 @@ def test_what_is_missing_is_said(make_field, monkeypatch, one_line):
 
 
 COMPILE = """
-import sys
+import importlib, sys
 import torch
-from solvers.compiled import backend, gpu_build
+from solvers.compiled import gpu_build
 from solvers.compiled.ir import Refused
 sys.path[:0] = ["tests"]
 import conftest, json, neuralosc, solvers
@@ -203,7 +212,7 @@ def stop(field, call, layout, start):
     calls.append(call)
     raise Refused("only compiled")
 
-backend._self_check = stop
+importlib.import_module("solvers.compiled.backend")._self_check = stop
 gpu_build.target = lambda state: gpu_build.Target(90, precision)
 rnn = neuralosc.ContinuousRNN(conftest.make_field(name, 2, int(hidden)).float(), solver, 0.1)
 try:
