@@ -62,6 +62,27 @@ class _Function:
         for level in plan.levels:
             for node, _ in level.stores:
                 self.count[node] = self.count.get(node, 0) + 1
+        #: Arrays with a place for each step that another one holds already.
+        self.same = self.shared_arrays()
+        self.after: list[str] = []
+
+    def shared_arrays(self) -> dict[Any, Place]:
+        """Chunks of one value that also lies in the states, in what is saved, or in the gradient of an input."""
+        stored: dict[Any, list[Node]] = {}
+        places: dict[Node, list[Place]] = {}
+        for level in self.plan.levels:
+            for node, place in level.stores:
+                places.setdefault(node, []).append(place)
+                stored.setdefault(place.array, []).append(node)
+        found = {}
+        for array, nodes in stored.items():
+            if array[0] != "chunk" or len(nodes) > 1 or self.plan.widths[array] != nodes[0].width:
+                continue
+            known = [p for p in self.plan.homes.get(nodes[0], []) if _kind(p) in ("state", "next", "saved")]
+            whole = [p for p in places[nodes[0]] if _kind(p) == "dstep" and not self.program.divided]
+            if known or whole:
+                found[array] = (known or whole)[0]
+        return found
 
     # Arrays
 
@@ -77,22 +98,35 @@ class _Function:
         self.signature.pointer(name)
         return f"given[{name!r}]"
 
-    def whole(self, array: Any) -> str:
+    def whole(self, place: Place, width: int) -> str:
         """All steps of an array that has a place for each."""
-        kind = array if isinstance(array, str) else array[0]
-        if kind in ("state", "next"):
-            return self.declare("states", f"{self.given('states')}.flatten(2)")
-        if kind == "chunk":
-            return self.declare(array, f"empty((steps, batch, {self.plan.widths[array]}), {self.dtype()})")
-        return self.given(array)
+        place = self.moved(place)
+        if _kind(place) in ("state", "next"):
+            text = self.declare("states", f"{self.given('states')}.flatten(2)")
+        elif _kind(place) == "chunk":
+            shape = f"(steps, batch, {self.plan.widths[place.array]})"
+            text = self.declare(place.array, f"empty({shape}, {self.dtype()})")
+        else:
+            text = self.given(place.array)
+        return f"{text}[..., {place.offset}:{place.offset + width}]"
+
+    def moved(self, place: Place) -> Place:
+        """Where the columns of an array really lie."""
+        other = self.same.get(place.array)
+        return place if other is None else Place(other.array, other.offset + place.offset)
+
+    def steps_of(self, place: Place, width: int) -> str:
+        """The rows of all steps and samples, one after the other."""
+        steps = {"state": "[:-1]", "next": "[1:]"}.get(_kind(self.moved(place)), "")
+        return f"{self.whole(place, width)}{steps}.reshape(-1, {width})"
 
     def dtype(self) -> str:
         return f"{self.given('states')}.dtype"
 
     def view(self, place: Place, width: int) -> str:
         """Columns of an array in this step."""
-        array, last = place.array, place.offset + width
-        kind = array if isinstance(array, str) else array[0]
+        place = self.moved(place)
+        array, kind, last = place.array, _kind(place), place.offset + width
         columns = f"{place.offset}:{last}"
         if kind in ("carry", "sent"):
             both = [f"{self.given(f'carry{i}')}.flatten(1)[:, {columns}]" for i in (0, 1)]
@@ -106,7 +140,7 @@ class _Function:
             at = "s" if array[1] == ("start",) else "at"
         parts = self.declare(
             ("states" if kind in ("state", "next") else array, columns),
-            f"{self.whole(array)}[..., {columns}].unbind(0)",
+            f"{self.whole(place, width)}.unbind(0)",
         )
         return f"{parts}[{'s + 1' if kind == 'next' else at}]"
 
@@ -143,7 +177,7 @@ class _Function:
             return self.shared(node)
         homes = self.plan.homes.get(node, [])
         for place in homes:
-            kind = place.array if isinstance(place.array, str) else place.array[0]
+            kind = _kind(place)
             stays = self.name == "backward" and kind in ("next", "saved")
             if node.op in ("leaf", "mm") or stays:
                 return self.view(place, node.width)
@@ -200,10 +234,16 @@ class _Function:
         if op == "pow":
             return f"torch.pow({self.value(args[0])}, {node.data!r})"
         if op == "where":
-            return f"torch.where({', '.join(self.value(a) for a in args)})"
+            return f"torch.where({', '.join([self.value(args[0]), *map(self.typed, args[1:])])})"
         if op in ("max", "min"):
             return self.extremum(node)
         raise Refused(f"{op!r} is not known to the emitter for torch" if op != "opaque" else "it sums over the samples")
+
+    def typed(self, node: Node) -> str:
+        """A value as a tensor of the state's type, also where it is a number, of which torch makes one of its own."""
+        if node.op != "const":
+            return self.value(node)
+        return self.declare(("number", repr(node.data)), f"torch.tensor({self.value(node)}, dtype={self.dtype()})")
 
     def extremum(self, node: Node) -> str:
         """The larger or smaller of two."""
@@ -252,7 +292,9 @@ class _Function:
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value."""
-        kind = place.array if isinstance(place.array, str) else place.array[0]
+        kind = _kind(place)
+        if place.array in self.same:
+            return
         width = self.program.width if kind in ("next", "sent") else node.width
         target = self.view(place, width)
         if node.op == "mm" and place in self.plan.homes.get(node, [])[:1]:
@@ -263,7 +305,9 @@ class _Function:
             return
         if node.batch and node.width == width and node not in self.values and self.located(node) is None:
             text = self.function(node)
-            if text.startswith("torch.") and "aten" not in text and node.op not in ("where", "pow", "cat"):
+            if text.startswith("torch.ops.aten."):
+                text = text.replace("_backward(", "_backward.grad_input(")[:-1] + f", grad_input={target})"
+            elif text.startswith("torch.") and node.op not in ("where", "pow", "cat"):
                 text = f"{text[:-1]}, out={target})"
             else:
                 text = f"{target}.copy_({text})"
@@ -277,8 +321,6 @@ class _Function:
         """One level."""
         for node, place in level.stores:
             self.store(node, place)
-        for node in level.sums:
-            self.value(node)
         for p in level.products:
             if p.matrix not in self.matrices:
                 self.matrices.append(p.matrix)
@@ -290,20 +332,30 @@ class _Function:
         """Add up the gradients of what is shared by steps or samples."""
         for key, node in self.plan.sinks:
             total = self.declare(("sum", key), self.given(("sum", key)))
-            self.line(f"{total}.add_({self.value(node)})")
+            if node.op == "bsum" and node.args[0].width == node.width > 1 and self.count.get(node, 0) == 0:
+                self.after.append(f"{total}.add_({self.summed(node.args[0])})")
+            else:
+                self.line(f"{total}.add_({self.value(node)})")
         for key, node in self.plan.drops:
             at = "s" if key[1] == ("start",) else "at"
             parts = self.declare(("drop", key), f"{self.given(('drop', key))}.unbind(0)")
             self.line(f"{parts}[{at}].add_({self.value(node)})")
 
+    def summed(self, node: Node) -> str:
+        """The sum of a value over steps and samples, taken once after the loop."""
+        for level in self.plan.levels:
+            for other, place in level.stores:
+                kept = _kind(place) == "chunk" or (_kind(place) == "dstep" and not self.program.divided)
+                if other is node and kept:
+                    return f"{self.steps_of(place, node.width)}.sum(0)"
+        own = self.declare(("sum of", node), f"torch.zeros(batch, {node.width}, dtype={self.dtype()})")
+        self.line(f"{own}.add_({self.value(node)})")
+        return f"{own}.sum(0)"
+
     def outer(self, number: int, outer: Outer) -> str:
         """The gradient of a matrix."""
-        sides = []
-        for place, width in ((outer.left, outer.matrix.rows), (outer.right, outer.matrix.columns)):
-            rows = "[:-1]" if place.array == "state" else ""
-            columns = f"{place.offset}:{place.offset + width}"
-            sides.append(f"{self.whole(place.array)}{rows}[..., {columns}].reshape(-1, {width})")
-        return f"{self.given(('outer', number))}.addmm_({sides[0]}.T, {sides[1]})"
+        left, right = self.steps_of(outer.left, outer.matrix.rows), self.steps_of(outer.right, outer.matrix.columns)
+        return f"{self.given(('outer', number))}.addmm_({left}.T, {right})"
 
     def text(self) -> str:
         """The function."""
@@ -315,11 +367,18 @@ class _Function:
         for level in self.plan.levels:
             self.level(level)
         self.endings()
-        after = [self.outer(i, outer) for i, outer in enumerate(self.plan.outers)]
+        self.after += [self.outer(i, outer) for i, outer in enumerate(self.plan.outers)]
         steps = "reversed(range(steps))" if backward else "range(steps)"
-        counters = ["at = s // substeps"]
-        counters += ["fresh, turn = (s + 1) % substeps == 0, (steps - 1 - s) & 1"] if backward else []
+        divided = self.program.divided
+        counters = ["at = s // substeps" if divided else "at = s"]
+        fresh = "(s + 1) % substeps == 0" if divided else "True"
+        counters += [f"fresh, turn = {fresh}, (steps - 1 - s) & 1"] if backward else []
         lines = [f"def {self.name}(given, steps, substeps, batch):"]
         lines += [f"    {line}" for line in self.top]
         lines += [f"    for s in {steps}:", *(f"        {line}" for line in (*counters, *self.body))]
-        return "\n".join([*lines, *(f"    {line}" for line in after)]) + "\n"
+        return "\n".join([*lines, *(f"    {line}" for line in self.after)]) + "\n"
+
+
+def _kind(place: Place) -> str:
+    kind: str = place.array if isinstance(place.array, str) else place.array[0]
+    return kind

@@ -1,0 +1,44 @@
+"""What docs/speed.md says that can be checked: its names, its variables, its paths, its example."""
+
+import re
+from pathlib import Path
+
+import torch
+
+import neuralosc
+import solvers
+from experiments import bench
+from solvers.compiled import backend, build
+
+TEXT = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
+
+
+def test_the_backends_and_the_paths_are_all_there():
+    (choices,) = re.findall(r"set_backend\((.*?)\)", TEXT)
+    assert set(re.findall(r'"(\w+)"', choices)) == set(solvers.compiled.BACKENDS)
+    paths = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+    assert set(paths[:3]) == set(solvers.compiled.BACKENDS) - {"auto"}
+    assert f"from {backend.WORTHWHILE} steps on" in TEXT
+
+
+def test_the_variables_are_those_that_are_read():
+    assert set(re.findall(r"^\| `(NEURALOSC_\w+)` \|", TEXT, re.MULTILINE)) == {build.COMPILER, build.CACHE}
+
+
+def test_the_shapes_are_those_of_the_benchmark():
+    told = {name: tuple(map(int, sizes.split(", "))) for name, sizes in re.findall(r"(S\d) \(([\d, ]+)\)", TEXT)}
+    assert told == {s.name: (s.time, s.batch, s.hidden, s.features) for s in bench.SHAPES if not s.linear}
+    assert all(f"{part}" in TEXT for part in bench.PARTS)
+
+
+def test_the_table_has_every_field_of_the_benchmark():
+    rows = TEXT.split("<!-- table -->")[1].split("<!-- end of table -->")[0]
+    fields = {line.split("|")[1].strip() for line in rows.splitlines() if line.startswith("| ")} - {"field"}
+    assert fields == {case.field for case in bench.bench_cases.cases(bench.SHAPES[0]).values()}
+
+
+def test_the_example_shows_what_explain_prints():
+    found = str(neuralosc.CoRNN(1, 64).explain(torch.rand(32, 100, 1), show=False))
+    block = TEXT.split(">>> neuralosc.CoRNN")[1].split("```")[0].splitlines()[1:]
+    told, printed = ([re.sub(r"[\d.]+", "#", line) for line in lines] for lines in (block, found.splitlines()))
+    assert [line.split() for line in told] == [line.split() for line in printed]
