@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,12 @@ class TorchArguments(Arguments):
         function({**self.tensors, **own(0)}, self.steps, self.substeps, self.batch)
 
 
-class TorchCall(Call):
-    """One run over a loop."""
+class TorchKernel(Kernel):
+    """A program as two functions on tensors."""
 
-    def arguments(self, state: Tensor, tensors: Sequence[Tensor]) -> TorchArguments:
-        """The tensors by name."""
-        return TorchArguments(**vars(super().arguments(state, tensors)))
+    def arguments(self, steps: int, substeps: int, state: Tensor) -> Arguments:
+        """The arguments of one call, still to be filled."""
+        return TorchArguments(self, steps, substeps, state.shape[0], state.dtype, {}, {})
 
 
 def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
@@ -64,13 +64,13 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
                 source = emit(plan)
                 forward, backward = functions(source)
                 made: Any = SimpleNamespace(forward=forward, backward=backward)
-                entry.kernels[key] = Kernel(plan, source, made, items, scalars, state.dtype, wanted or frozenset())
+                entry.kernels[key] = TorchKernel(plan, source, made, items, scalars, state.dtype, wanted or frozenset())
             except Refused as error:
                 entry.kernels[key] = str(error)
         found = entry.kernels[key]
     if isinstance(found, str):
         raise Refused(found)
-    return TorchCall(found, entry.traced, loop, layout, tensors)
+    return Call(found, entry.traced, loop, layout, tensors)
 
 
 def missing() -> str:
