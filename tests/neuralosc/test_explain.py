@@ -36,7 +36,7 @@ def test_the_source_is_shown_when_asked_for():
     ("backend", "settings", "reason"),
     [
         ("plain", {}, "the backend is 'plain'"),
-        ("auto", {"gradient": "checkpoint"}, "gradient 'checkpoint'"),
+        ("auto", {"gradient": "adjoint"}, "gradient 'adjoint'"),
         ("auto", {"solver": "native_dopri5"}, "native_dopri5"),
     ],
 )

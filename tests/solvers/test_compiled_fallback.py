@@ -259,4 +259,4 @@ def test_the_cache_serves_other_processes_and_a_broken_compiler_falls_back(tmp_p
     broken = run(NEURALOSC_CACHE=str(tmp_path / "other"), NEURALOSC_CXX="/bin/false")
     assert broken.startswith("plain the compiler") and "/bin/false" in broken
     missing = run(NEURALOSC_CXX="no-such-compiler")
-    assert missing.startswith("plain no C++ compiler found")
+    assert missing.startswith("torch no C++ compiler found")
