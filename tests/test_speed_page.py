@@ -18,7 +18,7 @@ def test_the_backends_and_the_paths_are_all_there():
     (choices,) = re.findall(r"set_backend\((.*?)\)", TEXT)
     assert set(re.findall(r'"(\w+)"', choices)) == set(solvers.compiled.BACKENDS)
     paths = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
-    assert set(paths[:3]) == set(solvers.compiled.BACKENDS) - {"auto"}
+    assert set(paths[: len(solvers.compiled.BACKENDS) - 1]) == set(solvers.compiled.BACKENDS) - {"auto"}
     assert f"from {WORTHWHILE} steps on" in TEXT
 
 
@@ -27,7 +27,8 @@ def test_the_variables_are_those_that_are_read():
 
 
 def test_the_shapes_are_those_of_the_benchmark():
-    told = {name: tuple(map(int, sizes.split(", "))) for name, sizes in re.findall(r"(S\d) \(([\d, ]+)\)", TEXT)}
+    flowing = " ".join(TEXT.split())
+    told = {name: tuple(map(int, sizes.split(", "))) for name, sizes in re.findall(r"(S\d) \(([\d, ]+)\)", flowing)}
     assert told == {s.name: (s.time, s.batch, s.hidden, s.features) for s in bench.SHAPES if not s.linear}
     assert all(f"{part}" in TEXT for part in bench.PARTS)
 

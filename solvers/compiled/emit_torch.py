@@ -226,9 +226,11 @@ class _Function:
             if x.op != "const":
                 return f"torch.{op}({self.value(x)}, {self.value(y)})"
         if op in _INFIX:
-            return f"{self.value(args[0])} {_INFIX[op]} {self.value(args[1])}"
+            # Of two numbers Python would make a number, or a truth value that no tensor follows.
+            first = self.typed(args[0]) if args[1].op == "const" else self.value(args[0])
+            return f"{first} {_INFIX[op]} {self.value(args[1])}"
         if op in _UNARY:
-            return f"torch.{op}({self.value(args[0])})"
+            return f"torch.{op}({self.typed(args[0])})"
         if op == "not":
             return f"torch.logical_not({self.value(args[0])})"
         if op == "pow":
