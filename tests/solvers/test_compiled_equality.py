@@ -6,14 +6,14 @@ import torch
 import solvers
 from neuralosc import ContinuousRNN
 
-#: Families whose steps hold an iteration, or matrix functions of the parameters.
+#: Families whose steps hold an iteration; those of matrix functions and of noise are left out by name.
 ITERATIVE = {"adaptive", "implicit", "native", "native_implicit"}
 
 
 def compiles(name, solver):
     info = solvers.get(solver)
-    dense = name == "lipschitz" and info.family in ("imex", "exponential")
-    return not (info.adaptive or info.family in ITERATIVE or dense)
+    dense = name in ("lipschitz", "noisy_lipschitz") and info.family in ("imex", "exponential")
+    return not (info.adaptive or info.family in ITERATIVE | {"stochastic"} or dense)
 
 
 def gradients(rnn, backend, x, state, spans, weights):
