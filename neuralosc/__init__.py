@@ -14,18 +14,15 @@ from neuralosc.fields import (
     Noisy,
     Oscillator,
 )
-from neuralosc.networks import (
+from neuralosc.named import (
     LEM,
     AntisymmetricRNN,
     CoRNN,
     HamiltonianRNN,
     LipschitzRNN,
-    ModelCard,
     UnICORNN,
-    make,
-    model,
-    models,
 )
+from neuralosc.networks import ModelCard, make, model, models
 from neuralosc.online import Stream
 from neuralosc.persistence import load, save
 from neuralosc.reference import from_reference

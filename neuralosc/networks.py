@@ -1,4 +1,4 @@
-"""The named networks: each is a field, the solver its authors used, and their settings."""
+"""What the named networks share: their cards, their registry, and how one is built from its field."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from neuralosc.field import VectorField
-from neuralosc.fields import (
-    Antisymmetric,
-    DenseHamiltonian,
-    HamiltonianOscillator,
-    Lipschitz,
-    Multiscale,
-    Oscillator,
-)
-from neuralosc.fields.parameters import Value
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
 from solvers.registry import Registry
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     import solvers
 
 
@@ -81,7 +70,7 @@ class ModelCard:
 MODELS: Registry[ModelCard] = Registry("model")
 
 
-def _named(
+def named(
     name: str, title: str, paper: str, equation: str, field: type[VectorField]
 ) -> Callable[[Callable[..., ContinuousRNN]], Callable[..., ContinuousRNN]]:
     """Register a function that makes a network under its name."""
@@ -99,7 +88,7 @@ def _named(
     return register
 
 
-def _network(
+def network(
     name: str,
     field: Callable[..., VectorField],
     input_size: int,
@@ -128,133 +117,6 @@ def _network(
         **rnn.choices(),
     }
     return rnn
-
-
-@_named(
-    "cornn",
-    "coRNN",
-    "Rusch & Mishra, ICLR 2021",
-    "dq = p, dp = tanh(W q + R p + u) - gamma q - epsilon p",
-    Oscillator,
-)
-def CoRNN(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.042,
-    gamma: Value = 2.7,
-    epsilon: Value = 4.7,
-    coupled: bool = True,
-    learned: bool = False,
-    solver: str | dict[str, Any] | solvers.Solver = "semi_implicit_euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """CoRNN under its published step; the standard settings are those of sequential MNIST. See `Oscillator`."""
-    own = {"gamma": gamma, "epsilon": epsilon, "coupled": coupled, "learned": learned}
-    return _network("cornn", Oscillator, input_size, hidden_size, dt, solver, own, choices)
-
-
-@_named(
-    "unicornn",
-    "UnICORNN",
-    "Rusch & Mishra, ICML 2021",
-    "dq = s p, dp = -s (tanh(w * q + u) + alpha q), s = sigmoid(c)",
-    HamiltonianOscillator,
-)
-def UnICORNN(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.19,
-    alpha: Value = 30.65,
-    solver: str | dict[str, Any] | solvers.Solver = "symplectic_euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """UnICORNN under its published step, with the settings of permuted MNIST. See `HamiltonianOscillator`."""
-    own = {"alpha": alpha}
-    return _network("unicornn", HamiltonianOscillator, input_size, hidden_size, dt, solver, own, choices)
-
-
-@_named(
-    "hamiltonian",
-    "Hamiltonian RNN",
-    "dense Hamiltonian energies, after Galimberti et al., IEEE TAC 2023",
-    "H = sum log cosh(W q + u) + alpha |q|^2 / 2 + |p|^2 / 2 [+ sum log cosh(R p + r)]",
-    DenseHamiltonian,
-)
-def HamiltonianRNN(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.1,
-    alpha: float = 1.0,
-    energy_layers: int = 1,
-    solver: str | dict[str, Any] | solvers.Solver = "symplectic_euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """The Hamiltonian RNN of a dense energy with one or two layers. See `DenseHamiltonian`."""
-    own = {"alpha": alpha, "energy_layers": energy_layers}
-    return _network("hamiltonian", DenseHamiltonian, input_size, hidden_size, dt, solver, own, choices)
-
-
-@_named(
-    "lipschitz",
-    "Lipschitz RNN",
-    "Erichson et al., ICLR 2021",
-    "dh = alpha h A + tanh(h W + u), A and W almost skew",
-    Lipschitz,
-)
-def LipschitzRNN(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.03,
-    beta: float = 0.75,
-    gamma: float = 0.001,
-    alpha: float = 1.0,
-    gated: bool = False,
-    init_std: float = 1.0,
-    solver: str | dict[str, Any] | solvers.Solver = "euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """The Lipschitz RNN with the settings of sequential MNIST. See `Lipschitz`."""
-    own = {"beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std}
-    return _network("lipschitz", Lipschitz, input_size, hidden_size, dt, solver, own, choices)
-
-
-@_named(
-    "antisymmetric",
-    "AntisymmetricRNN",
-    "Chang et al., ICLR 2019",
-    "dh = tanh(h (M - M^T - gamma I) + u)",
-    Antisymmetric,
-)
-def AntisymmetricRNN(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.03,
-    gamma: float = 0.001,
-    init_std: float = 1.0,
-    solver: str | dict[str, Any] | solvers.Solver = "euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """The antisymmetric RNN under Euler. See `Antisymmetric`."""
-    own = {"gamma": gamma, "init_std": init_std}
-    return _network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, own, choices)
-
-
-@_named(
-    "lem",
-    "LEM",
-    "Rusch et al., ICLR 2022",
-    "dq = g1(q) (tanh(Z p + u) - q), dp = g2(q) (tanh(W q + u) - p), g = sigmoid(W_g q + u)",
-    Multiscale,
-)
-def LEM(
-    input_size: int,
-    hidden_size: int,
-    dt: float | Sequence[float] = 0.21,
-    solver: str | dict[str, Any] | solvers.Solver = "semi_implicit_euler",
-    **choices: Unpack[Choices],
-) -> ContinuousRNN:
-    """Long expressive memory under its published step, with the time step of sequential MNIST. See `Multiscale`."""
-    return _network("lem", Multiscale, input_size, hidden_size, dt, solver, {}, choices)
 
 
 def models() -> list[ModelCard]:

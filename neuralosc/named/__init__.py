@@ -1,0 +1,10 @@
+"""The named networks: each is a field, the solver its authors used, and their settings.
+
+A network stands beside what reads its published weights, if they exist.
+"""
+
+from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
+from neuralosc.named.multiscale import LEM
+from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
+
+__all__ = ["LEM", "AntisymmetricRNN", "CoRNN", "HamiltonianRNN", "LipschitzRNN", "UnICORNN"]

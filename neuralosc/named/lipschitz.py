@@ -1,0 +1,77 @@
+"""Networks with a controlled Jacobian: the Lipschitz and the antisymmetric RNN, and their published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from neuralosc.fields import Antisymmetric, Lipschitz
+from neuralosc.networks import Choices, named, network
+from neuralosc.reference import Keys, Loaded, fill, published
+from neuralosc.rnn import ContinuousRNN
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    import solvers
+
+
+@named(
+    "lipschitz",
+    "Lipschitz RNN",
+    "Erichson et al., ICLR 2021",
+    "dh = alpha h A + tanh(h W + u), A and W almost skew",
+    Lipschitz,
+)
+def LipschitzRNN(
+    input_size: int,
+    hidden_size: int,
+    dt: float | Sequence[float] = 0.03,
+    beta: float = 0.75,
+    gamma: float = 0.001,
+    alpha: float = 1.0,
+    gated: bool = False,
+    init_std: float = 1.0,
+    solver: str | dict[str, Any] | solvers.Solver = "euler",
+    **choices: Unpack[Choices],
+) -> ContinuousRNN:
+    """The Lipschitz RNN with the settings of sequential MNIST. See `Lipschitz`."""
+    own = {"beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std}
+    return network("lipschitz", Lipschitz, input_size, hidden_size, dt, solver, own, choices)
+
+
+@published("lipschitz")
+def _lipschitz(keys: Keys, eps: float, beta: float, gamma: float, alpha: float = 1.0, **settings: Any) -> Loaded:
+    weight, bias = keys.take("E.weight"), keys.take("E.bias")
+    gated = "E_gate.weight" in keys.left
+    rnn = LipschitzRNN(
+        weight.shape[1], len(bias), dt=eps, beta=beta, gamma=gamma, alpha=alpha, gated=gated, **settings
+    ).to(weight.dtype)
+    values = {"V.weight": weight, "V.bias": bias, "A": keys.take("B"), "W": keys.take("C")}
+    if gated:
+        values |= {"V_gate.weight": keys.take("E_gate.weight"), "V_gate.bias": keys.take("E_gate.bias")}
+    fill(rnn.field, values, "lipschitz")
+    readout = keys.readout("D")
+    keys.finish()
+    return rnn, readout
+
+
+@named(
+    "antisymmetric",
+    "AntisymmetricRNN",
+    "Chang et al., ICLR 2019",
+    "dh = tanh(h (M - M^T - gamma I) + u)",
+    Antisymmetric,
+)
+def AntisymmetricRNN(
+    input_size: int,
+    hidden_size: int,
+    dt: float | Sequence[float] = 0.03,
+    gamma: float = 0.001,
+    init_std: float = 1.0,
+    solver: str | dict[str, Any] | solvers.Solver = "euler",
+    **choices: Unpack[Choices],
+) -> ContinuousRNN:
+    """The antisymmetric RNN under Euler. See `Antisymmetric`."""
+    own = {"gamma": gamma, "init_std": init_std}
+    return network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, own, choices)
