@@ -21,7 +21,7 @@ from solvers.compiled.inputs import Columns, Item
 from solvers.compiled.ir import Refused
 from solvers.compiled.overlay import overlays
 from solvers.compiled.plan import program
-from solvers.compiled.run import Arguments, Kernel, Run, packed, pass_item
+from solvers.compiled.run import Arguments, Kernel, Prologue, Run, packed, pass_item
 from solvers.compiled.segmented import Segmented
 from solvers.compiled.trace import Traced, field_tensors, trace
 from solvers.control import Paths, with_path_tensors
@@ -145,35 +145,40 @@ class Call:
         dtype = self.kernel.dtype
         return [t if t.is_floating_point() else t.to(dtype) for t in self.traced.prologue(*given)]
 
-    def arguments(self, state: Tensor, tensors: Sequence[Tensor], shared: dict[Any, Tensor] | None = None) -> Arguments:
-        """The tensors in the layout of the kernel; `shared` is that part of an earlier call that no step changes."""
-        kernel, sub = self.kernel, self.loop.substeps
-        args = kernel.arguments(len(self.loop) * sub, sub, state)
-        items = self.parted([t.detach() for t in tensors])[0]
-        for item, tensor in zip(kernel.items, items, strict=True):
-            if item.batch or (item.shape and item.shape[-1] > 1):
-                tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-            else:
-                tensor = tensor.double().contiguous()
-            pass_item(args, "step", item, tensor)
-        args.tensors.update(self.shared(tensors) if shared is None else shared)
-        return args
+    def prologue(self, tensors: Sequence[Tensor]) -> Prologue:
+        """What parameters alone decide, computed once for both passes.
 
-    def shared(self, tensors: Sequence[Tensor]) -> dict[Any, Tensor]:
-        """Scalars, rows and matrices as the kernel reads them."""
+        Autograd refuses parameters that were changed between the two, so that in the second it is what it still is.
+        """
+        _, scalars, given = self.parted(tensors)
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in given]
+        with torch.set_grad_enabled(self.kernel.backward is not None):
+            results = self.uniform(inputs)
+        uniform = [t.detach() for t in results]
         made: dict[Any, Tensor] = {}
-        _, scalars, given = self.parted([t.detach() for t in tensors])
-        with torch.no_grad():
-            uniform = [t.detach() for t in self.uniform(given)]
         for item, tensor in zip(self.kernel.scalars, scalars, strict=True):
-            made["whole", item.key, 0] = tensor.double().reshape(1)
+            made["whole", item.key, 0] = tensor.detach().double().reshape(1)
         for i, tensor in enumerate(uniform):
             rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
                 made["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(self.kernel.source.matrices):
             made["matrix", i] = packed(matrix, uniform)
-        return made
+        return Prologue(inputs, results, made)
+
+    def arguments(self, state: Tensor, tensors: Sequence[Tensor], prologue: Prologue) -> Arguments:
+        """The tensors in the layout of the kernel."""
+        kernel, sub = self.kernel, self.loop.substeps
+        args = kernel.arguments(len(self.loop) * sub, sub, state)
+        for item, whole in zip(kernel.items, self.parted(tensors)[0], strict=True):
+            tensor = whole.detach()
+            if item.batch or (item.shape and item.shape[-1] > 1):
+                tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+            else:
+                tensor = tensor.double().contiguous()
+            pass_item(args, "step", item, tensor)
+        args.tensors.update(prologue.passed)
+        return args
 
     def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
         """The gradients by autograd through the plain path, which can be differentiated again."""

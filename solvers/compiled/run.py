@@ -119,6 +119,21 @@ class Arguments:
         self.kernel.library.launch(parallel, alone, function, ctypes.c_int64(len(bounds)), *rows)
 
 
+@dataclass
+class Prologue:
+    """What parameters alone decide.
+
+    Attributes:
+        inputs: what it was computed from, cut off from what that was computed from.
+        results: the uniform tensors, with their graph where there will be a backward pass.
+        passed: scalars, rows and matrices as the kernel reads them.
+    """
+
+    inputs: list[Tensor]
+    results: list[Tensor]
+    passed: dict[Hashable, Tensor]
+
+
 def packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
     """A matrix put together."""
     like = uniform[matrix.tiles[0].leaf[1]]  # type: ignore[index]
@@ -136,17 +151,15 @@ class Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Any, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the forward pass; `tensors` are the items, the scalars and the uniform tensors of the kernel."""
-        shared = call.shared(tensors)
-        args = call.arguments(state, tensors, shared)
+        prologue = call.prologue(tensors)
+        args = call.arguments(state, tensors, prologue)
         states, kept = _advanced(args, state, tensors)
         rows = states[call.substeps :: call.substeps]
         outs = tuple(alias(rows[:, :, i]) for i in range(state.shape[1]))
         end = states[-1].clone()
         if call.kernel.backward is not None:
             ctx.save_for_backward(state, *tensors, states, *kept, *outs)
-            ctx.call, ctx.count, ctx.consumed = call, len(tensors), False
-            # Autograd refuses parameters that were changed meanwhile, so that this is what they still are.
-            ctx.shared = shared
+            ctx.call, ctx.prologue, ctx.count, ctx.consumed = call, prologue, len(tensors), False
             ctx.set_materialize_grads(False)
         return (*outs, end)
 
@@ -159,14 +172,15 @@ class Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             # A gradient of the gradient is wanted: the plain path gives both.
             return (None, *call.plainly(state, tensors, grads))
-        args = call.arguments(state, tensors, ctx.shared)
+        args = call.arguments(state, tensors, ctx.prologue)
         if ctx.consumed:
             # An earlier backward pass wrote over what was kept.
             states, kept = _advanced(args, state, tensors)
         ctx.consumed = bool(call.kernel.over)
         args.tensors["states"] = states
         pass_kept(args, kept)
-        pullback = Pullback(call, args, state, tensors, grads, dict(zip(kept_arrays(call.kernel), kept, strict=True)))
+        over = dict(zip(kept_arrays(call.kernel), kept, strict=True))
+        pullback = Pullback(ctx.prologue, args, state, tensors, grads, over)
         pullback.run(args, 0, len(call.loop))
         return (None, *pullback.gradients())
 
@@ -222,14 +236,14 @@ class Pullback:
 
     def __init__(
         self,
-        call: Any,
+        prologue: Prologue,
         args: Arguments,
         state: Tensor,
         tensors: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         over: dict[Any, Tensor],
     ) -> None:
-        self.call, self.kernel, self.state, self.tensors = call, call.kernel, state, tensors
+        self.prologue, self.kernel, self.state, self.tensors = prologue, args.kernel, state, tensors
         self.carry = [torch.zeros_like(state, memory_format=torch.contiguous_format), state.new_empty(state.shape)]
         if grads[-1] is not None:
             self.carry[0].copy_(grads[-1])
@@ -243,7 +257,8 @@ class Pullback:
         parts = len(args.bounds())
         self.sums = _sums(self.kernel, args, parts, state.device)
         self.outers: dict[Any, Tensor] = {}
-        for i, outer in enumerate(self.kernel.program.backward.outers):
+        backward = self.kernel.program.backward
+        for i, outer in enumerate(backward.outers if backward is not None else ()):
             self.outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
 
     def run(self, args: Arguments, first: int, last: int) -> None:
@@ -259,7 +274,9 @@ class Pullback:
                     found[name] = found[name][first * scale : last * scale]
             return found
 
-        args.call(self.kernel.backward, self.kernel.source.backward, own)
+        signature = self.kernel.source.backward
+        assert signature is not None
+        args.call(self.kernel.backward, signature, own)
         if args.steps % 2:
             self.carry.reverse()
 
@@ -274,7 +291,7 @@ class Pullback:
         for item in kernel.scalars:
             total = self.sums.get(("sum", ("whole", item.key, 0)))
             found.append(None if total is None else total.sum().to(self.state.dtype).reshape(item.shape))
-        return found + _given_gradients(self.call, self.call.parted(self.tensors)[2], self.sums, self.outers)
+        return found + _given_gradients(kernel, self.prologue, self.sums, self.outers)
 
 
 def _step_gradients(
@@ -351,20 +368,18 @@ def _dropped(sums: dict[Hashable, Tensor], item: Item, like: Tensor) -> Tensor:
 
 
 def _given_gradients(
-    call: Any, given: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Hashable, Tensor]
+    kernel: Kernel, prologue: Prologue, sums: dict[Hashable, Tensor], outers: dict[Hashable, Tensor]
 ) -> list[Tensor | None]:
     """The gradients of what the prologue takes, through the prologue."""
-    inputs = [t.detach().requires_grad_(t.requires_grad) for t in given]
-    with torch.enable_grad():
-        uniform = call.uniform(inputs)
-    grads = _uniform_gradients(call.kernel, uniform, sums, outers)
-    pairs = [(t, g) for t, g in zip(uniform, grads, strict=True) if g is not None and t.requires_grad]
-    wanted = [t for t in inputs if t.requires_grad]
+    grads = _uniform_gradients(kernel, prologue.results, sums, outers)
+    pairs = [(t, g) for t, g in zip(prologue.results, grads, strict=True) if g is not None and t.requires_grad]
+    wanted = [t for t in prologue.inputs if t.requires_grad]
     if not pairs:
-        return [None] * len(given)
-    found = torch.autograd.grad([t for t, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+        return [None] * len(prologue.inputs)
+    results, given = [t for t, _ in pairs], [g for _, g in pairs]
+    found = torch.autograd.grad(results, wanted, given, allow_unused=True, retain_graph=True)
     by_input = dict(zip(map(id, wanted), found, strict=True))
-    return [by_input.get(id(t)) for t in inputs]
+    return [by_input.get(id(t)) for t in prologue.inputs]
 
 
 def _uniform_gradients(

@@ -21,7 +21,8 @@ class Segmented(torch.autograd.Function):
         ctx: Any, call: Any, edges: Sequence[int], kept: Sequence[int], state: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """The components in `kept` after every interval, and the last state; segments end at the `edges`."""
-        args, sub = call.arguments(state, tensors), call.substeps
+        prologue, sub = call.prologue(tensors), call.substeps
+        args = call.arguments(state, tensors, prologue)
         states = _Segment(args, edges, state)
         starts = memory.empty((len(edges) - 1, *state.shape), state.dtype, state.device)
         shape = (len(kept), len(call.loop), state.shape[0], state.shape[2])
@@ -34,7 +35,7 @@ class Segmented(torch.autograd.Function):
                 out[first:last] = reached[sub::sub, :, component]
             carried = reached[-1]
         ctx.save_for_backward(state, *tensors, starts)
-        ctx.call, ctx.edges, ctx.kept = call, edges, kept
+        ctx.call, ctx.prologue, ctx.edges, ctx.kept = call, prologue, edges, kept
         ctx.set_materialize_grads(False)
         return (*(alias(out) for out in outs), carried.clone())
 
@@ -48,8 +49,8 @@ class Segmented(torch.autograd.Function):
         if torch.is_grad_enabled():
             # A gradient of the gradient is wanted: the plain path gives both.
             return (None, None, None, *call.plainly(state, tensors, given))
-        args = call.arguments(state, tensors)
-        pullback = Pullback(call, args, state, tensors, given, {})
+        args = call.arguments(state, tensors, ctx.prologue)
+        pullback = Pullback(ctx.prologue, args, state, tensors, given, {})
         states = _Segment(args, edges, state)
         for k, (first, last) in reversed(list(enumerate(itertools.pairwise(edges)))):
             stretch, _ = states.advanced(first, last, starts[k])
