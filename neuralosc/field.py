@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from solvers.errors import InputError
+from solvers.hooks import has_hooks
 from solvers.linear import LinearOperator, linear_part
 from solvers.protocol import Time
+from solvers.series import Mapped, Series
 
 
 class VectorField(nn.Module):
@@ -62,6 +64,10 @@ class VectorField(nn.Module):
         """The input current u `(*batch, time, channels)` of the inputs x `(*batch, time, input)`; x itself here."""
         return x
 
+    def currents(self, x: Tensor) -> Series:
+        """`drive(x)`, sample by sample."""
+        return Series(self.drive(x))
+
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The whole right-hand side, the shape of `state`.
 
@@ -107,6 +113,11 @@ class LinearDrive(VectorField):
         """V x + b."""
         u: Tensor = self.V(x)
         return u
+
+    def currents(self, x: Tensor) -> Series:
+        """`drive(x)`, sample by sample; whatever stands in for V or for `drive` is called as it is."""
+        plain = type(self).drive is LinearDrive.drive and type(self.V) is nn.Linear and not has_hooks(self.V)
+        return Mapped(x, self.V.weight, self.V.bias) if plain else super().currents(x)
 
 
 class Partitioned(VectorField):

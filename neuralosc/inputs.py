@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from solvers.errors import InputError
-from solvers.protocol import Time, concrete
+from solvers.protocol import Time, concrete, finite
 
 Lengths = Tensor | Sequence[int]
 
@@ -46,10 +46,9 @@ def filled(x: Tensor, missing: str) -> Tensor:
     """
     if missing == "hold":
         x = _last_seen(x)
-    finite = torch.isfinite(x)
-    if not concrete(x) or bool(finite.all()):
+    if finite(x):
         return x
-    sample, step, feature = (int(i) for i in (~finite).nonzero()[0])
+    sample, step, feature = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
     value = float(x.detach()[sample, step, feature])
     advice = "clean or fill the data"
     if value != value:
@@ -181,6 +180,6 @@ def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
         raise InputError(f"state has shape {given}, expected {shape}: ([layers,] batch, components, hidden)")
     if state.dtype != x.dtype or state.device != x.device:
         raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
-    if concrete(state) and not bool(torch.isfinite(state).all()):
+    if not finite(state):
         raise InputError("state has NaN or infinite entries, expected finite values: start from zeros or a valid state")
     return state

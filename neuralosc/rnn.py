@@ -21,7 +21,6 @@ from neuralosc.inputs import Lengths
 from neuralosc.online import Stream
 from solvers.clock import Clock
 from solvers.errors import InputError
-from solvers.series import Series
 
 
 @dataclass(frozen=True)
@@ -382,7 +381,7 @@ class ContinuousRNN(nn.Module):
         """Step one layer from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
         dt = self.dts[layer]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(layer, self.control, clock, Series(self.layer(layer).drive(x)), state, positions_only)
+        return self.run_layer(layer, self.control, clock, self.layer(layer).currents(x), state, positions_only)
 
     def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
         """The state of each layer to start from: the one given, checked, or zeros."""

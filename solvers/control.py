@@ -102,6 +102,12 @@ class Paths(Sequence[ControlPath]):
     def __init__(self, kind: Callable[..., ControlPath], **columns: Sequence[Any]) -> None:
         self.kind, self.columns = kind, columns
 
+    def settle(self) -> None:
+        """Compute what waits to be asked for; inside a stretch that a gradient takes again it would be twice."""
+        for column in self.columns.values():
+            if isinstance(column, Series) and len(column):
+                column[0]
+
     def __len__(self) -> int:
         return min(map(len, self.columns.values()))
 
@@ -155,6 +161,11 @@ def part(path: ControlPath, j: int, n: int) -> ControlPath:
     return path if cut is None or n == 1 else cut(j, n)
 
 
+def entries(path: Any) -> list[str]:
+    """Names of the values a path is made of: the fields of its dataclass, but for `kind`, which makes it of them."""
+    return [field.name for field in dataclasses.fields(path) if field.name != "kind"]
+
+
 def path_tensors(path: ControlPath) -> dict[str, Tensor]:
     """The tensors a path of this module is made of, by name: what a gradient with respect to the input flows to."""
     if not dataclasses.is_dataclass(path):
@@ -163,7 +174,7 @@ def path_tensors(path: ControlPath) -> dict[str, Tensor]:
             "use a Control of solvers.control, or gradient 'backprop'"
         )
     tensors: dict[str, Tensor] = {}
-    for name, value in ((f.name, getattr(path, f.name)) for f in dataclasses.fields(path)):
+    for name, value in ((name, getattr(path, name)) for name in entries(path)):
         if isinstance(value, Tensor):
             tensors[name] = value
         elif callable(value):
@@ -197,7 +208,7 @@ def mixed(paths: Sequence[ControlPath], index: Tensor, rows: Tensor) -> ControlP
             "use one of solvers.control, or times shared by all samples"
         )
     values = {}
-    for name in (field.name for field in dataclasses.fields(kind)):
+    for name in entries(kind):
         parts = [getattr(path, name) for path in paths]
         if isinstance(parts[0], Tensor):
             values[name] = torch.stack(torch.broadcast_tensors(*parts))[index, rows]

@@ -1,4 +1,4 @@
-"""Graphs that are differentiated on the way, out of sight of a caller's saved-tensor hooks."""
+"""Hooks: those of modules, and derivatives on the way out of sight of a caller's saved-tensor hooks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 _autograd: Any = torch._C._autograd
 
@@ -31,3 +32,9 @@ def unhooked() -> Iterator[None]:
     finally:
         for pack, unpack in reversed(hooks):
             _autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(bool, own))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ from solvers import compiled
 from solvers.adaptive import non_finite_sample
 from solvers.clock import Clock
 from solvers.compiled import PLAIN, Record, States
-from solvers.control import Control, part
+from solvers.control import Control, Paths, part
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
 from solvers.pairing import check
-from solvers.protocol import ControlPath, Time, bind, check_slope, concrete, parts_of
+from solvers.protocol import ControlPath, Time, bind, check_slope, finite, parts_of
 from solvers.solver import Solver
 from solvers.statistics import Counted
 from solvers.substeps import bounded
@@ -156,6 +155,8 @@ def solve(
         whole = not positions_only or len(division.clock) > len(clock)
         states, record = compiled.attempt(field, loop, gradient, state, not whole)
         if states is None:
+            if isinstance(loop.paths, Paths):
+                loop.paths.settle()
             states = gradient.run(loop, state)
         _check_finite(states, loop, state)
     except NumericalError as error:
@@ -175,8 +176,7 @@ def _check_finite(states: Sequence[Any], loop: Loop, start: Tensor) -> None:
     if not states:
         return
     last = states.end if isinstance(states, States) else loop.solver.close(states[-1])
-    # The sum is cheap; it may overflow where no entry does.
-    if not concrete(last) or math.isfinite(float(last.detach().sum())) or bool(torch.isfinite(last).all()):
+    if finite(last):
         return
     if isinstance(states, States) and not states.complete:
         # Which state was the first is seen in all of them alone: they are computed again.

@@ -6,6 +6,7 @@ what it cannot do without. Nothing is guessed from the presence of a method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,6 +65,12 @@ def describe(field: object) -> str:
 def concrete(x: Tensor) -> bool:
     """Whether the values of a tensor can be looked at: not while compiling, nor inside a function transform."""
     return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all values are numbers; so taken while they cannot be looked at."""
+    # The sum is cheap; it may overflow where no entry does.
+    return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Series(Sequence[Tensor]):
@@ -46,3 +47,28 @@ class Series(Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.parts)
+
+
+class Mapped(Series):
+    """The slices of x W^T + b, computed when first asked for: who can take x as it is may do without the product.
+
+    Attributes:
+        x: `(batch, time, features)`.
+        weight: W, `(channels, features)`.
+        bias: b, `(channels,)`, or None.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.x, self.weight, self.bias = x, weight, bias
+        self._whole: Tensor | None = None
+        self._parts = None
+
+    @property
+    def whole(self) -> Tensor:  # type: ignore[override]
+        """`(batch, time, channels)`."""
+        if self._whole is None:
+            self._whole = functional.linear(self.x, self.weight, self.bias)
+        return self._whole
+
+    def __len__(self) -> int:
+        return self.x.shape[1]

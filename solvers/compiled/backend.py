@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from solvers.checkpoint import Checkpoint
 from solvers.compiled import run_torch
 from solvers.compiled.carried import Layout, States
+from solvers.compiled.feed import fed
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
 from solvers.compiled.products import Products
@@ -129,6 +130,7 @@ def attempt(
     try:
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
+        loop = fed(loop)
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")

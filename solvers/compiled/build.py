@@ -35,11 +35,17 @@ def compiler() -> str:
         Refused: there is none.
     """
     asked = os.environ.get(COMPILER)
-    for name in [asked] if asked else ["g++", "clang++", "c++"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise Refused(f"no C++ compiler found ({asked or 'g++, clang++, c++'}): install one or set {COMPILER}")
+    found = _found(asked, os.environ.get("PATH"))
+    if found is None:
+        raise Refused(f"no C++ compiler found ({asked or 'g++, clang++, c++'}): install one or set {COMPILER}")
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _found(asked: str | None, _path: str | None) -> str | None:
+    """Looked for once: every solve asks, and looking through the folders takes longer than some of its steps."""
+    names = [asked] if asked else ["g++", "clang++", "c++"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def cache() -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from solvers.compiled.ir import Refused
-from solvers.control import Paths
+from solvers.control import Paths, entries
 from solvers.series import Series
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Columns:
 
 
 def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """The values of each field of the paths."""
+    """The values of each field of the paths, but for what makes one."""
     if isinstance(paths, Paths):
         return paths.columns
     path = paths[0]
@@ -82,7 +82,12 @@ def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
         raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
     if len(set(map(type, paths))) > 1:
         raise Refused("the paths of the intervals are of different types")
-    return {f.name: [getattr(p, f.name) for p in paths] for f in dataclasses.fields(path)}
+    return {name: [getattr(p, name) for p in paths] for name in entries(path)}
+
+
+def kind_of(paths: Sequence[Any]) -> Any:
+    """What makes a path of what changes from interval to interval."""
+    return paths.kind if isinstance(paths, Paths) else getattr(paths[0], "kind", type(paths[0]))
 
 
 def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:

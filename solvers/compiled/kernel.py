@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import types
 import weakref
@@ -17,14 +16,15 @@ from solvers.clock import Clock
 from solvers.compiled import build, gpu_build, gpu_run
 from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
-from solvers.compiled.inputs import Columns, Item
+from solvers.compiled.inputs import Columns, Item, kind_of
 from solvers.compiled.ir import Refused
 from solvers.compiled.overlay import overlays
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Prologue, Run, packed, pass_item
 from solvers.compiled.segmented import Segmented
 from solvers.compiled.trace import Traced, field_tensors, trace
-from solvers.control import Paths, with_path_tensors
+from solvers.control import entries, with_path_tensors
+from solvers.hooks import has_hooks
 from solvers.statistics import Counted
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def fingerprint(module: nn.Module) -> Hashable:
     """
     parts: list[Hashable] = []
     for name, child in module.named_modules():
-        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+        if has_hooks(child):
             raise Refused("the field has hooks")
         own = {k: v for k, v in vars(child).items() if k not in _MODULE_STATE and k not in ("_bound", "operators")}
         tensors = [
@@ -217,8 +217,7 @@ class Call:
         paths = []
         for s in steps:
             path = loop.paths[s // sub]
-            names = [f.name for f in dataclasses.fields(path)]  # type: ignore[arg-type]
-            fields = {n: value(("path", n), s, getattr(path, n)) for n in names}
+            fields = {n: value(("path", n), s, getattr(path, n)) for n in entries(path)}
             paths.append(with_path_tensors(path, fields))
         field = loop.field.field if isinstance(loop.field, Counted) else loop.field
         if hasattr(field, "constants"):
@@ -270,7 +269,7 @@ def refuse(original: Any, call: Call, reason: str) -> None:
 def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
     shape = (state.shape[1:], state.dtype, state.device)
-    key = (loop.solver, _kind(loop.paths), plain_items, shape, fingerprint(original))
+    key = (loop.solver, kind_of(loop.paths), plain_items, shape, fingerprint(original))
     try:
         entries = _ENTRIES.setdefault(original, {})
         known = key in entries
@@ -287,10 +286,6 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
         except Refused as error:
             entries[key].refused = str(error)
     return entries[key]
-
-
-def _kind(paths: Any) -> Any:
-    return paths.kind if isinstance(paths, Paths) else type(paths[0])
 
 
 def _tensors(

@@ -385,21 +385,30 @@ def _given_gradients(
 def _uniform_gradients(
     kernel: Kernel, uniform: list[Tensor], sums: dict[Hashable, Tensor], outers: dict[Hashable, Tensor]
 ) -> list[Tensor | None]:
+    """The gradients of what the prologue gives, from the sums over steps and samples that each thread made."""
+    assert kernel.program.backward is not None
+    rows: dict[int, list[tuple[int, Tensor]]] = {}
+    for key, value in sums.items():
+        if key[0] == "sum" and key[1][0] == "uniform":  # type: ignore[index]
+            rows.setdefault(key[1][1], []).append((key[1][2], value.sum(0)))  # type: ignore[index]
+    parts: dict[int, list[Tensor]] = {}
+    for k, outer in enumerate(kernel.program.backward.outers):
+        whole = outers["outer", k].sum(0)
+        for tile in outer.matrix.tiles:
+            part = whole[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns]
+            parts.setdefault(tile.leaf[1], []).append(part.T if tile.transposed else part)  # type: ignore[index]
     found: list[Tensor | None] = []
     for i, tensor in enumerate(uniform):
         if ("uniform", i) not in kernel.wanted:
             found.append(None)
-            continue
-        total = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        flat = total.view(-1, total.shape[-1]) if total.dim() else total.view(1, 1)
-        for key, value in sums.items():
-            if key[0] == "sum" and key[1][:2] == ("uniform", i):  # type: ignore[index]
-                flat[key[1][2]] += value.sum(0).to(total.dtype)  # type: ignore[index]
-        for k, outer in enumerate(kernel.program.backward.outers):  # type: ignore[union-attr]
-            for tile in outer.matrix.tiles:
-                if tile.leaf == ("uniform", i):
-                    whole = outers["outer", k].sum(0)
-                    part = whole[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns]
-                    flat += part.T if tile.transposed else part
-        found.append(total)
+        elif tensor.dim() < 2 and [place for place, _ in rows.get(i, ())] == [0]:
+            found.append(rows[i][0][1].to(tensor.dtype).view(tensor.shape))
+        else:
+            total = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            flat = total.view(-1, total.shape[-1]) if total.dim() else total.view(1, 1)
+            for place, row in rows.get(i, ()):
+                flat[place] += row.to(total.dtype)
+            for part in parts.get(i, ()):
+                flat += part
+            found.append(total)
     return found

@@ -15,8 +15,8 @@ def test_a_compiled_layer_shows_its_memory_and_its_floor(capsys):
     found = neuralosc.CoRNN(1, 8).explain(X)
     (layer,) = found.layers
     assert (layer.field, layer.path, layer.reason) == ("Oscillator", "compiled", "")
-    # Positions, velocities, the activation and the input current.
-    assert 4 <= layer.units < 4.2 and layer.saved == pytest.approx(4 * 4 * 80 * 8 * layer.units)
+    # Positions, velocities and the activation.
+    assert 3 <= layer.units < 3.1 and layer.saved == pytest.approx(4 * 4 * 80 * 8 * layer.units)
     assert layer.floor > 0 and layer.floors == pytest.approx(layer.seconds / layer.floor)
     printed = capsys.readouterr().out
     assert printed.strip() == str(found)
@@ -24,12 +24,18 @@ def test_a_compiled_layer_shows_its_memory_and_its_floor(capsys):
         assert word in printed
 
 
+@pytest.mark.parametrize(("features", "units"), [(1, 3), (8, 3), (9, 4)])
+def test_the_current_of_few_features_is_computed_in_the_steps(features, units):
+    (layer,) = neuralosc.CoRNN(features, 8).explain(torch.rand(4, 80, features), show=False).layers
+    assert units <= layer.units < units + 0.1
+
+
 def test_the_source_is_shown_when_asked_for():
-    rnn = neuralosc.UnICORNN(1, 8, num_layers=2)
+    rnn = neuralosc.UnICORNN(1, 16, num_layers=3)
     assert "void backward" not in str(rnn.explain(X, show=False))
     text = str(rnn.explain(X, source=True, show=False))
-    # Both layers take the same step.
-    assert text.count("void backward") == 1 and "layer 0:" in text
+    # The first layer makes its current inside the steps; the others take the same step.
+    assert text.count("void backward") == 2 and "layer 0:" in text and "layer 1:" in text and "layer 2:" not in text
 
 
 @pytest.mark.parametrize(
