@@ -208,7 +208,7 @@ import conftest, json, neuralosc, solvers
 name, solver, hidden, precision = sys.argv[1:]
 calls = []
 
-def stop(field, call, layout, start):
+def stop(field, call, *_):
     calls.append(call)
     raise Refused("only compiled")
 
