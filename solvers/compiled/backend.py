@@ -130,14 +130,14 @@ def attempt(
     try:
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
-        loop = fed(loop)
+        lacking = run_torch.missing() if chosen == "auto" else ""
+        loop = fed(loop, chosen in ("auto", "compiled") and not lacking and state.device.type == "cpu")
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
-        lacking = run_torch.missing() if chosen == "auto" else ""
         make = _maker(chosen, lacking, gradient, state)
         call = make(field, loop, layout, start)
         if not call.kernel.checked:

@@ -67,11 +67,13 @@ def _version(path: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _processor() -> str:
+def processor() -> str:
     """What distinguishes this processor from others that a cache folder may be shared with."""
     try:
         text = Path("/proc/cpuinfo").read_text()
-        lines = sorted({line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))})
+        lines = sorted(
+            {line for line in text.splitlines() if line.startswith(("vendor_id", "model name", "flags", "Features"))}
+        )
         return "\n".join(lines)
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
@@ -84,7 +86,7 @@ def library(source: str) -> ctypes.CDLL:
         Refused: there is no compiler, or it fails, or nothing can be written.
     """
     path = compiler()
-    name = hashlib.sha256("\0".join((source, *FLAGS, path, _version(path), _processor())).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\0".join((source, *FLAGS, path, _version(path), processor())).encode()).hexdigest()[:32]
     target = cache() / f"{name}.so"
     if not target.exists():
         _compile(path, source, target)
@@ -116,7 +118,7 @@ def _compile(path: str, source: str, target: Path) -> None:
 
 def _width() -> tuple[str, ...]:
     """Full vectors, where compilers would hold back."""
-    return ("-mprefer-vector-width=512",) if "avx512f" in _processor() else ()
+    return ("-mprefer-vector-width=512",) if "avx512f" in processor() else ()
 
 
 @functools.lru_cache(maxsize=1)

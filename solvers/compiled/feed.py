@@ -1,7 +1,7 @@
-"""A linear input current of few features, computed inside the steps instead of being stored for all of them.
+"""A linear input current, computed inside the steps instead of being stored for all of them.
 
-Of u = V x + b with two features, x is small and u is as large as a component of all the states: a loop that reads x and
-computes u where it needs it keeps neither u nor its gradient.
+u = V x + b is as large as a component of all the states: a loop that reads x and computes u where it needs it keeps
+neither u nor its gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from solvers.series import Mapped, Series
 if TYPE_CHECKING:
     from solvers.loop import Loop
 
-#: Features up to which the products inside the steps cost less than the current's way through memory.
+#: Features up to which the map is arithmetic between the products of a step; that of more is a product of its own.
 FEATURES = 8
 
 
@@ -45,7 +45,7 @@ class Feed:
 
 @dataclass(eq=False)
 class Fed:
-    """u(t) = sum over k of value_k weight_k + bias, with the value `(batch, features, 1)`."""
+    """u(t) = V x + b; the value is x, `(batch, features)`, or `(batch, features, 1)` to add feature by feature."""
 
     value: Tensor
     kind: Feed
@@ -53,23 +53,28 @@ class Fed:
     def __call__(self, t: Time) -> Tensor:
         """The current, at any time."""
         rows = self.kind.weight.t()
-        u = self.value[:, 0] * rows[0]
-        for k in range(1, len(rows)):
-            u = u + self.value[:, k] * rows[k]
+        if self.value.dim() == 2:
+            u = self.value @ rows
+        else:
+            u = self.value[:, 0] * rows[0]
+            for k in range(1, len(rows)):
+                u = u + self.value[:, k] * rows[k]
         return u if self.kind.bias is None else u + self.kind.bias
 
 
-def fed(loop: Loop) -> Loop:
-    """The loop with its currents computed inside the steps, where they are linear in few features."""
+def fed(loop: Loop, many: bool) -> Loop:
+    """The loop with its currents computed inside the steps where they are linear; in `many` features too, if wanted."""
     paths = loop.paths
     if not isinstance(paths, Paths) or paths.kind is not Held:
         return loop
     samples = paths.columns["value"]
-    if not isinstance(samples, Mapped) or not 1 <= samples.x.shape[-1] <= FEATURES:
+    features = samples.x.shape[-1] if isinstance(samples, Mapped) else 0
+    if not isinstance(samples, Mapped) or not features or (features > FEATURES and not many):
         return loop
     names = {id(t): key for key, t in parameters_of(loop.field).items()}
     own = tuple(names.get(id(t)) for t in (samples.weight, samples.bias) if t is not None)
     if None in own:
         return loop
     feed = Feed(own, samples.weight, samples.bias)
-    return dataclasses.replace(loop, paths=Paths(feed, value=Series(samples.x.unsqueeze(-1))))
+    x = samples.x if features > FEATURES else samples.x.unsqueeze(-1)
+    return dataclasses.replace(loop, paths=Paths(feed, value=Series(x)))

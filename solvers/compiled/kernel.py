@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.clock import Clock
-from solvers.compiled import build, gpu_build, gpu_run
+from solvers.compiled import build, gpu_build, gpu_run, multiply
 from solvers.compiled.carried import Layout
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item, kind_of
@@ -279,6 +279,8 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
         if len(entries) > 64:
             entries.clear()
         entries[key] = Entry()
+        if state.device.type == "cpu":
+            multiply.prepare(state.dtype)
         try:
             # The generator is put back: recording a step must not change what a user draws next.
             with torch.random.fork_rng(devices=[]):
@@ -359,7 +361,7 @@ def _made(
             return gpu_run.kernel(plan, target, items, scalars, state.dtype, wanted or frozenset())
         over = overlays(plan, items)
         source = emit(plan, "float" if state.dtype == torch.float32 else "double", over)
-        build.blas()
+        multiply.gemm(state.dtype)
         library = build.library(source.text)
         return Kernel(plan, source, library, items, scalars, state.dtype, wanted or frozenset(), over)
     except Refused as error:

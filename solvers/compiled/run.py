@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.compiled import build, memory
+from solvers.compiled import build, memory, multiply
 from solvers.compiled.emit_cpu import Signature, Source
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Matrix
@@ -94,9 +94,7 @@ class Arguments:
         bounds = self.bounds()
         largest = max(b - a for a, b in bounds)
         chunk = max(1, min(self.steps, -(-512 // largest), 1024))
-        blas = build.blas()
-        gemm = blas["sgemm_" if self.dtype == torch.float32 else "dgemm_"]
-
+        blas, gemm = build.blas(), multiply.gemm(self.dtype)
         integers, pointers = [], []
         for part, (first, last) in enumerate(bounds):
             numbers = dict(self.strides)

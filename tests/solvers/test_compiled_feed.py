@@ -1,4 +1,4 @@
-"""Input currents of few features: computed inside the steps, with the numbers and gradients of the plain path."""
+"""Linear input currents: computed inside the steps, with the numbers and gradients of the plain path."""
 
 import pytest
 import torch
