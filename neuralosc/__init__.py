@@ -25,8 +25,10 @@ from neuralosc.named import (
 from neuralosc.networks import ModelCard, make, model, models
 from neuralosc.online import Stream
 from neuralosc.persistence import load, save
+from neuralosc.recurrent import RecurrentLayer
 from neuralosc.reference import from_reference
-from neuralosc.rnn import ContinuousRNN, Solution
+from neuralosc.rnn import ContinuousRNN
+from neuralosc.stack import Solution
 from solvers.errors import InputError
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Noisy",
     "Oscillator",
     "Partitioned",
+    "RecurrentLayer",
     "Semilinear",
     "Solution",
     "Stream",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,12 +11,12 @@ from torch import nn
 from neuralosc.field import VectorField
 from solvers.errors import InputError
 
-#: What to do with NaN in an input: refuse it, or take the last value of that feature that was seen (zero before).
-MISSING = ("error", "hold")
+#: What to do with NaN in an input; before anything was seen, the last value is zero.
+MISSING = {"error": "refuse NaN in x", "hold": "the last value seen"}
 
 
-def layers(field: VectorField | Sequence[VectorField]) -> list[VectorField]:
-    """The fields of a stack, which must fit each other."""
+def layers(field: VectorField | Sequence[VectorField], directions: int = 1) -> list[VectorField]:
+    """The fields of a stack, which must fit each other: one per layer and direction."""
     single = isinstance(field, nn.Module) and not isinstance(field, nn.ModuleList)
     fields: list[Any] = [field] if single or not isinstance(field, Iterable) else list(field)
     if not fields:
@@ -35,15 +36,36 @@ def layers(field: VectorField | Sequence[VectorField]) -> list[VectorField]:
         first = fields[0]
         if (layer.components, layer.hidden_size) != (first.components, first.hidden_size):
             raise InputError(
-                f"layer {i} has {layer.components} components of {layer.hidden_size} channels, layer 0 has "
-                f"{first.components} of {first.hidden_size}: layers of a stack must have states of one shape"
+                f"layer {i // directions} has {layer.components} components of {layer.hidden_size} channels, layer 0 "
+                f"has {first.components} of {first.hidden_size}: layers of a stack must have states of one shape"
             )
-        if i and layer.input_size != fields[i - 1].hidden_size:
+        given = directions * first.hidden_size if i >= directions else first.input_size
+        if layer.input_size != given:
+            source = "the layer before gives" if i >= directions else "its other direction"
             raise InputError(
-                f"layer {i} takes {layer.input_size} inputs, the layer before gives {fields[i - 1].hidden_size}: "
-                "make them equal"
+                f"layer {i // directions} takes {layer.input_size} inputs, {source} {given}: make them equal"
             )
+    if len(fields) % directions:
+        raise InputError(
+            f"a bidirectional network was given {len(fields)} fields, expected two per layer: the forward one, then "
+            "the reverse one"
+        )
     return fields
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected True or False")
+    return value
+
+
+def choice(name: str, value: Any, meanings: Mapping[str, str]) -> str:
+    """One of a few words, each with what it does."""
+    if not isinstance(value, str) or value not in meanings:
+        expected = " or ".join(f"{word!r} ({meaning})" for word, meaning in meanings.items())
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected {expected}")
+    return value
 
 
 def positive(name: str, value: Any) -> float:
@@ -75,8 +97,7 @@ def count(name: str, value: Any) -> int:
     return value
 
 
-def missing_values(value: Any) -> str:
-    """What to do with NaN."""
-    if value not in MISSING:
-        raise InputError(f"missing is {value!r}, expected 'error' (refuse NaN in x) or 'hold' (the last value seen)")
-    return str(value)
+def torch_module(module: Any, kind: type[nn.Module]) -> None:
+    """Refuse what is no module of torch of this kind."""
+    if not isinstance(module, kind):
+        raise InputError(f"module is a {type(module).__name__}, expected a torch.nn.{kind.__name__}")

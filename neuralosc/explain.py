@@ -14,14 +14,16 @@ from solvers.audit import SavedMemory
 
 if TYPE_CHECKING:
     from neuralosc.inputs import Lengths
-    from neuralosc.rnn import ContinuousRNN, Solution
+    from neuralosc.rnn import ContinuousRNN
+    from neuralosc.stack import Solution
 
 
 @dataclass(frozen=True)
 class LayerPath:
-    """What one layer does in a training step.
+    """What one layer, or one direction of it, does in a training step.
 
     Attributes:
+        name: number of the layer, with "_rev" the reverse direction.
         field: its vector field.
         path: "compiled", "torch" or "plain".
         reason: why not a faster one; empty for the compiled path.
@@ -32,6 +34,7 @@ class LayerPath:
         source: the generated code.
     """
 
+    name: str
     field: str
     path: str
     reason: str
@@ -66,17 +69,19 @@ class Explanation:
             f"{'layer':<6}{'field':<22}{'path':<10}{'saved':>12}{'T B H':>8}{'step':>12}{'products':>12}{'floors':>8}"
         )
         lines = [self.title, head]
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             floor = "-" if layer.floor is None else f"{1e3 * layer.floor:.2f} ms"
             floors = "-" if layer.floors is None else f"{layer.floors:.2f}"
             lines.append(
-                f"{i:<6}{layer.field:<22}{layer.path:<10}{layer.saved / 2**20:>8.2f} MiB{layer.units:>8.2f}"
+                f"{layer.name:<6}{layer.field:<22}{layer.path:<10}{layer.saved / 2**20:>8.2f} MiB{layer.units:>8.2f}"
                 f"{1e3 * layer.seconds:>9.2f} ms{floor:>12}{floors:>8}"
             )
             lines += [f"      not faster: {layer.reason}"] if layer.reason else []
         if self.sources:
-            different = {layer.source: i for i, layer in reversed(list(enumerate(self.layers))) if layer.source}
-            lines += [f"\nlayer {i}:\n{source}" for source, i in sorted(different.items(), key=lambda pair: pair[1])]
+            different: dict[str, str] = {}
+            for layer in self.layers:
+                different.setdefault(layer.source, layer.name)
+            lines += [f"\nlayer {name}:\n{source}" for source, name in different.items() if source]
         return "\n".join(lines)
 
 
@@ -92,7 +97,7 @@ def explain(
     """See `ContinuousRNN.explain`."""
     with torch.random.fork_rng(devices=[]):
         solution = rnn.solve(x, state, timespans, lengths)
-        layers = tuple(_layer(rnn, i, solution) for i in range(rnn.num_layers))
+        layers = tuple(_layer(rnn, i, solution) for i in range(len(rnn.fields)))
     batch, length = x.shape[:2]
     title = (
         f"batch {batch}, {length} samples x {rnn.substeps} steps, hidden {rnn.hidden_size}, {x.dtype}, solver "
@@ -111,13 +116,14 @@ def _layer(rnn: ContinuousRNN, index: int, solution: Solution) -> LayerPath:
     x = solution.inputs[index]
     units = saved / max(1, x.shape[0] * x.shape[1] * rnn.hidden_size * x.element_size())
     floor = record.products.seconds(x.dtype) if record.products else None
-    name = type(rnn.layer(index)).__name__
-    return LayerPath(name, record.path, record.reason, saved, units, seconds, floor, record.source)
+    name = f"{index // rnn.directions}{'_rev' if solution.direction(index).reverse else ''}"
+    field = type(rnn.layer(index)).__name__
+    return LayerPath(name, field, record.path, record.reason, saved, units, seconds, floor, record.source)
 
 
 def _measured(rnn: ContinuousRNN, index: int, solution: Solution) -> tuple[int, float]:
     """Bytes that a training step of a layer keeps, and the shortest time of three such steps."""
-    x, start, spans = solution.inputs[index].detach(), solution.start[index].detach(), solution.timespans.detach()
+    x, start, spans = solution.inputs[index].detach(), solution.start[index].detach(), solution.spans(index).detach()
     uniform = spans.dim() == 1 and bool((spans == 1).all())
     wanted = [p for p in rnn.layer(index).parameters() if p.requires_grad]
 

@@ -177,7 +177,9 @@ def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """The given initial state, refused if it does not fit."""
     if not isinstance(state, Tensor) or tuple(state.shape) != shape:
         given = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-        raise InputError(f"state has shape {given}, expected {shape}: ([layers,] batch, components, hidden)")
+        raise InputError(
+            f"state has shape {given}, expected {shape}: ([layers * directions,] batch, components, hidden)"
+        )
     if state.dtype != x.dtype or state.device != x.device:
         raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
     if not finite(state):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from neuralosc import arguments
 from neuralosc.field import VectorField
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
@@ -26,6 +27,8 @@ class Choices(TypedDict, total=False):
     control: str | solvers.Control
     missing: str
     max_dt: float | None
+    bidirectional: bool
+    residual: bool
 
 
 #: The values of `Choices` when left out.
@@ -37,6 +40,8 @@ STANDARD: Choices = {
     "control": "hold",
     "missing": "error",
     "max_dt": None,
+    "bidirectional": False,
+    "residual": False,
 }
 
 SolverChoice = "str | dict[str, Any] | solvers.Solver"
@@ -50,9 +55,9 @@ class ModelCard:
         name: the name `make` takes.
         title: the name in the literature.
         paper: where it was published.
-        equation: its vector field.
-        field: class of its vector field.
-        solver: the solver of the published code.
+        equation: its vector field, or its map from sample to sample.
+        field: class of its vector field; None for a baseline, which is no differential equation.
+        solver: the solver of the published code; None for a baseline.
         defaults: every hyperparameter and its standard value.
         make: builds it from `input_size`, `hidden_size` and hyperparameters.
     """
@@ -61,28 +66,32 @@ class ModelCard:
     title: str
     paper: str
     equation: str
-    field: str
-    solver: str
+    field: str | None
+    solver: str | None
     defaults: dict[str, Any]
-    make: Callable[..., ContinuousRNN]
+    make: Callable[..., ContinuousRNN | Any]
 
 
 MODELS: Registry[ModelCard] = Registry("model")
 
 
-def named(
-    name: str, title: str, paper: str, equation: str, field: type[VectorField]
-) -> Callable[[Callable[..., ContinuousRNN]], Callable[..., ContinuousRNN]]:
-    """Register a function that makes a network under its name."""
+Maker = TypeVar("Maker", bound=Callable[..., Any])
 
-    def register(make: Callable[..., ContinuousRNN]) -> Callable[..., ContinuousRNN]:
+
+def named(
+    name: str, title: str, paper: str, equation: str, field: type[VectorField] | None
+) -> Callable[[Maker], Maker]:
+    """Register a function or class that makes a network under its name; one without a field is a baseline."""
+
+    def register(make: Maker) -> Maker:
         own = {
             p.name: p.default
             for p in inspect.signature(make).parameters.values()
             if p.default is not inspect.Parameter.empty
         }
-        defaults = {**own, **STANDARD}
-        MODELS.add(name, ModelCard(name, title, paper, equation, field.__name__, own["solver"], defaults, make))
+        defaults = own if field is None else {**own, **STANDARD}
+        kind = None if field is None else field.__name__
+        MODELS.add(name, ModelCard(name, title, paper, equation, kind, own.get("solver"), defaults, make))
         return make
 
     return register
@@ -99,29 +108,49 @@ def network(
     choices: Choices,
 ) -> ContinuousRNN:
     """A stack of `num_layers` equal fields, the first fed by the input, the others by the layer before."""
-    given: dict[str, Any] = {**STANDARD, **choices}
-    layers = given.pop("num_layers")
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-        raise InputError(f"num_layers is {layers!r}, expected a positive integer")
-    fields = [field(hidden_size if layer else input_size, hidden_size, **hyperparameters) for layer in range(layers)]
+    fields, given = equal_fields(field, input_size, hidden_size, hyperparameters, choices)
     rnn = ContinuousRNN(fields, solver, dt, **given)
-    # Tensors and arrays become lists, so that the configuration can be written down.
-    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyperparameters.items()}
-    sizes = {"model": name, "input_size": input_size, "hidden_size": hidden_size}
-    rnn.config = {
-        **sizes,
-        **plain,
-        "num_layers": layers,
-        "dropout": rnn.dropout,
-        "missing": rnn.missing,
-        **rnn.choices(),
-    }
+    rnn.config = configuration(name, rnn, hyperparameters)
     return rnn
 
 
+def equal_fields(
+    field: Callable[..., VectorField],
+    input_size: int,
+    hidden_size: int,
+    hyperparameters: dict[str, Any],
+    choices: Choices,
+) -> tuple[list[VectorField], dict[str, Any]]:
+    """The fields of `num_layers` layers, and the choices that are left for `ContinuousRNN`."""
+    given: dict[str, Any] = {**STANDARD, **choices}
+    layers = arguments.count("num_layers", given.pop("num_layers"))
+    directions = 2 if arguments.flag("bidirectional", given["bidirectional"]) else 1
+    fields = [
+        field(directions * hidden_size if layer else input_size, hidden_size, **hyperparameters)
+        for layer in range(layers)
+        for _ in range(directions)
+    ]
+    return fields, given
+
+
+def configuration(name: str, rnn: ContinuousRNN, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """What `make` needs to build a named network again."""
+    # Tensors and arrays become lists, so that the configuration can be written down.
+    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyperparameters.items()}
+    shape = {key: getattr(rnn, key) for key in ("num_layers", "dropout", "missing", "bidirectional", "residual")}
+    return {
+        "model": name,
+        "input_size": rnn.input_size,
+        "hidden_size": rnn.hidden_size,
+        **plain,
+        **shape,
+        **rnn.choices(),
+    }
+
+
 def models() -> list[ModelCard]:
-    """The card of every named network."""
-    return [MODELS[name] for name in MODELS]
+    """The card of every named network, the baselines last."""
+    return sorted((MODELS[name] for name in MODELS), key=lambda card: card.field is None)
 
 
 def model(name: str) -> ModelCard:
@@ -133,8 +162,11 @@ def model(name: str) -> ModelCard:
     return MODELS[name]
 
 
-def make(name: str, *, input_size: int, hidden_size: int, **hyperparameters: Any) -> ContinuousRNN:
+def make(name: str, *, input_size: int, hidden_size: int, **hyperparameters: Any) -> ContinuousRNN | Any:
     """A network from its name: `make("cornn", input_size=1, hidden_size=128, gamma=2.7)`.
+
+    Returns:
+        a ContinuousRNN; for the name of a baseline, which has no field and no solver, a `Baseline`.
 
     Raises:
         UnknownNameError: no network has that name.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import solvers
 from neuralosc import inputs
+from neuralosc.recurrent import gathered
+from neuralosc.stack import joined
 from solvers.clock import Clock
 from solvers.errors import InputError
 from solvers.protocol import Time
@@ -45,6 +47,11 @@ def step(
     rnn: ContinuousRNN, x: Tensor, state: Tensor | Stream | None, timespan: Tensor | float | None, time: Tensor | float
 ) -> tuple[Tensor, Tensor | Stream]:
     """See `ContinuousRNN.step`."""
+    if rnn.bidirectional:
+        raise InputError(
+            "step needs the samples to come where a network is bidirectional: call it on whole sequences, or make it "
+            "with bidirectional=False"
+        )
     if not rnn.control.causal:
         raise InputError(
             f"control {rnn.control.name!r} needs the sample after, which a step does not have: use a causal one, "
@@ -64,10 +71,10 @@ def step(
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         window = (*(before.currents[layer] if before else ()), current)
         trajectory = rnn.run_layer(layer, *_last_interval(rnn, layer, window, spans, started), (), start)
-        value = trajectory.positions().squeeze(1)
+        value = joined(rnn, value.unsqueeze(1), [trajectory.positions()]).squeeze(1)
         ends.append(trajectory.end())
         currents.append(window)
-    end = torch.stack(ends) if len(ends) > 1 else ends[0]
+    end = gathered(ends)
     memory = rnn.control.memory
     if not memory and rnn.missing == "error":
         return value, end

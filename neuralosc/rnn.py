@@ -5,62 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import solvers
-from neuralosc import arguments, explain, inputs, online, queries
+from neuralosc import arguments, explain, online, queries, stack
 from neuralosc.explain import Explanation
 from neuralosc.field import VectorField
 from neuralosc.inputs import Lengths
 from neuralosc.online import Stream
+from neuralosc.recurrent import RecurrentLayer
+from neuralosc.stack import Solution
 from solvers.clock import Clock
 from solvers.errors import InputError
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Everything a pass of a `ContinuousRNN` computed.
-
-    Attributes:
-        output: position component of the last layer after every sample, `(batch, time, hidden)`, dropout included.
-        state: state after the last sample, `([layers,] batch, components, hidden)`.
-        trajectories: what each layer did, step by step.
-        inputs: what went into each layer, `(batch, time, features)`: x, missing values filled, and the outputs of the
-            layers before the last.
-        timespans: time elapsed since the previous sample, in units of dt, `(time,)` or `(batch, time)`, 0 in padding.
-        start: state at the beginning, of each layer.
-    """
-
-    output: Tensor
-    state: Tensor
-    trajectories: list[solvers.Trajectory]
-    inputs: list[Tensor]
-    timespans: Tensor
-    start: Sequence[Tensor]
-
-    @property
-    def layers(self) -> list[Tensor]:
-        """States of each layer after every sample, `(batch, time, components, hidden)` each."""
-        return [trajectory.states() for trajectory in self.trajectories]
-
-    @property
-    def states(self) -> Tensor:
-        """States of the last layer, `(batch, time, components, hidden)`."""
-        return self.trajectories[-1].states()
-
-    @property
-    def evaluations(self) -> int:
-        """Right-hand-side evaluations per sequence, over all layers."""
-        return sum(trajectory.evaluations for trajectory in self.trajectories)
-
-
-class ContinuousRNN(nn.Module):
+class ContinuousRNN(RecurrentLayer):
     """A recurrent layer: a vector field stepped by a solver from sample to sample.
 
     Between sample i-1 and sample i the state follows d state/dt = f(t, state, u(t)) for timespans_i * dt, driven by
@@ -68,7 +29,8 @@ class ContinuousRNN(nn.Module):
 
     Args:
         field: the vector field, or a sequence of them for a stack of layers; each layer is driven by the output of
-            the one before.
+            the one before. A bidirectional layer has two, in the order of torch: layer 0, layer 0 reversed, layer 1,
+            layer 1 reversed, ...
         solver: a name of `solvers.available()` or a Solver value.
         dt: time between two samples whose timespan is 1; one number, or one per layer.
         substeps: equal steps per interval.
@@ -80,6 +42,14 @@ class ContinuousRNN(nn.Module):
             seen, and zero before there was one.
         max_dt: the longest step, in the units of dt. An interval that is longer for a sample is split into equal steps
             of that sample.
+        bidirectional: run every layer in both directions and give the next one both outputs beside each other.
+        residual: add what goes into a layer to what it gives, through a linear map where the sizes differ.
+
+    The reverse direction sees the valid samples from the last to the first. The time that passes before it sees a
+    sample is the time between that sample and the one it saw before; before the last sample, which it sees first, it is
+    the timespan of the first. A skip connection goes around each layer and its dropout (He et al., Deep Residual
+    Learning, CVPR 2016): the identity where the sizes are equal, else, which can only be at the first layer, `skip`, a
+    learned map without bias.
 
     Raises:
         PairingError: the solver cannot work with the field.
@@ -96,13 +66,16 @@ class ContinuousRNN(nn.Module):
         dropout: float = 0.0,
         missing: str = "error",
         max_dt: float | None = None,
+        bidirectional: bool = False,
+        residual: bool = False,
     ) -> None:
-        super().__init__()
-        self.fields = nn.ModuleList(arguments.layers(field))
-        #: What `neuralosc.make` needs to build this network again; None for a field of one's own.
-        self.config: dict[str, Any] | None = None
-        self.dropout = arguments.probability("dropout", dropout)
-        self.missing = arguments.missing_values(missing)
+        directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
+        fields = arguments.layers(field, directions)
+        first, layers = fields[0], len(fields) // directions
+        super().__init__(first.input_size, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
+        self.fields = nn.ModuleList(fields)
+        self.residual = arguments.flag("residual", residual)
+        self.skip = stack.skip_map(first, self.input_size, self.output_size) if residual else None
         self._choose(solver, dt, substeps, gradient, control, max_dt)
 
     def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
@@ -117,19 +90,15 @@ class ContinuousRNN(nn.Module):
             solvers.check(field, self.solver, self.gradient)
 
     @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-        return len(self.fields)
-
-    @property
     def field(self) -> VectorField:
-        """The vector field of a network with one layer."""
-        if self.num_layers > 1:
-            raise InputError(f"this network has {self.num_layers} layers: take one of rnn.fields")
+        """The vector field of a network with one layer and one direction."""
+        if len(self.fields) > 1:
+            ways = " in two directions" if self.bidirectional else ""
+            raise InputError(f"this network has {self.num_layers} layers{ways}: take one of rnn.fields")
         return self.layer(0)
 
     def layer(self, index: int) -> VectorField:
-        """The vector field of one layer."""
+        """The vector field at a place in `fields`: that of a layer, or of a direction of it."""
         field = self.fields[index]
         assert isinstance(field, VectorField)
         return field
@@ -139,26 +108,12 @@ class ContinuousRNN(nn.Module):
         """Time between two samples whose timespan is 1; one per layer where they differ."""
         return self.dts[0] if len(set(self.dts)) == 1 else self.dts
 
-    @property
-    def input_size(self) -> int:
-        """Features of a sample."""
-        return self.layer(0).input_size
-
-    @property
-    def hidden_size(self) -> int:
-        """Features of the output."""
-        return self.layer(-1).hidden_size
-
-    @property
-    def components(self) -> int:
-        """Components of the state."""
-        return self.layer(-1).components
-
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return (
             f"solver={self.solver.name!r}, dt={self.dt}, substeps={self.substeps}, gradient={self.gradient.name!r}, "
-            f"control={self.control.name!r}, dropout={self.dropout:g}, missing={self.missing!r}, max_dt={self.max_dt}"
+            f"control={self.control.name!r}, dropout={self.dropout:g}, missing={self.missing!r}, "
+            f"max_dt={self.max_dt}, bidirectional={self.bidirectional}, residual={self.residual}"
         )
 
     def with_solver(
@@ -201,48 +156,10 @@ class ContinuousRNN(nn.Module):
             "max_dt": self.max_dt,
         }
 
-    @overload
-    def forward(
-        self, x: Tensor, state: Tensor | None = None, timespans: Tensor | None = None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self, x: PackedSequence, state: Tensor | None = None, timespans: Tensor | None = None, lengths: None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(
-        self,
-        x: Tensor | PackedSequence,
-        state: Tensor | None = None,
-        timespans: Tensor | None = None,
-        lengths: Lengths | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Run over a batch of sequences.
-
-        Args:
-            x: `(batch, time, input)`, or a PackedSequence, which also comes back.
-            state: initial state, `(batch, components, hidden)`, with a leading axis for the layers of a stack; zeros
-                when left out.
-            timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
-                left out.
-            lengths: number of valid samples of each sequence, `(batch,)`. No time passes in padded samples: the state
-                stays, and so does the output.
-
-        Returns:
-            output `(batch, time, hidden)`, position after every sample, and the state after the last valid sample.
-
-        Raises:
-            InputError: shapes, dtypes, devices or values that do not fit.
-            NumericalError: the state became non-finite, or an adaptive solver gave up.
-        """
-        if isinstance(x, PackedSequence):
-            if lengths is not None:
-                raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
-            padded, lengths = pad_packed_sequence(x, batch_first=True)
-            solution = self._pass(padded, state, timespans, lengths, positions_only=True)
-            return inputs.pack_like(solution.output, lengths, x), solution.state
-        solution = self._pass(x, state, timespans, lengths, positions_only=True)
+    def _run(
+        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor]:
+        solution = stack.run(self, x, state, timespans, lengths, positions_only=True)
         return solution.output, solution.state
 
     def solve(
@@ -253,36 +170,7 @@ class ContinuousRNN(nn.Module):
         lengths: Lengths | None = None,
     ) -> Solution:
         """Like calling the layer, with the states of every layer at every sample and the cost."""
-        return self._pass(x, state, timespans, lengths, positions_only=False)
-
-    def _pass(
-        self,
-        x: Tensor,
-        state: Tensor | None,
-        timespans: Tensor | None,
-        lengths: Lengths | None,
-        positions_only: bool,
-    ) -> Solution:
-        """One pass; with `positions_only` the solution may know no states but the last."""
-        inputs.check_sequence(x, self.input_size, self)
-        valid = None if lengths is None else inputs.valid_steps(lengths, x)
-        spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
-        if valid is not None:
-            # Padding may hold anything, NaN included; it must not reach the arithmetic.
-            x = inputs.without_padding(x, valid)
-            spans = valid.to(x.dtype) if spans is None else spans
-        x = inputs.filled(x, self.missing)
-        starts = self.initial(state, x)
-        trajectories, given = [], []
-        for layer in range(self.num_layers):
-            given.append(x)
-            trajectory = self.run_from(layer, x, starts[layer], spans, positions_only)
-            x = self._drop(trajectory.positions())
-            trajectories.append(trajectory)
-        ends = [trajectory.end() for trajectory in trajectories]
-        end = torch.stack(ends) if self.num_layers > 1 else ends[0]
-        spans = x.new_ones(x.shape[1]) if spans is None else spans
-        return Solution(x, end, trajectories, given, spans, starts)
+        return stack.run(self, x, state, timespans, lengths, positions_only=False)
 
     def trajectory(
         self,
@@ -304,7 +192,9 @@ class ContinuousRNN(nn.Module):
                 Sample i was taken at the sum of the timespans up to its own.
 
         Returns:
-            `(batch, times, components, hidden)`, differentiable also in `at`.
+            `(batch, times, components, hidden)`, differentiable also in `at`. In a bidirectional network the channels
+            of the reverse direction follow: its run goes from the last sample, before which it rests for the timespan
+            of the first, to the first, before which there is no input.
         """
         return queries.states_at(self, self.solve(x, state, timespans, lengths), at)
 
@@ -354,17 +244,17 @@ class ContinuousRNN(nn.Module):
 
     def run_layer(
         self,
-        layer: int,
+        index: int,
         control: solvers.Control,
         clock: Clock,
         samples: Sequence[Tensor],
         state: Tensor,
         positions_only: bool = False,
     ) -> solvers.Trajectory:
-        """Step one layer, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
+        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
         return solvers.solve(
-            self.layer(layer),
-            self.solver.branch(layer),
+            self.layer(index),
+            self.solver.branch(index),
             self.gradient,
             control,
             clock,
@@ -376,23 +266,9 @@ class ContinuousRNN(nn.Module):
         )
 
     def run_from(
-        self, layer: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
+        self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
     ) -> solvers.Trajectory:
-        """Step one layer from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
-        dt = self.dts[layer]
+        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
+        dt = self.dts[index // self.directions]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(layer, self.control, clock, self.layer(layer).currents(x), state, positions_only)
-
-    def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
-        """The state of each layer to start from: the one given, checked, or zeros."""
-        shape: tuple[int, ...] = (x.shape[0], self.components, self.hidden_size)
-        if state is None:
-            return [x.new_zeros(shape)] * self.num_layers
-        if self.num_layers == 1:
-            return [inputs.check_state(state, shape, x)]
-        return inputs.check_state(state, (self.num_layers, *shape), x).unbind(0)
-
-    def _drop(self, output: Tensor) -> Tensor:
-        if not self.training or self.dropout == 0:
-            return output
-        return output * functional.dropout(torch.ones_like(output[:, :1]), self.dropout)
+        return self.run_layer(index, self.control, clock, self.layer(index).currents(x), state, positions_only)
