@@ -6,6 +6,7 @@ from neuralosc.field import Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
     DenseHamiltonian,
+    GatedRelaxation,
     Hamiltonian,
     HamiltonianOscillator,
     LinearOscillator,
@@ -13,9 +14,12 @@ from neuralosc.fields import (
     Multiscale,
     Noisy,
     Oscillator,
+    Relaxation,
 )
 from neuralosc.named import (
+    GRU,
     LEM,
+    RNN,
     AntisymmetricRNN,
     CoRNN,
     HamiltonianRNN,
@@ -32,12 +36,15 @@ from neuralosc.stack import Solution
 from solvers.errors import InputError
 
 __all__ = [
+    "GRU",
     "LEM",
+    "RNN",
     "Antisymmetric",
     "AntisymmetricRNN",
     "CoRNN",
     "ContinuousRNN",
     "DenseHamiltonian",
+    "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",
     "HamiltonianRNN",
@@ -51,6 +58,7 @@ __all__ = [
     "Oscillator",
     "Partitioned",
     "RecurrentLayer",
+    "Relaxation",
     "Semilinear",
     "Solution",
     "Stream",

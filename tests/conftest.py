@@ -71,6 +71,8 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "lipschitz_gated": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3, gated=True),
     "antisymmetric": lambda i, h: neuralosc.Antisymmetric(i, h, gamma=0.3),
     "multiscale": neuralosc.Multiscale,
+    "relaxation": neuralosc.Relaxation,
+    "gated_relaxation": neuralosc.GatedRelaxation,
     "linear_oscillator": neuralosc.LinearOscillator,
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,

@@ -1,5 +1,6 @@
 """The vector fields of the named networks, and the base classes for one's own."""
 
+from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz
@@ -10,6 +11,7 @@ from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 __all__ = [
     "Antisymmetric",
     "DenseHamiltonian",
+    "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",
     "LinearOscillator",
@@ -17,4 +19,5 @@ __all__ = [
     "Multiscale",
     "Noisy",
     "Oscillator",
+    "Relaxation",
 ]

@@ -3,8 +3,18 @@
 A network stands beside what reads its published weights, if they exist.
 """
 
+from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 
-__all__ = ["LEM", "AntisymmetricRNN", "CoRNN", "HamiltonianRNN", "LipschitzRNN", "UnICORNN"]
+__all__ = [
+    "GRU",
+    "LEM",
+    "RNN",
+    "AntisymmetricRNN",
+    "CoRNN",
+    "HamiltonianRNN",
+    "LipschitzRNN",
+    "UnICORNN",
+]

@@ -23,6 +23,8 @@ STRUCTURES = {
     "lipschitz_gated": set(),
     "antisymmetric": set(),
     "multiscale": {"partitioned"},
+    "relaxation": {"semilinear"},
+    "gated_relaxation": set(),
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},
     "leaky": set(),
