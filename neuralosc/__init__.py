@@ -29,6 +29,7 @@ from neuralosc.named import (
 from neuralosc.networks import ModelCard, make, model, models
 from neuralosc.online import Stream
 from neuralosc.persistence import load, save
+from neuralosc.readout import READOUTS, Readout
 from neuralosc.recurrent import RecurrentLayer
 from neuralosc.reference import from_reference
 from neuralosc.rnn import ContinuousRNN
@@ -38,6 +39,7 @@ from solvers.errors import InputError
 __all__ = [
     "GRU",
     "LEM",
+    "READOUTS",
     "RNN",
     "Antisymmetric",
     "AntisymmetricRNN",
@@ -57,6 +59,7 @@ __all__ = [
     "Noisy",
     "Oscillator",
     "Partitioned",
+    "Readout",
     "RecurrentLayer",
     "Relaxation",
     "Semilinear",
