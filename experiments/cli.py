@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+import neuralosc
 from experiments import options, parsers
 from experiments.options import has_settings
 from solvers.errors import InputError, NumericalError
@@ -114,8 +115,9 @@ def train(
         result = training.train(settings, root=root, name=name)
     out = console()
     out.print(reports.result_table(result))
-    out.print("\nSwap its solver:")
-    out.print(f"  {PROGRAM} compare {result.folder.path}", soft_wrap=True, markup=False)
+    if neuralosc.model(result.folder.config().model).solver is not None:
+        out.print("\nSwap its solver:")
+        out.print(f"  {PROGRAM} compare {result.folder.path}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -128,9 +128,10 @@ def compare(
         NumericalError: the reference solution itself fails.
     """
     model, config, task = load_model(path)
-    rnn = model.rnn
+    rnn = model.swappable
+    published = solvers.get(neuralosc.model(config.model).solver or rnn.solver).name
     trained = Contender(rnn.solver.name, rnn.substeps, rnn.solver.options)
-    table = contenders(trained, solvers.get(neuralosc.model(config.model).solver).name, names, substeps, options)
+    table = contenders(trained, published, names, substeps, options)
     x, y, available = select(task, config.seed, split, samples, seed)
     swept = sweep_of(table) if sweep else []
     race = _Race(copy.deepcopy(model).double().eval(), task, table, swept)
@@ -178,17 +179,18 @@ class _Tally:
         self.reason = ""
         self.path: Tensor | None = None
 
-    def solve(self, model: SequenceModel, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Count one chunk; returns the states of every layer."""
-        rnn = self.contender.apply(model.rnn)
+    def solve(self, model: SequenceModel, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Count one chunk; returns the states of every layer, and the answers."""
+        rnn = self.contender.apply(model.swappable)
         start = time.perf_counter()
         solution = rnn.solve(x)
         self.seconds += time.perf_counter() - start
-        self.totals.add(model.readout(solution.output[:, -1]), y)
+        answers = model.readout(solution.output)
+        self.totals.add(answers, y)
         self.evaluations += solution.evaluations * len(x)
         if self.path is None:
             self.path = solution.states[0].clone()
-        return list(solution.layers)
+        return list(solution.layers), answers
 
     def result(self) -> Measurement:
         """The figures over all chunks."""
@@ -216,7 +218,7 @@ class _Race:
     def run(self, x: Tensor, y: Tensor, report: Report) -> None:
         """Solve all samples with everybody; the sweep takes the first of them."""
         rnn = self.model.rnn
-        sample_bytes = 8 * x.shape[1] * rnn.num_layers * rnn.components * rnn.hidden_size
+        sample_bytes = 8 * x.shape[1] * rnn.num_layers * rnn.components * rnn.output_size
         size = max(1, STATE_BYTES // sample_bytes)
         swept = min(len(x), max(FEWEST_SAMPLES, SWEEP_WORK // x.shape[1])) if self.sweep else 0
         total = len(x) * _effort(self.reference, *self.table) + swept * _effort(*self.sweep)
@@ -224,17 +226,17 @@ class _Race:
         for start in range(0, len(x), size):
             part = slice(start, min(start + size, len(x)))
             report("reference solution", done / total)
-            states = self.reference.solve(self.model, x[part], y[part])
+            states, answers = self.reference.solve(self.model, x[part], y[part])
             done += len(states[0]) * _effort(self.reference)
             if start == 0:
                 few = slice(CONFIRMED_SAMPLES)
-                second = self.confirmation.solve(self.model, x[few], y[few])
+                second, _ = self.confirmation.solve(self.model, x[few], y[few])
                 self.reference.deviation = _deviation(second, [layer[few] for layer in states])
             done = self._run_all(self.table, x[part], y[part], states, report, done, total)
             first = slice(start, min(part.stop, swept))
             if first.start < first.stop:
                 states = [layer[: first.stop - first.start] for layer in states]
-                self.sweep_totals.add(self.model.readout(states[-1][:, -1, 0]), y[first])
+                self.sweep_totals.add(answers[: first.stop - first.start], y[first])
                 done = self._run_all(self.sweep, x[first], y[first], states, report, done, total)
         report("done", 1.0)
 
@@ -251,7 +253,7 @@ class _Race:
         if tally.reason:
             return
         try:
-            states = tally.solve(self.model, x, y)
+            states, _ = tally.solve(self.model, x, y)
         except (InputError, NumericalError) as error:
             # One solver that cannot run is a line of the table, not the end of the comparison.
             tally.reason = str(error)

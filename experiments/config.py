@@ -14,10 +14,13 @@ from typing import Any
 import yaml
 
 from experiments.files import write_atomically
+from neuralosc import READOUTS
 from solvers.errors import InputError, unknown
 
 SCHEDULES = ("constant", "cosine", "milestones")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+# Those that give one answer for a sequence, which is what the tasks ask for.
+READOUTS_OF_A_SEQUENCE = tuple(name for name in READOUTS if not READOUTS[name].every)
 PRECISIONS = ("32", "64", "16-mixed", "bf16-mixed")
 
 # A section that a run writes beside its configuration: what it ran on. Read back, it changes nothing.
@@ -35,6 +38,7 @@ class RunConfig:
         model_options: what `neuralosc.make` takes: hidden_size, dt, solver, substeps, gradient, control and the
             hyperparameters of the network. What is left out has the network's default; hidden_size 128.
         solver_options: options of the solver: rtol, atol, max_steps, implicit.
+        readout: what the answer is read off: the "last" output, the "mean" of all, or an "attention" over all.
         lr: learning rate of Adam.
         epochs: passes over the training set, at most.
         batch_size: sequences in a training batch.
@@ -60,6 +64,7 @@ class RunConfig:
     model: str = "cornn"
     model_options: dict[str, Any] = field(default_factory=dict)
     solver_options: dict[str, Any] = field(default_factory=dict)
+    readout: str = "last"
     lr: float = 0.01
     epochs: int = 60
     batch_size: int = 64
@@ -84,7 +89,8 @@ class RunConfig:
         for name in ("gradient_clip", "patience", "seed", "threads", "limit_train_batches", "limit_evaluation_batches"):
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
-        for name, known in (("schedule", SCHEDULES), ("device", DEVICES), ("precision", PRECISIONS)):
+        words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": READOUTS_OF_A_SEQUENCE}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         self._require("milestones", all(epoch > 0 for epoch in self.milestones), "numbers of epochs above 0")

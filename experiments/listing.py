@@ -61,9 +61,9 @@ def model_table() -> Table:
     table = _table("models (--model)", *headings, wrapped=("paper", "vector field", "hyperparameters"))
     for card in neuralosc.models():
         own = {key: value for key, value in card.defaults.items() if key not in (*SOLVING, *STANDARD)}
-        _add(table, card.name, f"{card.title}: {card.paper}", card.equation, card.solver, _options(own))
+        _add(table, card.name, f"{card.title}: {card.paper}", card.equation, card.solver or "-", _options(own))
     shared = {"hidden_size": HIDDEN_SIZE, **{key: value for key, value in STANDARD.items() if key not in SOLVING}}
-    return _with_note(table, f"All of them also take: {_options(shared)}")
+    return _with_note(table, f"All that have a solver also take: {_options(shared)}")
 
 
 def solver_table() -> Table:

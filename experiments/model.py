@@ -1,10 +1,11 @@
-"""What is trained: a recurrent network with a linear read-out of its last output."""
+"""What is trained: a recurrent network with a read-out."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -23,14 +24,14 @@ HIDDEN_SIZE = 128
 
 
 class SequenceModel(nn.Module):
-    """Answer = W h + b, where h is the output of the network after the last valid sample.
+    """Answer = what the read-out makes of the outputs of the network.
 
     Args:
         rnn: the recurrent network.
-        readout: the linear map (hidden) -> (output).
+        readout: from its outputs to one answer for each sequence.
     """
 
-    def __init__(self, rnn: neuralosc.ContinuousRNN, readout: nn.Linear) -> None:
+    def __init__(self, rnn: neuralosc.RecurrentLayer, readout: neuralosc.Readout) -> None:
         super().__init__()
         self.rnn = rnn
         self.readout = readout
@@ -41,13 +42,22 @@ class SequenceModel(nn.Module):
         Args:
             x: the sequences.
             timespans: as for the network.
-            lengths: valid samples of each sequence (batch,); the answer is read off after the last of them.
+            lengths: valid samples of each sequence (batch,); what follows them does not count.
         """
         output, _ = self.rnn(x, timespans=timespans, lengths=lengths)
-        if lengths is None:
-            return self.readout(output[:, -1])
-        last = torch.as_tensor(lengths, device=output.device) - 1
-        return self.readout(output[torch.arange(len(output), device=output.device), last])
+        return self.readout(output, lengths)
+
+    @property
+    def swappable(self) -> neuralosc.ContinuousRNN:
+        """The network, which must have a solver.
+
+        Raises:
+            InputError: it is a baseline, which has none.
+        """
+        if not isinstance(self.rnn, neuralosc.ContinuousRNN):
+            name = (self.rnn.config or {}).get("model")
+            raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")
+        return self.rnn
 
 
 def make_task(config: RunConfig) -> Task:
@@ -69,12 +79,14 @@ def build(config: RunConfig, task: Task) -> SequenceModel:
     if "input_size" in options:
         raise InputError("model_options.input_size is given: the task decides it, leave it out")
     if config.solver_options:
-        name = options.get("solver", neuralosc.model(config.model).solver)
+        name = options.get("solver") or neuralosc.model(config.model).solver
+        if name is None:
+            raise InputError(f"solver_options are given, and model {config.model!r} has no solver: leave them out")
         options["solver"] = solvers.get(name, **config.solver_options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, 0))
         rnn = neuralosc.make(config.model, input_size=task.input_size, **options)
-        readout = nn.Linear(rnn.hidden_size, task.output_size)
+        readout = neuralosc.Readout(rnn.output_size, task.output_size, config.readout, rnn.bidirectional)
     return SequenceModel(rnn, readout).to(dtype(config))
 
 
@@ -97,7 +109,7 @@ def save_model(model: SequenceModel, folder: RunFolder) -> None:
     """Write the weights into the folder: the network as `neuralosc.load` reads it, the read-out beside it."""
     neuralosc.save(model.rnn, folder.model_file)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.readout.state_dict().items()}
-    write_atomically(folder.readout_file, safetensors.torch.save(weights))
+    write_atomically(folder.readout_file, safetensors.torch.save(weights, {"kind": model.readout.kind}))
 
 
 def load_saved(folder: RunFolder) -> SequenceModel:
@@ -107,20 +119,22 @@ def load_saved(folder: RunFolder) -> SequenceModel:
         InputError: a file is missing, damaged, or holds something else.
     """
     rnn = neuralosc.load(folder.model_file)
+    path = folder.readout_file
     try:
-        weights = safetensors.torch.load(folder.readout_file.read_bytes())
-        weight, bias = weights["weight"], weights["bias"]
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kind = (file.metadata() or {}).get("kind", "last")
+        answers, features = weights["weight"].shape
+        with torch.random.fork_rng(devices=[]):
+            readout = neuralosc.Readout(features, answers, kind, rnn.bidirectional).to(weights["weight"].dtype)
+        readout.load_state_dict(weights)
     except OSError as error:
-        raise InputError(f"read-out {folder.readout_file} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, KeyError) as error:
+        raise InputError(f"read-out {path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} holds no read-out ({reason}): resume the run to write it anew") from error
+    if features != rnn.output_size:
         raise InputError(
-            f"{folder.readout_file} holds no read-out ({error}): resume the run to write it anew"
-        ) from error
-    if weight.ndim != 2 or weight.shape[1] != rnn.hidden_size or bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"{folder.readout_file} holds a read-out of shape {tuple(weight.shape)}:"
-            f" expected (output, {rnn.hidden_size})"
+            f"{path} holds a read-out of shape {(answers, features)}: expected (output, {rnn.output_size})"
         )
-    readout = nn.Linear(rnn.hidden_size, len(weight), dtype=weight.dtype)
-    readout.load_state_dict(weights)
     return SequenceModel(rnn, readout)

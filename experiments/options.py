@@ -38,6 +38,8 @@ WORDING = {
     "dt": "time between two samples; one number, or one per layer",
     "energy_layers": "layers of the energy, 1 or 2",
     "epsilon": "damping, a number or one per channel",
+    "bidirectional": "run every layer in both directions",
+    "dropout": "probability of dropping a channel after each layer, one mask per sequence; in a baseline as in torch",
     "solver": "how a step is taken; see `list solvers`",
     "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
     "max_dt": "the longest step, in the units of dt: longer intervals are split",
@@ -108,11 +110,12 @@ def _section(doc: str | None) -> dict[str, str]:
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which the help shows them."""
-    training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("task", "model", "data_dir", *SECTIONS)]
+    elsewhere = ("task", "data_dir", "model", "readout", *SECTIONS)
+    training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in elsewhere]
     return (
         *_run_settings("Task", ("task", "data_dir")),
         *_task_settings(),
-        *_run_settings("Model", ("model",)),
+        *_run_settings("Model", ("model", "readout")),
         *_model_settings(),
         *_solver_settings(),
         *_run_settings("Training", training),
@@ -139,8 +142,8 @@ def _model_settings() -> list[Setting]:
     owners, text = {}, {}
     for card in neuralosc.models():
         owners[card.name] = {"hidden_size": HIDDEN_SIZE, **card.defaults}
-        field = getattr(neuralosc, card.field, None)
-        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **descriptions(field), **WORDING}
+        own = getattr(neuralosc, card.field, None) if card.field else card.make
+        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **descriptions(own), **WORDING}
     keys = sorted(_union(owners), key=lambda key: key in SOLVING)
     found = [_shared_setting(k, "model_options", "Solver" if k in SOLVING else "Model", owners, text) for k in keys]
     return [
@@ -176,8 +179,9 @@ def _shared_setting(
             meanings.setdefault(text[name].get(key, "").rstrip("."), []).append(name)
             standards.setdefault(_shown(options[key]), []).append(name)
     help_ = "; ".join(f"{m} ({', '.join(names)})" if len(meanings) > 1 else m for m, names in meanings.items() if m)
-    everyone = all(key in options for options in owners.values())
-    default = "; ".join(d if everyone and len(standards) == 1 else f"{', '.join(n)} {d}" for d, n in standards.items())
+    # What most of them take needs no list of names.
+    usual = 2 * sum(key in options for options in owners.values()) > len(owners)
+    default = "; ".join(d if usual and len(standards) == 1 else f"{', '.join(n)} {d}" for d, n in standards.items())
     kind = parsers.of_values([options[key] for options in owners.values() if key in options])
     return Setting(key, section, panel, kind, _sentence(help_), default)
 
@@ -255,7 +259,11 @@ def _check_model_options(config: RunConfig) -> None:
 
 
 def _check_solver_options(config: RunConfig) -> None:
-    chosen = config.model_options.get("solver") or neuralosc.model(config.model).defaults["solver"]
+    chosen = config.model_options.get("solver") or neuralosc.model(config.model).solver
+    if chosen is None:
+        if config.solver_options:
+            raise InputError(f"model {config.model!r} has no solver and takes no {flags(config.solver_options)}")
+        return
     solver = solvers.get(chosen)
     takes = solver.option_names()
     for key in config.solver_options:

@@ -194,6 +194,8 @@ def figures_table(values: Mapping[str, Any]) -> Table:
     """What an evaluation found."""
     grid = _pairs("evaluation")
     for name, value in values.items():
+        if value is None:
+            continue
         shown = (
             f"{value:.1f} s" if name == "seconds" else number(name, value) if isinstance(value, float) else str(value)
         )

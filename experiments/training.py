@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import neuralosc
 import solvers
 from experiments import history, tasks
 from experiments.checkpointing import Keeper, load_checkpoint
@@ -130,7 +131,7 @@ def evaluate(
         limit: batches at most, 0 for all; None keeps the run's.
 
     Returns:
-        run, task, model, split, samples, solver, loss, accuracy or mse, seconds.
+        run, task, model, split, samples, solver (None of a baseline), loss, accuracy or mse, seconds.
 
     Raises:
         InputError: no run, no such split, or a solver that does not fit.
@@ -142,11 +143,13 @@ def evaluate(
         raise InputError(f"limit is {limit}: expected a number of batches, or 0 for all")
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     model, config, task = load_model(folder)
-    chosen: Any = solver or model.rnn.solver
-    if solver_options:
-        chosen = solvers.get(solver or model.rnn.solver.name, **solver_options)
-    rnn = model.rnn.with_solver(chosen, substeps=substeps, dt=dt, gradient=gradient, control=control)
-    model = SequenceModel(rnn, model.readout)
+    swaps: dict[str, Any] = {"substeps": substeps, "dt": dt, "gradient": gradient, "control": control}
+    if solver or solver_options or any(value is not None for value in swaps.values()):
+        rnn = model.swappable
+        chosen: Any = solver or rnn.solver
+        if solver_options:
+            chosen = solvers.get(solver or rnn.solver.name, **solver_options)
+        model = SequenceModel(rnn.with_solver(chosen, **swaps), model.readout)
     where = device_of(config if device is None else replace(config, device=device))
     data = task.splits(config.seed)[SPLITS.index(split)]
     batches = evaluation_batches(data, config, limit=limit)
@@ -159,7 +162,7 @@ def evaluate(
         "model": config.model,
         "split": split,
         "samples": min(batches.samples, len(batches) * batches.size),
-        "solver": model.rnn.solver.name,
+        "solver": model.rnn.solver.name if isinstance(model.rnn, neuralosc.ContinuousRNN) else None,
         **figures,
         "seconds": time.perf_counter() - started,
     }
@@ -209,13 +212,16 @@ def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
     rnn = model.rnn
     assert rnn.config is not None
     chosen = {name: value for name, value in rnn.config.items() if name not in ("model", "input_size")}
+    solver = rnn.solver if isinstance(rnn, neuralosc.ContinuousRNN) else None
+    if solver is not None:
+        chosen["solver"] = solver.name
     options = {name: getattr(task, name) for name in tasks.options(config.task) if name != "data_dir"}
     folder = config.task_options.get("data_dir", config.data_dir)
     return replace(
         config,
         task_options=options,
-        model_options={**chosen, "solver": rnn.solver.name},
-        solver_options=rnn.solver.options,
+        model_options=chosen,
+        solver_options={} if solver is None else solver.options,
         threads=torch.get_num_threads(),
         data_dir=None if folder is None else str(Path(folder).expanduser().resolve()),
     )

@@ -48,7 +48,7 @@ def test_named_cells_are_the_published_solvers():
     for field, *cells in table:
         name = re.findall(r"`(\w+)`", field)[0]
         named |= {(name, solver) for solver, cell in zip(names, cells, strict=True) if cell not in ("·", "–")}
-    published = {(card.field, solvers.get(card.solver).name) for card in neuralosc.models()}
+    published = {(card.field, solvers.get(card.solver).name) for card in neuralosc.models() if card.solver}
     assert published <= named
 
 

@@ -457,7 +457,7 @@ def test_damaged_read_out_is_one_line(finished, tmp_path):
     folder.readout_file.write_bytes(b"no safetensors")
     with pytest.raises(InputError, match="holds no read-out"):
         load_model(folder)
-    small = SequenceModel(neuralosc.make("cornn", input_size=1, hidden_size=3), torch.nn.Linear(3, 10))
+    small = SequenceModel(neuralosc.make("cornn", input_size=1, hidden_size=3), neuralosc.Readout(3, 10))
     other = RunFolder.create(tmp_path)
     training.save_model(small, other)
     folder.readout_file.write_bytes(other.readout_file.read_bytes())

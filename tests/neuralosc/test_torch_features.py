@@ -9,7 +9,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 
-NAMES = [card.name for card in neuralosc.models()]
+NAMES = [card.name for card in neuralosc.models() if card.field]
 
 
 def network(name="cornn", **settings):
