@@ -19,13 +19,16 @@ from neuralosc.fields import (
 from neuralosc.named import (
     GRU,
     LEM,
+    LSTM,
     RNN,
     AntisymmetricRNN,
     CoRNN,
     HamiltonianRNN,
     LipschitzRNN,
+    TorchGRU,
     UnICORNN,
 )
+from neuralosc.named.baselines import Baseline
 from neuralosc.networks import ModelCard, make, model, models
 from neuralosc.online import Stream
 from neuralosc.persistence import load, save
@@ -39,10 +42,12 @@ from solvers.errors import InputError
 __all__ = [
     "GRU",
     "LEM",
+    "LSTM",
     "READOUTS",
     "RNN",
     "Antisymmetric",
     "AntisymmetricRNN",
+    "Baseline",
     "CoRNN",
     "ContinuousRNN",
     "DenseHamiltonian",
@@ -65,6 +70,7 @@ __all__ = [
     "Semilinear",
     "Solution",
     "Stream",
+    "TorchGRU",
     "UnICORNN",
     "VectorField",
     "__version__",

@@ -13,13 +13,14 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc.networks import make
+from neuralosc.recurrent import RecurrentLayer
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
 
 FORMAT = "neuralosc 1"
 
 
-def save(rnn: ContinuousRNN, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> Path:
+def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> Path:
     """Write the weights and the configuration of a network; the file appears whole or not at all.
 
     Args:
@@ -39,7 +40,7 @@ def save(rnn: ContinuousRNN, path: str | os.PathLike[str], metadata: dict[str, s
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata {key!r} is {value!r}, expected text: use str() or json.dumps")
-    if rnn.solver.name not in solvers.SOLVERS:
+    if isinstance(rnn, ContinuousRNN) and rnn.solver.name not in solvers.SOLVERS:
         raise InputError(f"solver {rnn.solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
     header = {**(metadata or {}), "format": FORMAT, "version": neuralosc.__version__, "config": json.dumps(rnn.config)}
@@ -52,8 +53,8 @@ def save(rnn: ContinuousRNN, path: str | os.PathLike[str], metadata: dict[str, s
     return target
 
 
-def load(path: str | os.PathLike[str], into: ContinuousRNN | None = None) -> ContinuousRNN:
-    """Read what `save` wrote.
+def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> ContinuousRNN | Any:
+    """Read what `save` wrote: a ContinuousRNN, or the `Baseline` that was saved.
 
     Args:
         path: the file.
@@ -91,7 +92,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
 
 
-def _rebuild(source: Path, written: str) -> ContinuousRNN:
+def _rebuild(source: Path, written: str) -> RecurrentLayer:
     """The network of a stored configuration, with weights drawn from a stream of its own."""
     try:
         config = json.loads(written)
@@ -102,7 +103,8 @@ def _rebuild(source: Path, written: str) -> ContinuousRNN:
             )
         settings = dict(config)
         with torch.random.fork_rng(devices=[]):
-            return make(settings.pop("model"), **settings)
+            rnn: RecurrentLayer = make(settings.pop("model"), **settings)
+            return rnn
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError) and str(source) in str(error):
             raise

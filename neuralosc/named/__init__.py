@@ -3,6 +3,7 @@
 A network stands beside what reads its published weights, if they exist.
 """
 
+from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
@@ -11,10 +12,12 @@ from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 __all__ = [
     "GRU",
     "LEM",
+    "LSTM",
     "RNN",
     "AntisymmetricRNN",
     "CoRNN",
     "HamiltonianRNN",
     "LipschitzRNN",
+    "TorchGRU",
     "UnICORNN",
 ]
