@@ -24,7 +24,9 @@ from solvers.compiled.run import Arguments, Kernel, Prologue, Run, packed, pass_
 from solvers.compiled.segmented import Segmented
 from solvers.compiled.trace import Traced, field_tensors, trace
 from solvers.control import entries, with_path_tensors
+from solvers.errors import InputError
 from solvers.hooks import has_hooks
+from solvers.leaves import parameters_of
 from solvers.statistics import Counted
 
 if TYPE_CHECKING:
@@ -127,13 +129,14 @@ class Call:
 
     def run(self, state: Tensor) -> tuple[Tensor, ...]:
         """The components after every interval, and the last state."""
-        found: tuple[Tensor, ...] = Run.apply(self, state, *self.tensors)  # type: ignore[no-untyped-call]
-        return found
+        found: tuple[Tensor, ...] = Run.apply(self, state.to(self.kernel.dtype), *self.tensors)  # type: ignore[no-untyped-call]
+        return tuple(t.to(state.dtype) for t in found)
 
     def run_segmented(self, state: Tensor, edges: Sequence[int], kept: Sequence[int]) -> tuple[Tensor, ...]:
         """The components in `kept` after every interval, and the last state, with memory for one segment at a time."""
-        found: tuple[Tensor, ...] = Segmented.apply(self, edges, kept, state, *self.tensors)  # type: ignore[no-untyped-call]
-        return found
+        start = state.to(self.kernel.dtype)
+        found: tuple[Tensor, ...] = Segmented.apply(self, edges, kept, start, *self.tensors)  # type: ignore[no-untyped-call]
+        return tuple(t.to(state.dtype) for t in found)
 
     def parted(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Items, scalars and what the prologue takes."""
@@ -142,8 +145,7 @@ class Call:
 
     def uniform(self, given: Sequence[Tensor]) -> list[Tensor]:
         """What the prologue makes of what it takes."""
-        dtype = self.kernel.dtype
-        return [t if t.is_floating_point() else t.to(dtype) for t in self.traced.prologue(*given)]
+        return [t.to(self.kernel.dtype) for t in self.traced.prologue(*given)]
 
     def prologue(self, tensors: Sequence[Tensor]) -> Prologue:
         """What parameters alone decide, computed once for both passes.
@@ -182,6 +184,12 @@ class Call:
 
     def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
         """The gradients by autograd through the plain path, which can be differentiated again."""
+        own = next(iter(parameters_of(self.loop.field).values()), state)
+        if own.dtype != state.dtype:
+            raise InputError(
+                f"the gradient of a gradient was asked for in {own.dtype}, expected float32 or float64: convert the "
+                "network, or use backend 'plain'"
+            )
         items, scalars, given = self.parted(tensors)
         named = dict(zip(self.traced.given, given, strict=True))
         named.update({i.key: t for i, t in zip(self.kernel.scalars, scalars, strict=True)})
@@ -280,10 +288,10 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
             entries.clear()
         entries[key] = Entry()
         if state.device.type == "cpu":
-            multiply.prepare(state.dtype)
+            multiply.prepare(working(state.dtype))
         try:
             # The generator is put back: recording a step must not change what a user draws next.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), torch.autocast(state.device.type, enabled=False):
                 entries[key].traced = trace(loop, layout, state, columns.items)
         except Refused as error:
             entries[key].refused = str(error)
@@ -301,15 +309,22 @@ def _tensors(
     given = []
     for key in traced.given:
         tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
-        if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype:
+        plain = not torch.is_autocast_enabled(state.device.type)
+        if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype and plain:
             raise Refused(f"{key[-1]} has dtype {tensor.dtype}, the state {state.dtype}")
-        given.append(tensor.to(state.device, state.dtype if tensor.is_floating_point() else None))
+        given.append(tensor.to(state.device, working(state.dtype) if tensor.is_floating_point() else None))
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
-        if not item.number and part.dtype != state.dtype:
+        if not item.number and part.dtype != state.dtype and not torch.is_autocast_enabled(state.device.type):
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
-    return [*(part.to(state.device) for part in parts), *given], items, scalars
+    taken = [part.to(state.device, working(part.dtype)) for part in parts]
+    return [*taken, *given], items, scalars
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    """The type a kernel computes in: a state of few significant bits would lose what a small step adds to it."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
@@ -360,9 +375,10 @@ def _made(
         if target is not None:
             return gpu_run.kernel(plan, target, items, scalars, state.dtype, wanted or frozenset())
         over = overlays(plan, items)
-        source = emit(plan, "float" if state.dtype == torch.float32 else "double", over)
-        multiply.gemm(state.dtype)
+        dtype = working(state.dtype)
+        source = emit(plan, "float" if dtype == torch.float32 else "double", over)
+        multiply.gemm(dtype)
         library = build.library(source.text)
-        return Kernel(plan, source, library, items, scalars, state.dtype, wanted or frozenset(), over)
+        return Kernel(plan, source, library, items, scalars, dtype, wanted or frozenset(), over)
     except Refused as error:
         return str(error)
