@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import neuralosc
 import solvers
+from experiments import bench_diffrax
 from experiments import bench_loops as loops
 from solvers.compiled.products import Products
 
@@ -54,14 +55,18 @@ QUICK_SHAPES = (Shape("Q1", 64, 32, 32, 1), Shape("Q2", 96, 16, 32, 2), Shape("Q
 
 @dataclass(frozen=True)
 class Subject:
-    """One case made for one shape: `step` does a training step; `model` holds the gradients, None for the floor."""
+    """One case made for one shape: `step` does a training step; `model` holds the gradients, or `norm` gives theirs."""
 
     step: Callable[[], float]
     model: nn.Module | None = None
+    norm: Callable[[], float] | None = None
 
     def gradient_norm(self) -> float:
-        """Of all parameters together."""
-        assert self.model is not None
+        """Of all parameters together; 0 for a floor, which has none."""
+        if self.norm is not None:
+            return self.norm()
+        if self.model is None:
+            return 0.0
         return math.sqrt(sum(float(p.grad.square().sum()) for p in self.model.parameters() if p.grad is not None))
 
 
@@ -225,6 +230,12 @@ def library(pair: Pair, backend: str) -> Maker:
     return make
 
 
+def _diffrax(shape: Shape, x: Tensor) -> Subject:
+    torch.manual_seed(0)
+    step, norm = bench_diffrax.leaky_rk4(loops.Leaky(shape.features, shape.hidden), x, DT)
+    return Subject(step, norm=norm)
+
+
 def _builtin(kind: Any) -> Maker:
     def make(shape: Shape, x: Tensor) -> Subject:
         torch.manual_seed(0)
@@ -250,6 +261,7 @@ def _family(field: str, pair: Pair, base: str, peer: str = LOOP, blocks: Blocks 
 
 CORNN_FLOOR = "coRNN: floor"
 RK4, SCAN = "torchdiffeq rk4", "associative scan"
+_OWN = "own field, rk4"
 ADAPTIVE = {"rtol": 1e-3, "atol": 1e-4}
 
 NETWORKS = [
@@ -257,7 +269,8 @@ NETWORKS = [
     *_family("Lipschitz RNN", _lipschitz, "Lipschitz RNN: floor", blocks=((1, 1, 2),)),
     *_family("LEM", _lem, "LEM: floor", blocks=((1, 1, 3), (1, 1, 1))),
     *_family("UnICORNN, 2 layers", _unicornn, CORNN_FLOOR),
-    *_family("own field, rk4", _field(_user, "rk4"), "own field, rk4: floor", RK4, ((4, 1, 1),)),
+    *_family(_OWN, _field(_user, "rk4"), f"{_OWN}: floor", RK4, ((4, 1, 1),)),
+    *([Case(_OWN, "diffrax rk4", _diffrax, f"{_OWN}: floor", f"{_OWN}: {RK4}")] if bench_diffrax.FOUND else []),
     *_family("coRNN field, rk4", _field(_oscillator, "rk4"), "coRNN field, rk4: floor", RK4, ((4, 2, 1),)),
     Case(
         "coRNN field, dopri5",

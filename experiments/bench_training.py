@@ -58,7 +58,7 @@ def outcome(subject: Subject) -> Outcome:
         found.append(time.perf_counter() - start)
         if sum(found) > 2.0:
             break
-    return Outcome(loss, 0.0 if subject.model is None else subject.gradient_norm(), min(found))
+    return Outcome(loss, subject.gradient_norm(), min(found))
 
 
 def check_equal(case: Case, found: Outcome, expected: Outcome) -> None:
@@ -142,7 +142,7 @@ def table(timings: Sequence[Timing]) -> Table:
         "Shape: (time, batch, hidden, features). Floors: time over that of the field's own matrix products alone (of "
         "coRNN's for torch.nn and for UnICORNN, which has none; for linear oscillators, over the associative scan). "
         "Speed-up: over the loop, or torchdiffeq's rk4, of the same field (minima). Adaptive: rtol 1e-3, atol 1e-4, "
-        "told where the samples are. Slow cases run in fewer rounds. float32. diffrax needs JAX and is left out.",
+        "told where the samples are. Slow cases run in fewer rounds. float32. diffrax where it is installed.",
         ("shape", "field", "case"),
         ("median ms", "min ms", "floors: medians", "minima", "speed-up", "rounds"),
     )
