@@ -165,7 +165,8 @@ class Call:
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
                 made["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(self.kernel.source.matrices):
-            made["matrix", i] = packed(matrix, uniform)
+            whole = packed(matrix, uniform)
+            made["matrix", i] = multiply.halved(whole) if self.kernel.half else whole
         return Prologue(inputs, results, made)
 
     def arguments(self, state: Tensor, tensors: Sequence[Tensor], prologue: Prologue) -> Arguments:
@@ -257,7 +258,7 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor, triton: bo
         tensors, items, scalars = _tensors(traced, bound, columns, state)
         wanted = _wanted(traced, state, tensors, items, scalars)
         target = gpu_build.target(state) if triton or state.device.type != "cpu" else None
-        key = (wanted, loop.substeps > 1, target)
+        key = (wanted, loop.substeps > 1, target, target is None and _half(state))
         kernel = entry.kernels.get(key)
         if kernel is None:
             kernel = entry.kernels[key] = _made(traced, state, items, scalars, *key)
@@ -288,7 +289,7 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
             entries.clear()
         entries[key] = Entry()
         if state.device.type == "cpu":
-            multiply.prepare(working(state.dtype))
+            multiply.prepare(working(state.dtype), _half(state))
         try:
             # The generator is put back: recording a step must not change what a user draws next.
             with torch.random.fork_rng(devices=[]), torch.autocast(state.device.type, enabled=False):
@@ -320,6 +321,13 @@ def _tensors(
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
     taken = [part.to(state.device, working(part.dtype)) for part in parts]
     return [*taken, *given], items, scalars
+
+
+def _half(state: Tensor) -> bool:
+    """Whether products are those of bfloat16: of such a state, or under such autocast, where there are any."""
+    autocast = torch.is_autocast_enabled(state.device.type)
+    products = torch.get_autocast_dtype(state.device.type) if autocast else state.dtype
+    return products == torch.bfloat16 and state.dtype != torch.float64 and multiply.has_half()
 
 
 def working(dtype: torch.dtype) -> torch.dtype:
@@ -368,6 +376,7 @@ def _made(
     wanted: Any,
     divided: bool,
     target: gpu_build.Target | None,
+    half: bool,
 ) -> Kernel | str:
     """A kernel, or why there is none."""
     try:
@@ -377,8 +386,8 @@ def _made(
         over = overlays(plan, items)
         dtype = working(state.dtype)
         source = emit(plan, "float" if dtype == torch.float32 else "double", over)
-        multiply.gemm(dtype)
+        multiply.gemm(dtype, half)
         library = build.library(source.text)
-        return Kernel(plan, source, library, items, scalars, dtype, wanted or frozenset(), over)
+        return Kernel(plan, source, library, items, scalars, dtype, wanted or frozenset(), over, half)
     except Refused as error:
         return str(error)

@@ -43,6 +43,8 @@ class Kernel:
     dtype: torch.dtype
     wanted: frozenset[Hashable]
     over: Overlays = field(default_factory=dict)
+    #: Products in bfloat16.
+    half: bool = False
     #: By how much the comparison is wider than that of the data type, for products that round more.
     slack: float = 1.0
     #: Whether it was compared with the plain path.
@@ -94,7 +96,7 @@ class Arguments:
         bounds = self.bounds()
         largest = max(b - a for a, b in bounds)
         chunk = max(1, min(self.steps, -(-512 // largest), 1024))
-        blas, gemm = build.blas(), multiply.gemm(self.dtype)
+        blas, gemm = build.blas(), multiply.gemm(self.dtype, self.kernel.half)
         integers, pointers = [], []
         for part, (first, last) in enumerate(bounds):
             numbers = dict(self.strides)

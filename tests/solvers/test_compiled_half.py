@@ -1,10 +1,12 @@
-"""bfloat16 and float16: the compiled loop computes in float32 and rounds what it gives."""
+"""bfloat16, float16, autocast: the compiled loop computes in float32, products in bfloat16 where there are any."""
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import neuralosc
 import solvers
+from solvers.compiled import multiply
 
 HALF = [torch.bfloat16, torch.float16]
 MODELS = ["cornn", "lem", "lipschitz", "hamiltonian", "antisymmetric"]
@@ -42,7 +44,7 @@ def test_autocast_takes_the_compiled_loop(name, dtype, relative_error):
         path, fast = gradients(rnn, x, "auto")
     assert path == "compiled" and all(t.dtype == torch.float32 for t in fast)
     for found, expected in zip(fast, exact, strict=True):
-        assert relative_error(found, expected) < 1e-2
+        assert relative_error(found, expected) < 4 * torch.finfo(dtype).eps
 
 
 def test_with_clocks_lengths_and_checkpoint(relative_error):
@@ -65,3 +67,53 @@ def test_the_gradient_of_a_gradient_is_refused(one_line):
     with pytest.raises(neuralosc.InputError) as error:
         torch.autograd.grad(rnn(x)[0].sum(), x, create_graph=True)
     one_line(error, "bfloat16", "float32", "'plain'")
+
+
+@pytest.mark.skipif(not multiply.has_half(), reason="the processor has no products of bfloat16")
+@pytest.mark.parametrize(("features", "hidden"), [(1, 33), (9, 20), (12, 64)])
+def test_products_round_their_operands_and_nothing_else(features, hidden, relative_error):
+    # With operands that bfloat16 holds exactly, nothing is lost.
+    rnn = neuralosc.CoRNN(features, hidden, dt=0.5, coupled=False)
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    x = torch.rand(5, 1, features).bfloat16().float().requires_grad_()
+    _, exact = gradients(rnn, x, "plain")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        path, fast = gradients(rnn, x, "compiled")
+    assert path == "compiled"
+    assert relative_error(fast[0], exact[0]) < 1e-6
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_learns_as_well():
+    digits = load_digits()
+    x = torch.from_numpy(digits.data).float().div(16).unsqueeze(-1)
+    y = torch.from_numpy(digits.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1400], order[1400:]
+    accuracy = {}
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        rnn = neuralosc.CoRNN(1, 128, dt=0.2, gamma=1.0, epsilon=2.0)
+        readout = torch.nn.Linear(128, 10)
+        optimizer = torch.optim.Adam([*rnn.parameters(), *readout.parameters()], lr=1e-2)
+
+        def answers(rows, rnn=rnn, readout=readout, enabled=enabled):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                solution = rnn.solve(x[rows])
+                assert solution.trajectories[0].record.path == "compiled"
+                return readout(solution.output[:, -1]).float()
+
+        for _ in range(30):
+            for rows in train[torch.randperm(len(train))].split(100):
+                loss = torch.nn.functional.cross_entropy(answers(rows), y[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(rnn.parameters(), 1.0)
+                optimizer.step()
+        with torch.no_grad():
+            accuracy[enabled] = float((answers(test).argmax(1) == y[test]).float().mean())
+    print(accuracy)
+    assert accuracy[False] > 0.9
+    assert abs(accuracy[True] - accuracy[False]) < 0.03

@@ -17,7 +17,9 @@ REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 def call(x, m, out, add, transposed):
     """out [+]= x m, or x^T m; rows may be apart."""
     dtype = x.dtype
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(multiply._own(dtype))
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
+        multiply._own({torch.float32: "float", torch.float64: "double"}[dtype])
+    )
     rows, columns, depth = len(out), out.shape[1], len(m)
     numbers = [ctypes.c_int(n) for n in (columns, rows, depth)]
     steps = [ctypes.c_int(max(t.stride(0), 1)) for t in (m, x, out)]
