@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,20 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
         bounds = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
         raise InputError(f"{name} is {value!r}, expected {bounds}")
     return float(value)
+
+
+def divisor(name: str, value: Any, sizes: Mapping[str, int]) -> int:
+    """A positive integer that divides all of these sizes.
+
+    Raises:
+        InputError: it does not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}, expected a positive integer")
+    for what, size in sizes.items():
+        if size % value:
+            raise InputError(f"{name} is {value}, which does not divide {what} {size}: choose a divisor of both")
+    return value
 
 
 def uniform_(parameters: Sequence[Tensor | None], fan_in: int) -> None:

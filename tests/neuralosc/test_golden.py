@@ -180,7 +180,8 @@ def test_linear_oscillators(name, golden, relative_error):
     damped = "G" in g
     flat = {key: value.squeeze(0) if damped and key != "u" else value for key, value in g.items()}
     states, features = flat["B"].shape[:2]
-    field = neuralosc.LinearOscillator(features, 2 * states, damped=damped, paired=True).double()
+    region = {"projection": "oscillatory", "discretization": name.split("_")[1]} if damped else {}
+    field = neuralosc.LinearOscillator(features, 2 * states, damped=damped, paired=True, **region).double()
     with torch.no_grad():
         field.A.copy_(flat["A_projected"] if damped else flat["A"])
         field.steps.copy_(flat["steps"])
