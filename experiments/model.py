@@ -52,8 +52,10 @@ class SequenceModel(nn.Module):
         """The network, which must have a solver.
 
         Raises:
-            InputError: it is a baseline, which has none.
+            InputError: it is a baseline, which has none, or a stack of blocks with several.
         """
+        if isinstance(self.rnn, neuralosc.LinOSSNetwork):
+            raise InputError("a stack of blocks has layers between its recurrences: compare a network without blocks")
         if not isinstance(self.rnn, neuralosc.ContinuousRNN):
             name = (self.rnn.config or {}).get("model")
             raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")

@@ -145,7 +145,7 @@ def evaluate(
     model, config, task = load_model(folder)
     swaps: dict[str, Any] = {"substeps": substeps, "dt": dt, "gradient": gradient, "control": control}
     if solver or solver_options or any(value is not None for value in swaps.values()):
-        rnn = model.swappable
+        rnn = model.rnn if isinstance(model.rnn, neuralosc.LinOSSNetwork) else model.swappable
         chosen: Any = solver or rnn.solver
         if solver_options:
             chosen = solvers.get(solver or rnn.solver.name, **solver_options)
@@ -162,7 +162,7 @@ def evaluate(
         "model": config.model,
         "split": split,
         "samples": min(batches.samples, len(batches) * batches.size),
-        "solver": model.rnn.solver.name if isinstance(model.rnn, neuralosc.ContinuousRNN) else None,
+        "solver": getattr(getattr(model.rnn, "solver", None), "name", None),
         **figures,
         "seconds": time.perf_counter() - started,
     }

@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from neuralosc.blocks import LinOSSBlock, LinOSSNetwork
 from neuralosc.field import Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
@@ -16,6 +17,7 @@ from neuralosc.fields import (
     Oscillator,
     Relaxation,
 )
+from neuralosc.linoss import LinOSS
 from neuralosc.named import (
     GRU,
     LEM,
@@ -56,6 +58,9 @@ __all__ = [
     "HamiltonianOscillator",
     "HamiltonianRNN",
     "InputError",
+    "LinOSS",
+    "LinOSSBlock",
+    "LinOSSNetwork",
     "LinearOscillator",
     "Lipschitz",
     "LipschitzRNN",

@@ -60,6 +60,7 @@ class ModelCard:
         solver: the solver of the published code; None for a baseline.
         defaults: every hyperparameter and its standard value.
         make: builds it from `input_size`, `hidden_size` and hyperparameters.
+        blocks: it is a stack of blocks around recurrences, not one `ContinuousRNN`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ModelCard:
     solver: str | None
     defaults: dict[str, Any]
     make: Callable[..., ContinuousRNN | Any]
+    blocks: bool = False
 
 
 MODELS: Registry[ModelCard] = Registry("model")
@@ -79,9 +81,18 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
 def named(
-    name: str, title: str, paper: str, equation: str, field: type[VectorField] | None
+    name: str,
+    title: str,
+    paper: str,
+    equation: str,
+    field: type[VectorField] | None,
+    solver: str | None = None,
+    blocks: bool = False,
 ) -> Callable[[Maker], Maker]:
-    """Register a function or class that makes a network under its name; one without a field is a baseline."""
+    """Register a function or class that makes a network under its name; one without a field is a baseline.
+
+    `solver` is the published one where the default of that hyperparameter does not name it.
+    """
 
     def register(make: Maker) -> Maker:
         own = {
@@ -89,9 +100,9 @@ def named(
             for p in inspect.signature(make).parameters.values()
             if p.default is not inspect.Parameter.empty
         }
-        defaults = own if field is None else {**own, **STANDARD}
-        kind = None if field is None else field.__name__
-        MODELS.add(name, ModelCard(name, title, paper, equation, kind, own.get("solver"), defaults, make))
+        defaults = own if field is None or blocks else {**own, **STANDARD}
+        kind, taken = None if field is None else field.__name__, own.get("solver") or solver
+        MODELS.add(name, ModelCard(name, title, paper, equation, kind, taken, defaults, make, blocks))
         return make
 
     return register
@@ -166,7 +177,8 @@ def make(name: str, *, input_size: int, hidden_size: int, **hyperparameters: Any
     """A network from its name: `make("cornn", input_size=1, hidden_size=128, gamma=2.7)`.
 
     Returns:
-        a ContinuousRNN; for the name of a baseline, which has no field and no solver, a `Baseline`.
+        a ContinuousRNN; for the name of a baseline, which has no field and no solver, a `Baseline`, for that of a
+        network of blocks its own class.
 
     Raises:
         UnknownNameError: no network has that name.

@@ -40,8 +40,9 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata {key!r} is {value!r}, expected text: use str() or json.dumps")
-    if isinstance(rnn, ContinuousRNN) and rnn.solver.name not in solvers.SOLVERS:
-        raise InputError(f"solver {rnn.solver.name!r} has no registered name to save: use solvers.register first")
+    solver = getattr(rnn, "solver", None)
+    if isinstance(solver, solvers.Solver) and solver.name not in solvers.SOLVERS:
+        raise InputError(f"solver {solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
     header = {**(metadata or {}), "format": FORMAT, "version": neuralosc.__version__, "config": json.dumps(rnn.config)}
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -54,7 +55,7 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
 
 
 def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> ContinuousRNN | Any:
-    """Read what `save` wrote: a ContinuousRNN, or the `Baseline` that was saved.
+    """Read what `save` wrote: a ContinuousRNN, or whatever other named network was saved.
 
     Args:
         path: the file.
@@ -72,8 +73,9 @@ def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> Co
         )
     rnn = _rebuild(source, header.get("config", "")) if into is None else into
     _fit(rnn, tensors, source)
-    if into is None and tensors:
-        rnn = rnn.to(next(iter(tensors.values())).dtype)
+    kinds = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    if into is None and kinds:
+        rnn = rnn.to(kinds[0])
     rnn.load_state_dict(tensors)
     return rnn
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from neuralosc.linoss import LinOSS
 from neuralosc.rnn import ContinuousRNN
 from solvers.errors import InputError
 from solvers.registry import Registry
@@ -16,25 +17,29 @@ from solvers.registry import Registry
 StateDict = Mapping[str, Tensor]
 Loaded = tuple[ContinuousRNN, nn.Linear | None]
 
-REFERENCES: Registry[Callable[..., Loaded]] = Registry("reference")
+REFERENCES: Registry[Callable[..., Any]] = Registry("reference")
 
 
-def published(name: str) -> Callable[[Callable[..., Loaded]], Callable[..., Loaded]]:
+B = TypeVar("B", bound=Callable[..., tuple[ContinuousRNN | LinOSS, nn.Linear | None]])
+
+
+def published(name: str) -> Callable[[B], B]:
     """Register a function of `Keys` and settings that builds the network of a published state dict."""
 
-    def register(build: Callable[..., Loaded]) -> Callable[..., Loaded]:
+    def register(build: B) -> B:
         REFERENCES.add(name, build)
         return build
 
     return register
 
 
-def from_reference(name: str, state_dict: StateDict, **settings: Any) -> Loaded:
+def from_reference(name: str, state_dict: StateDict, **settings: Any) -> tuple[Any, nn.Linear | None]:
     """The network and the read-out of a published model's state dict.
 
     Args:
-        name: "cornn" (settings dt, gamma, epsilon), "unicornn" (dt, one or one per layer; alpha), "lem" (dt) or
-            "lipschitz" (eps, beta, gamma, alpha). Further settings, such as `solver`, go to the network.
+        name: "cornn" (settings dt, gamma, epsilon), "unicornn" (dt, one or one per layer; alpha), "lem" (dt),
+            "lipschitz" (eps, beta, gamma, alpha) or "linoss", one `LinOSS` layer (discretization, projection). Further
+            settings, such as `solver`, go to the network.
         state_dict: parameters under their published names.
 
     Returns:
@@ -49,7 +54,8 @@ def from_reference(name: str, state_dict: StateDict, **settings: Any) -> Loaded:
     missing = [key for key in needed if key not in ("keys", "settings", *settings)]
     if missing:
         raise InputError(f"a published {name!r} model needs the settings {', '.join(missing)}: give them by name")
-    return build(Keys(name, state_dict), **settings)
+    loaded: tuple[Any, nn.Linear | None] = build(Keys(name, state_dict), **settings)
+    return loaded
 
 
 class Keys:

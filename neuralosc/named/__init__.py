@@ -3,6 +3,7 @@
 A network stands beside what reads its published weights, if they exist.
 """
 
+from neuralosc.named import linoss as linoss
 from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN

@@ -10,7 +10,7 @@ import solvers
 F64 = torch.float64
 # The reversible pair carries a second state that a new call starts anew.
 FIXED = [info.name for info in solvers.available() if not info.adaptive and info.name != "reversible"]
-NAMES = [card.name for card in neuralosc.models() if card.field]
+NAMES = [card.name for card in neuralosc.models() if card.field and not card.blocks]
 
 
 @st.composite

@@ -9,7 +9,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 
-NAMES = [card.name for card in neuralosc.models() if card.field]
+NAMES = [card.name for card in neuralosc.models() if card.field and not card.blocks]
 
 
 def network(name="cornn", **settings):
