@@ -25,7 +25,7 @@ class LayerPath:
     Attributes:
         name: number of the layer, with "_rev" the reverse direction.
         field: its vector field.
-        path: "compiled", "torch" or "plain".
+        path: of `solvers.Record`: "compiled", "torch", "scan", "plain", ..
         reason: why not a faster one; empty for the compiled path.
         saved: bytes kept for the backward pass, parameters not counted.
         units: the same in units of one number for each time, sample and channel.

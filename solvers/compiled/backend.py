@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from solvers import parallel
 from solvers.checkpoint import Checkpoint
 from solvers.compiled import run_torch
 from solvers.compiled.carried import Layout, States
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 #: "auto": compiled where it can be and pays off. "plain": the Python loop. The others give their own path, or an error:
 #: "compiled" generated C++; "torch" the same plan in pure torch, which "auto" takes without a compiler; "triton" a
-#: GPU kernel (tensors in main memory need Triton's interpreter, TRITON_INTERPRET=1 in the environment).
-BACKENDS = ("auto", "plain", "compiled", "torch", "triton")
+#: GPU kernel (tensors in main memory need Triton's interpreter, TRITON_INTERPRET=1 in the environment); "scan" and
+#: "fft" solve a linear field for all times at once, which "auto" does where nothing compiled runs.
+BACKENDS = ("auto", "plain", "compiled", "torch", "triton", *parallel.WAYS)
 
 #: Steps below which "auto" does not compile: tracing and compiling take as long as some thousand steps.
 WORTHWHILE = 64
@@ -61,7 +63,7 @@ def _checked(name: str) -> str:
 
 
 def set_backend(name: str) -> None:
-    """Choose how loops are run from now on: "auto", "plain", "compiled", "torch" or "triton".
+    """Choose how loops are run from now on: one of `BACKENDS`.
 
     Raises:
         InputError: an unknown name.
@@ -90,7 +92,7 @@ class Record:
     """Which path a solve took.
 
     Attributes:
-        path: "compiled", "torch", "triton" or "plain".
+        path: "compiled", "torch", "triton", "scan", "fft" or "plain".
         reason: why not the compiled one; empty for that one.
         saved: bytes kept for the backward pass, states included; 0 where that is not known or nothing is kept.
         source: the generated code; empty for the plain path.
@@ -121,7 +123,7 @@ def attempt(
         positions_only: nobody will ask for other states than the last; where that saves memory, they are not kept.
 
     Raises:
-        PairingError: the backend is "compiled" or "torch" and cannot take this loop.
+        PairingError: the backend that was asked for cannot take this loop.
     """
     if torch.compiler.is_compiling():
         # Said first and without looking further: whatever is looked at here, torch would record.
@@ -130,19 +132,27 @@ def attempt(
     try:
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
-        lacking = run_torch.missing() if chosen == "auto" else ""
-        loop = fed(loop, chosen in ("auto", "compiled") and not lacking and state.device.type == "cpu")
+        lacking = _lacking(state) if chosen == "auto" else ""
+        given, loop = loop, fed(loop, chosen in ("auto", "compiled") and not lacking and state.device.type == "cpu")
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
-        make = _maker(chosen, lacking, gradient, state)
-        call = make(field, loop, layout, start)
-        if not call.kernel.checked:
-            with torch.random.fork_rng(devices=[]):
-                _self_check(field, call, make, layout, start)
+        if chosen in parallel.WAYS:
+            return _at_once((chosen,), field, given, gradient, layout, start, f"the backend is {chosen!r}")
+        if lacking and (ways := parallel.pays(field, loop, start, fused=True)):
+            with contextlib.suppress(Refused):
+                return _at_once(ways, field, given, gradient, layout, start, lacking)
+        try:
+            make = _maker(chosen, lacking, gradient, state)
+            call = _checked_call(make, field, loop, layout, start)
+        except Refused as error:
+            if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
+                with contextlib.suppress(Refused):
+                    return _at_once(ways, field, given, gradient, layout, start, str(error))
+            raise
     except Refused as error:
         if chosen not in ("auto", "plain"):
             raise PairingError(f"backend {chosen!r} cannot take this solve: {error}: use 'auto' or 'plain'") from None
@@ -164,6 +174,51 @@ def attempt(
     return States(loop.solver, layout, outs, end), record
 
 
+def _lacking(state: Tensor) -> str:
+    """Why "auto" has no compiled loop; empty where it has one."""
+    if state.device.type == "cuda":
+        # Its kernels are tested in Triton's interpreter alone so far; whoever asks for them gets them.
+        return "GPU kernels are made where they are asked for, by backend 'triton'"
+    return run_torch.missing()
+
+
+def _checked_call(make: Callable[..., Any], field: Any, loop: Loop, layout: Layout, start: Tensor) -> Any:
+    """The call of a kernel that agrees with the plain path.
+
+    Raises:
+        Refused: there is none.
+    """
+    call = make(field, loop, layout, start)
+    if not call.kernel.checked:
+        with torch.random.fork_rng(devices=[]):
+            _self_check(field, call, make, layout, start)
+    return call
+
+
+def _at_once(
+    ways: Sequence[str], field: Any, loop: Loop, gradient: Gradient, layout: Layout, start: Tensor, reason: str
+) -> tuple[States, Record]:
+    """The states of a linear field for all times at once, in the first of these ways that takes it.
+
+    Raises:
+        Refused: none of them does; says why not the last one.
+    """
+    if isinstance(gradient, Checkpoint):
+        raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
+    for way in ways:
+        try:
+            call = _checked_call(functools.partial(parallel.prepare, way), field, loop, layout, start)
+            *outs, end = call.run(start)
+        except Refused:
+            if way == ways[-1]:
+                raise
+            continue
+        if isinstance(loop.field, Counted):
+            loop.field.evaluations += call.evaluations * len(loop) * loop.substeps
+        return States(loop.solver, layout, outs, end), Record(way, reason)
+    raise Refused("no way was named")
+
+
 def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
     """What makes the kernel.
 
@@ -171,8 +226,7 @@ def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Call
         Refused: nothing does for this device and gradient.
     """
     if state.device.type == "cuda" and chosen != "triton":
-        # Its kernels are tested in Triton's interpreter alone so far; whoever asks for them gets them.
-        raise Refused("GPU kernels are made where they are asked for, by backend 'triton'")
+        raise Refused(lacking or _lacking(state))
     if chosen == "triton" or chosen == "torch" or lacking:
         if isinstance(gradient, Checkpoint):
             raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
@@ -237,7 +291,9 @@ def _seen(loop: Loop) -> list[Tensor]:
     return [t for t in first if isinstance(t, Tensor)]
 
 
-def _self_check(field: Any, call: Call, make: Callable[..., Call], layout: Layout, start: Tensor) -> None:
+def _self_check(
+    field: Any, call: Call | parallel.Call, make: Callable[..., Call | parallel.Call], layout: Layout, start: Tensor
+) -> None:
     """Compare a few steps, forward and gradients, with the plain path; once per kernel.
 
     Raises:
@@ -268,7 +324,10 @@ def _self_check(field: Any, call: Call, make: Callable[..., Call], layout: Layou
             wrong = next((d for d in differences if d is not None), None)
     if wrong is not None:
         reason = f"{CHECKED} steps of it differ from the plain path by {wrong:.1e}"
-        refuse(field, call, reason)
+        if isinstance(call, parallel.Call):
+            call.kernel.refused = reason
+        else:
+            refuse(field, call, reason)
         raise Refused(reason)
     kernel.checked = True
     mine.kernel.checked = True
@@ -277,7 +336,8 @@ def _self_check(field: Any, call: Call, make: Callable[..., Call], layout: Layou
 def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
     if not wanted or not out.requires_grad:
         return []
-    found = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True)
+    # Both results may depend on what a bound field computed once.
+    found = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
 
 
