@@ -286,6 +286,13 @@ LINEAR = [
     *_family("linear oscillators", _linoss(loops.LinOSSLoop), f"linear oscillators: {SCAN}"),
     Case(
         "linear oscillators",
+        "neuralosc, scan",
+        library(_linoss(loops.LinOSSLoop), "scan"),
+        f"linear oscillators: {SCAN}",
+        f"linear oscillators: {LOOP}",
+    ),
+    Case(
+        "linear oscillators",
         SCAN,
         written(_linoss(loops.LinOSSScan)),
         f"linear oscillators: {SCAN}",
