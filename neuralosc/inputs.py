@@ -124,7 +124,8 @@ def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -
         raise InputError(f"timespans has dtype {spans.dtype}, expected real numbers")
     if spans.device != x.device:
         raise InputError(f"timespans is on {spans.device}, x is on {x.device}: use timespans.to(x)")
-    if spans.shape not in ((time,), (batch, time)):
+    # One comparison alone: a second one of the batch with the time would be a condition of an exported program.
+    if spans.shape != ((time,) if spans.dim() == 1 else (batch, time)):
         raise InputError(
             f"timespans has shape {tuple(spans.shape)}, expected ({time},) or ({batch}, {time}): the time elapsed "
             "since the previous sample, in units of dt"
@@ -148,19 +149,20 @@ def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:
         if not 0 <= value < math.inf:
             raise InputError(f"{name} is {value:g}, expected finite and at least 0")
         return float(value)
-    batch = len(x)
+    batch = x.shape[0]
     given = _as_tensor(name, value, f"a number or a tensor ({batch},)")
     if given.shape not in ((), (batch,)) or given.is_complex():
         raise InputError(f"{name} has shape {tuple(given.shape)}, expected a number or a tensor ({batch},)")
     wrong = ~torch.isfinite(given) | (given < 0)
     if concrete(given) and bool(wrong.any()):
         raise InputError(f"{name} is {float(given[wrong][0]):g}, expected finite and at least 0")
-    return given.to(x).expand(batch).unsqueeze(-1)
+    given = given.to(x)
+    return (given if given.dim() else given.expand(batch)).unsqueeze(-1)
 
 
 def check_times(at: Any, x: Tensor) -> Tensor:
     """Times since the start, `(times,)` or `(batch, times)`, as `(batch, times)` in the precision of clocks."""
-    batch = len(x)
+    batch = x.shape[0]
     given = _as_tensor("at", at, f"times (times,) or ({batch}, times)")
     if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != batch) or given.is_complex():
         raise InputError(

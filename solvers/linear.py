@@ -7,6 +7,7 @@ Each acts on a state `(*batch, components, hidden)`; h is a number, or a tensor 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from solvers.phi import Block, matrix_phis, oscillator_phis, phi_action, phis
-from solvers.protocol import Time, over_state
+from solvers.protocol import Time, exporting, over_state
 
 T = TypeVar("T")
 Number = float | Tensor
@@ -47,16 +48,24 @@ class LinearOperator(Protocol):
         ...
 
 
+def _operator(semilinear: Any, terms: frozenset[str] | None) -> LinearOperator:
+    """What the field makes; while exporting a copy, so that what stands for values stays in no user's operator."""
+    made: LinearOperator = semilinear.operator(terms)
+    if exporting() and isinstance(getattr(made, "memo", None), Memo):
+        made = copy.copy(made)
+        object.__setattr__(made, "memo", Memo())
+    return made
+
+
 def linear_part(semilinear: Any, terms: frozenset[str] | None = None) -> LinearOperator:
     """The operator of a field; a bound field keeps it, and so whatever the operator computed once."""
     kept: dict[Any, LinearOperator] | None = getattr(semilinear, "operators", None)
     if kept is None:
-        made: LinearOperator = semilinear.operator(terms)
-        return made
+        return _operator(semilinear, terms)
     # What a field computes for its operator while nothing is recorded has no gradient to give.
     key = (terms, torch.is_grad_enabled())
     if key not in kept:
-        kept[key] = semilinear.operator(terms)
+        kept[key] = _operator(semilinear, terms)
     return kept[key]
 
 
@@ -70,7 +79,7 @@ class Memo:
 
     def __call__(self, h: Time, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made once for each number h and `key`."""
-        if isinstance(h, Tensor) or torch.compiler.is_compiling():
+        if isinstance(h, Tensor) or torch.compiler.is_dynamo_compiling():
             return make()
         # What was made while nothing was recorded has no gradient to give.
         key = (h, key, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
@@ -146,7 +155,9 @@ class OscillatorOperator:
         dtype, device = (torch.float64, "cpu") if numbers else (like.dtype, like.device)
         step, stiffness, damping = (torch.as_tensor(value, dtype=dtype, device=device) for value in values)
         blocks = oscillator_phis(step, stiffness, damping, order)
-        return [tuple(map(float, block)) for block in blocks] if numbers else blocks  # type: ignore[misc]
+        if not numbers or exporting():
+            return blocks
+        return [tuple(map(float, block)) for block in blocks]  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,10 @@ class DenseOperator:
         if isinstance(h, Tensor):
             solved: Tensor = torch.linalg.solve(self._system(h), state, left=False)
             return solved
+        if exporting():
+            # A product, which every runtime has.
+            inverse: Tensor = self.memo(h, "inverse", lambda: torch.linalg.inv(self._system(h)))
+            return state @ inverse
         factors = self.memo(h, "solve", lambda: torch.linalg.lu_factor(self._system(h)))
         rows: Tensor = torch.linalg.lu_solve(*factors, state.reshape(-1, state.shape[-1]), left=False)
         return rows.reshape(state.shape)

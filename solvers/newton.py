@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.errors import ConvergenceError, InputError, NonFiniteStateError
+from solvers.errors import ConvergenceError, InputError, NonFiniteStateError, PairingError
 from solvers.jacobian import DenseSystem, KrylovSystem, StageEquations, System
 from solvers.leaves import in_place, parameters_of
+from solvers.protocol import exporting
 
 #: How the linear systems of Newton's method can be solved.
 LINEAR_SOLVERS = {
@@ -110,6 +111,11 @@ class Newton:
 
     def _search(self, equations: StageEquations, start: Tensor, system: System | None) -> tuple[Tensor, System]:
         """The iteration, unrecorded."""
+        if exporting():
+            raise PairingError(
+                f"solver {self.name!r} iterates until the values have converged, and an exported program does the "
+                "same for all values: use a solver without an iteration, such as 'rk4' or 'imex_euler'"
+            )
         if self.linear_solver_for(start.shape[-1]) != "simplified":
             system = None
         search = _Search(self, equations, start, system)

@@ -6,7 +6,7 @@ from typing import Any
 
 from solvers.errors import PairingError, listed
 from solvers.gradient import Gradient
-from solvers.protocol import STRUCTURES, describe, structure
+from solvers.protocol import STRUCTURES, describe, exporting, structure
 from solvers.solver import SOLVERS, Solver
 
 
@@ -35,7 +35,7 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
     """Refuse a pairing that cannot work.
 
     Raises:
-        PairingError: which structure is missing and which solvers would do.
+        PairingError: which structure is missing and which solvers would do; or an adaptive solver while exporting.
     """
     lacking = missing(field, solver)
     if lacking:
@@ -44,5 +44,21 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
             f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
             f"use one of {listed(_varied(compatible(field)))}"
         )
+    if exporting():
+        _check_program(solver)
     if gradient is not None:
         gradient.check(field, solver)
+
+
+def _check_program(solver: Solver) -> None:
+    """Refuse what an exported program, which does the same for all values, cannot do."""
+    if solver.adaptive:
+        raise PairingError(
+            f"solver {solver.name!r} chooses its steps by the values it meets, and an exported program does the same "
+            "for all values: use a solver with fixed steps, such as 'rk4'"
+        )
+    if solver.family == "stochastic":
+        raise PairingError(
+            f"solver {solver.name!r} draws noise anew in each solve, and an exported program does the same in all: "
+            "use a solver without noise, such as 'euler'"
+        )

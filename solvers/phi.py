@@ -15,7 +15,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.fx.experimental.proxy_tensor
 from torch import Tensor
+
+from solvers.protocol import concrete
+
+#: Halvings of a matrix whose norm is not known, which may then be 2^23.
+MOST = 24
 
 #: Numbers alpha and beta that stand for alpha + beta N; see `oscillator_phis`.
 Pair = tuple[Tensor, Tensor]
@@ -155,12 +161,14 @@ def matrix_phis(matrix: Tensor, order: int) -> list[Tensor]:
 
     The matrix is halved until its norm is at most 1/2, phi_order is its series to degree 15, the others follow from
     phi_k-1(z) = z phi_k(z) + 1/(k-1)!, and all are doubled back together. Each matrix of a batch is halved as often as
-    it needs by itself.
+    it needs by itself. Under a function transform, or while a step is recorded, norms cannot be looked at: then all go
+    through `MOST` doublings, and what needs more is NaN.
 
     Source: Skaflestad & Wright, The scaling and modified squaring method for matrix functions related to the
     exponential, Appl. Numer. Math. 59 (2009).
     """
-    norm = torch.nan_to_num(matrix.detach().abs().sum(-2).amax(-1), nan=0.0, posinf=0.0)
+    # Not detached, which a recorded step could not be differentiated through; ceil has no derivative anyway.
+    norm = torch.nan_to_num(matrix.abs().sum(-2).amax(-1), nan=0.0, posinf=0.0) + torch.finfo(matrix.dtype).tiny
     halvings = torch.ceil(torch.log2(2 * norm)).clamp(min=0)[..., None, None]
     x = matrix * torch.exp2(-halvings)
     identity = torch.diag_embed(torch.ones_like(matrix[..., 0, :]))
@@ -178,9 +186,11 @@ def matrix_phis(matrix: Tensor, order: int) -> list[Tensor]:
     found = [top]
     for k in range(order - 1, -1, -1):
         found.insert(0, x @ found[0] + identity / math.factorial(k))
-    for i in range(int(halvings.max())):
+    recorded = torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None
+    known = concrete(halvings) and not recorded
+    for i in range(int(halvings.max()) if known else MOST):
         found = [torch.where(i < halvings, new, old) for new, old in zip(_doubled(found), found, strict=True)]
-    return found
+    return found if known else [torch.where(halvings > MOST, torch.nan, f) for f in found]
 
 
 def _doubled(found: list[Tensor]) -> list[Tensor]:
@@ -197,15 +207,15 @@ def phi_action(matrix: Tensor, h: Tensor, terms: Sequence[Tensor]) -> Tensor:
 
     `h` broadcasts against the terms. The sum solves w' = h L w + sum_k s^(k-1) / (k-1)! x_k from w(0) = x_0 at s = 1:
     it is taken in as many pieces as keep h L below 1 in each, every sample in its own number of them, each piece by
-    its series. Where that takes more products than the matrices would, they are used.
+    its series. Where that takes more products than the matrices would, or nobody can know, they are used.
 
     Source: Al-Mohy & Higham, Computing the action of the matrix exponential, SIAM J. Sci. Comput. 33 (2011).
     """
     norm = (h.detach().abs() * matrix.detach().abs().sum(-2)).amax(-1, keepdim=True)
     norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
     pieces = torch.ceil(norm).clamp(min=1)
-    count = int(pieces.max())
-    if count > matrix.shape[-1]:
+    count = int(pieces.max()) if concrete(pieces) else None
+    if count is None or count > matrix.shape[-1]:
         functions = matrix_phis(matrix * h, max(len(terms) - 1, 1))
         return sum((x @ f for x, f in zip(terms[1:], functions[1:], strict=False)), terms[0] @ functions[0])
     n = max(_terms(matrix.dtype, 0, float((norm / pieces).max())), len(terms))

@@ -73,6 +73,11 @@ def finite(x: Tensor) -> bool:
     return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
+def exporting() -> bool:
+    """Whether `torch.export` is writing the operations down, as a program for all values: none can be looked at."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:
     """The slope, refused if it does not have the shape of the state.
 
