@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | train | compare | evaluate | demo | bench | work-precision`.
+"""The command line: `python -m experiments list | table | train | compare | evaluate | demo | bench | work-precision`.
 
 Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the reader of the output went away.
 """
@@ -77,6 +77,56 @@ def list_(
         else:
             out.print(table)
         out.print()
+
+
+@app.command("table")
+def table_(
+    solvers: Annotated[
+        Any,
+        typer.Option(
+            "--solvers",
+            parser=parsers.names,
+            metavar="NAME[,...]",
+            help="Columns, or all; if left out the solvers of published networks, rk4, stormer_verlet and dopri5.",
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Run every cell that works: forward, backward, to dopri5 and back, one step that lowers a loss.",
+        ),
+    ] = False,
+) -> None:
+    """Show the periodic table: which field works under which solver, and what the pairing is called."""
+    from experiments import table
+
+    out = console()
+    if markdown:
+        out.print(table.markdown(solvers), soft_wrap=True, markup=False)
+    else:
+        parts, notes = table.tables(solvers, out.width)
+        for part in parts:
+            out.print(part)
+        out.print("\n".join(notes), markup=False)
+    if not verify:
+        return
+    failures: list[str] = []
+    cells = 0
+    with progress_of(out, "verifying") as report:
+        for name, count, failed in table.verified(solvers, report):
+            out.print(f"{name}: {count - len(failed)} of {count} cells", soft_wrap=True, markup=False)
+            failures, cells = failures + failed, cells + count
+    for line in failures:
+        out.print(line, soft_wrap=True, markup=False)
+    out.print(
+        f"{cells - len(failures)} of {cells} cells go forward, backward, to dopri5 and back, and lower the loss of the "
+        "adding problem by a step",
+        soft_wrap=True,
+    )
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -61,7 +61,8 @@ def model_table() -> Table:
     table = _table("models (--model)", *headings, wrapped=("paper", "vector field", "hyperparameters"))
     for card in neuralosc.models():
         own = {key: value for key, value in card.defaults.items() if key not in (*SOLVING, *STANDARD)}
-        _add(table, card.name, f"{card.title}: {card.paper}", card.equation, card.solver or "-", _options(own))
+        field = f"{card.field}: {card.equation}" if card.field else card.equation
+        _add(table, card.name, f"{card.title}: {card.paper}", field, card.solver or "-", _options(own))
     shared = {"hidden_size": HIDDEN_SIZE, **{key: value for key, value in STANDARD.items() if key not in SOLVING}}
     return _with_note(table, f"All that have a solver also take: {_options(shared)}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -60,6 +61,7 @@ class ModelCard:
         solver: the solver of the published code; None for a baseline.
         defaults: every hyperparameter and its standard value.
         make: builds it from `input_size`, `hidden_size` and hyperparameters.
+        also: what the literature calls the field under further solvers, by solver.
         blocks: it is a stack of blocks around recurrences, not one `ContinuousRNN`.
     """
 
@@ -71,6 +73,7 @@ class ModelCard:
     solver: str | None
     defaults: dict[str, Any]
     make: Callable[..., ContinuousRNN | Any]
+    also: Mapping[str, str] = dataclasses.field(default_factory=dict)
     blocks: bool = False
 
 
@@ -86,12 +89,14 @@ def named(
     paper: str,
     equation: str,
     field: type[VectorField] | None,
+    also: Mapping[str, str] | None = None,
     solver: str | None = None,
     blocks: bool = False,
 ) -> Callable[[Maker], Maker]:
     """Register a function or class that makes a network under its name; one without a field is a baseline.
 
-    `solver` is the published one where the default of that hyperparameter does not name it.
+    `also` names the field under further solvers; `solver` is the published one where the default of that
+    hyperparameter does not name it.
     """
 
     def register(make: Maker) -> Maker:
@@ -102,7 +107,8 @@ def named(
         }
         defaults = own if field is None or blocks else {**own, **STANDARD}
         kind, taken = None if field is None else field.__name__, own.get("solver") or solver
-        MODELS.add(name, ModelCard(name, title, paper, equation, kind, taken, defaults, make, blocks))
+        card = ModelCard(name, title, paper, equation, kind, taken, defaults, make, also or {}, blocks)
+        MODELS.add(name, card)
         return make
 
     return register

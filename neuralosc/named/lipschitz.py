@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "Erichson et al., ICLR 2021",
     "dh = alpha h A + tanh(h W + u), A and W almost skew",
     Lipschitz,
+    also={"midpoint": "Lipschitz RNN", "rk4": "Lipschitz RNN"},
 )
 def LipschitzRNN(
     input_size: int,

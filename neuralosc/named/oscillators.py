@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     "Rusch & Mishra, ICLR 2021",
     "dq = p, dp = tanh(W q + R p + u) - gamma q - epsilon p",
     Oscillator,
+    also={"imex_euler": "coRNN (the paper's step)"},
 )
 def CoRNN(
     input_size: int,
@@ -105,6 +106,7 @@ def _unicornn(keys: Keys, dt: Any, alpha: float, **settings: Any) -> Loaded:
     "dense Hamiltonian energies, after Galimberti et al., IEEE TAC 2023",
     "H = sum log cosh(W q + u) + alpha |q|^2 / 2 + |p|^2 / 2 [+ sum log cosh(R p + r)]",
     DenseHamiltonian,
+    also={"stormer_verlet": "Hamiltonian RNN"},
 )
 def HamiltonianRNN(
     input_size: int,
