@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from neuralosc.blocks import LinOSSBlock, LinOSSNetwork
+from neuralosc.exports import Step, export, export_onnx
 from neuralosc.field import Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
@@ -74,11 +75,14 @@ __all__ = [
     "Relaxation",
     "Semilinear",
     "Solution",
+    "Step",
     "Stream",
     "TorchGRU",
     "UnICORNN",
     "VectorField",
     "__version__",
+    "export",
+    "export_onnx",
     "from_reference",
     "load",
     "make",

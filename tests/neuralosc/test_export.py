@@ -1,5 +1,9 @@
 """Programs of torch.export: what they hold, what they can take, and what is refused."""
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.export import Dim
@@ -123,3 +127,129 @@ def test_matrix_functions_where_the_norm_cannot_be_looked_at():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
     too_large = torch.vmap(lambda m: matrix_phis(m, 1)[0])(matrices[:1] * 2.0 ** (MOST + 10))
     assert too_large.isnan().all()
+
+
+# Programs for inference
+
+
+@pytest.mark.parametrize("length", [None, 4])
+def test_a_program_for_inference_computes_matrix_functions_once(length):
+    rnn = network("lipschitz").with_solver("etd2rk")
+    program = neuralosc.export(rnn, length)
+    x = torch.randn(5, 2) if length is None else torch.randn(5, length, 2)
+    state = torch.randn(5, 1, 4)
+    expected = (rnn.step if length is None else rnn)(x, state)
+    torch.testing.assert_close(program.module()(x, state), expected)
+    # Each step is some products with constants; the functions alone would be hundreds of operations.
+    assert len(program.graph.nodes) < 60 * (length or 1)
+    assert not any(name.endswith((".A", ".W")) for name in program.state_dict)
+
+
+def test_the_network_is_left_as_it_was():
+    rnn = network(dropout=0.5).train()
+    before = {name: value.clone() for name, value in rnn.state_dict().items()}
+    program = neuralosc.export(rnn, 3, timespans=True)
+    assert rnn.training and all(torch.equal(value, before[name]) for name, value in rnn.state_dict().items())
+    x, state, spans = torch.randn(5, 3, 2), torch.randn(5, 2, 4), torch.rand(5, 3)
+    torch.testing.assert_close(program.module()(x, state, spans), rnn.eval()(x, state, spans))
+
+
+def test_a_program_of_a_stack_in_double_precision():
+    rnn = network(num_layers=2).double()
+    program = neuralosc.export(rnn)
+    x, state = torch.randn(5, 2).double(), torch.randn(2, 5, 2, 4).double()
+    torch.testing.assert_close(program.module()(x, state), rnn.step(x, state))
+
+
+def test_a_program_changes_nothing_it_holds():
+    """What a step changes in place is made anew in each call."""
+
+    class InPlace(neuralosc.VectorField):
+        def __init__(self):
+            super().__init__(2, 2, 1)
+            self.rate = torch.nn.Parameter(torch.tensor([0.5, 2.0]))
+
+        def forward(self, t, state, u):
+            slope = self.rate.exp()
+            slope.neg_()
+            return (slope * state.squeeze(-2) + u).unsqueeze(-2)
+
+    rnn = neuralosc.ContinuousRNN(InPlace(), "euler", 0.1)
+    program, x, state = neuralosc.export(rnn, 3).module(), torch.randn(5, 3, 2), torch.randn(5, 1, 2)
+    for _ in range(2):
+        torch.testing.assert_close(program(x, state), rnn(x, state))
+
+
+def test_a_step_that_looks_back_needs_a_length(one_line):
+    for settings in ({"control": "linear"}, {"missing": "hold"}):
+        rnn = network(**settings)
+        with pytest.raises(neuralosc.InputError) as error:
+            neuralosc.export(rnn)
+        one_line(error, *settings, "give a length")
+        program, x, state = neuralosc.export(rnn, 3).module(), torch.randn(5, 3, 2), torch.zeros(5, 2, 4)
+        torch.testing.assert_close(program(x, state), rnn(x, state))
+
+
+@pytest.mark.parametrize("name", ["cornn", "lstm"])
+def test_a_bidirectional_network_needs_a_length(name, one_line):
+    rnn = network(name, bidirectional=True)
+    with pytest.raises(neuralosc.InputError) as error:
+        neuralosc.export(rnn)
+    one_line(error, "bidirectional", "give a length")
+    program, x = neuralosc.export(rnn, 3).module(), torch.randn(5, 3, 2)
+    state = torch.randn(2, 5, 2, 4)
+    torch.testing.assert_close(program(x, state), rnn(x, state))
+
+
+def test_bad_arguments_are_one_line_each(one_line, tmp_path, monkeypatch):
+    for length in (0, True, 1.5):
+        with pytest.raises(neuralosc.InputError) as error:
+            neuralosc.export(network(), length)
+        one_line(error, "length", length, "positive integer")
+    with pytest.raises(neuralosc.InputError) as error:
+        neuralosc.export_onnx(network(), tmp_path / "rnn.onnx", "long")
+    one_line(error, "'long'", "'any'")
+    with pytest.raises(neuralosc.InputError) as error:
+        neuralosc.export_onnx(network(), tmp_path / "nowhere" / "rnn.onnx")
+    one_line(error, "nowhere", "make it first")
+    with pytest.raises(PairingError) as error:
+        neuralosc.export_onnx(network().with_solver("dopri5"), tmp_path / "rnn.onnx")
+    one_line(error, "dopri5", "values")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(neuralosc.InputError) as error:
+        neuralosc.export_onnx(network(), tmp_path / "rnn.onnx")
+    one_line(error, "pip install onnx onnxscript")
+    assert not list(tmp_path.iterdir())
+
+
+def test_max_dt_is_refused_where_it_would_look_at_timespans(one_line):
+    with pytest.raises(neuralosc.InputError) as error:
+        neuralosc.export(network(max_dt=0.01), 3, timespans=True)
+    one_line(error, "max_dt", "timespans")
+
+
+def test_an_onnx_file_says_what_it_takes(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(neuralosc.export_onnx(network(num_layers=2), tmp_path / "rnn.onnx", timespans=True))
+
+    def shapes(values):
+        kinds = [(value.name, value.type.tensor_type.shape.dim) for value in values]
+        return {name: [size.dim_param or size.dim_value for size in sizes] for name, sizes in kinds}
+
+    sequence, state = ["batch", "time"], [2, "batch", 2, 4]
+    assert shapes(model.graph.input) == {"x": [*sequence, 2], "state": state, "timespans": sequence}
+    assert shapes(model.graph.output) == {"output": [*sequence, 4], "next_state": state}
+    assert [node.op_type for node in model.graph.node] == ["Scan"]
+
+
+@pytest.mark.slow
+def test_the_page_on_export_runs(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 4
+    scope: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/export.md", "exec"), scope)
+    assert {path.name for path in tmp_path.iterdir()} == {"lem.onnx", "lem-step.onnx", "lem.pt2"}
