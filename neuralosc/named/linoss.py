@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "Rusch & Rus, ICLR 2025; with damping: Boyer, Rusch & Rus, 2025",
     "dq = s p, dp = s (B u - A q - G p), y = Re(C q) + D u",
     LinearOscillator,
+    also={"imex_euler": "LinOSS-IM", "euler": "LinOSS-EX"},
     solver="semi_implicit_euler",
     blocks=True,
 )
