@@ -62,12 +62,15 @@ class Mapped(Series):
         self.x, self.weight, self.bias = x, weight, bias
         self._whole: Tensor | None = None
         self._parts = None
+        self._recorded = torch.is_grad_enabled()
 
     @property
     def whole(self) -> Tensor:  # type: ignore[override]
         """`(batch, time, channels)`."""
         if self._whole is None:
-            self._whole = functional.linear(self.x, self.weight, self.bias)
+            # Whoever asks first may look at values alone; the next one may need their graph.
+            with torch.set_grad_enabled(self._recorded):
+                self._whole = functional.linear(self.x, self.weight, self.bias)
         return self._whole
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from neuralosc.fields.parameters import divisor, uniform_
 from solvers.errors import InputError
 from solvers.linear import OscillatorOperator
 from solvers.protocol import Time, axpy
+from solvers.series import Mapped, Series
 
 
 class LinearOscillator(Partitioned, Semilinear):
@@ -103,6 +104,11 @@ class LinearOscillator(Partitioned, Semilinear):
     def drive(self, x: Tensor) -> Tensor:
         """B x, head by head."""
         return grouped(x, self.B, self.heads, 2 if self.paired else 1)
+
+    def currents(self, x: Tensor) -> Series:
+        """`drive(x)`, sample by sample; the map of one head is a plain product."""
+        plain = self.heads == 1 and type(self).drive is LinearOscillator.drive
+        return Mapped(x, self.B, None) if plain else super().currents(x)
 
     def prepare(self) -> dict[str, Any]:
         """A, G and s for every channel."""
