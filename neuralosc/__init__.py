@@ -17,6 +17,7 @@ from neuralosc.fields import (
     Noisy,
     Oscillator,
     Relaxation,
+    Residual,
 )
 from neuralosc.linoss import LinOSS
 from neuralosc.named import (
@@ -28,6 +29,7 @@ from neuralosc.named import (
     CoRNN,
     HamiltonianRNN,
     LipschitzRNN,
+    NoisyRNN,
     TorchGRU,
     UnICORNN,
 )
@@ -68,11 +70,13 @@ __all__ = [
     "ModelCard",
     "Multiscale",
     "Noisy",
+    "NoisyRNN",
     "Oscillator",
     "Partitioned",
     "Readout",
     "RecurrentLayer",
     "Relaxation",
+    "Residual",
     "Semilinear",
     "Solution",
     "Step",

@@ -78,8 +78,8 @@ class VectorField(nn.Module):
         """
         raise InputError(f"{type(self).__name__} defines no forward(t, state, u): write its right-hand side there")
 
-    def time_scale(self) -> Tensor | None:
-        """A positive factor on dt per channel, `(hidden,)`, or None for 1. Solvers apply it; `forward` does not."""
+    def time_scale(self) -> Time | None:
+        """A positive factor on dt, a number or `(hidden,)`, or None for 1. Solvers apply it; `forward` does not."""
         return None
 
     def prepare(self) -> dict[str, Any]:

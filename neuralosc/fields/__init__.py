@@ -3,7 +3,7 @@
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.linear_oscillator import LinearOscillator
-from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz
+from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
 from neuralosc.fields.multiscale import Multiscale
 from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
@@ -20,4 +20,5 @@ __all__ = [
     "Noisy",
     "Oscillator",
     "Relaxation",
+    "Residual",
 ]

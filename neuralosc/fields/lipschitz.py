@@ -1,4 +1,4 @@
-"""First-order fields: the Lipschitz RNN, plain and gated, and the antisymmetric RNN."""
+"""First-order fields: the Lipschitz RNN, plain and gated, the residual and the antisymmetric RNN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Semilinear
-from neuralosc.fields.parameters import number, skew_mix
+from neuralosc.fields.parameters import Paced, Value, number, skew_mix
 from solvers.linear import DenseOperator
 from solvers.protocol import Time, affine
 
@@ -21,7 +21,7 @@ def _input_map(input_size: int, hidden_size: int) -> nn.Linear:
     return linear
 
 
-class Lipschitz(Semilinear):
+class Lipschitz(Paced, Semilinear):
     """The Lipschitz RNN field: a linear part and a nonlinearity with Lipschitz constant 1 inside.
 
         dh = alpha h A + tanh(h W + u),    u = V x + b
@@ -38,6 +38,9 @@ class Lipschitz(Semilinear):
         alpha: factor of the linear part.
         gated: the gated variant.
         init_std: entries of both M are drawn from N(0, (init_std / hidden)^2).
+        gamma_W: decay in W, where it is not that in A.
+        time_scale: a positive factor on the right-hand side, a number or one per channel.
+        learned_time_scale: train it, per channel.
 
     Source: Erichson, Azencot, Queiruga, Hodgkinson, Mahoney, Lipschitz Recurrent Neural Networks, ICLR 2021, eq. 1.
     """
@@ -51,9 +54,14 @@ class Lipschitz(Semilinear):
         alpha: float = 1.0,
         gated: bool = False,
         init_std: float = 1.0,
+        gamma_W: float | None = None,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size)
+        self.set_pace(time_scale, learned_time_scale)
         self.beta, self.gamma = number("beta", beta, 0, 1), number("gamma", gamma)
+        self.gamma_W = self.gamma if gamma_W is None else number("gamma_W", gamma_W)
         self.alpha, self.init_std = number("alpha", alpha), number("init_std", init_std, 0)
         self.gated = gated
         self.V = _input_map(input_size, hidden_size)
@@ -77,7 +85,8 @@ class Lipschitz(Semilinear):
         """The effective matrices."""
         return {
             "A": self.alpha * skew_mix(self.A, self.beta, self.gamma),
-            "W": skew_mix(self.W, self.beta, self.gamma),
+            "W": skew_mix(self.W, self.beta, self.gamma_W),
+            **self.pace(),
         }
 
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
@@ -101,7 +110,49 @@ class Lipschitz(Semilinear):
         return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)
 
 
-class Antisymmetric(LinearDrive):
+class Residual(LinearDrive, Paced):
+    """The residual RNN field, with no decay and no constraint.
+
+        dh = tanh(h W + u),    u = V x + b
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels.
+        init_std: entries of W are drawn from N(0, (init_std / hidden)^2).
+        time_scale: a positive factor on the right-hand side, a number or one per channel.
+        learned_time_scale: train it, per channel.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        init_std: float = 1.0,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        self.set_pace(time_scale, learned_time_scale)
+        self.init_std = number("init_std", init_std, 0)
+        self.V = _input_map(input_size, hidden_size)
+        self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        nn.init.normal_(self.W, std=init_std / hidden_size)
+
+    def coupling(self) -> Tensor:
+        """The matrix that acts on h from the right."""
+        return self.W
+
+    def prepare(self) -> dict[str, Any]:
+        """The effective matrix."""
+        return {"W": self.coupling(), **self.pace()}
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The right-hand side."""
+        (h,) = state.unbind(-2)
+        return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)
+
+
+class Antisymmetric(Residual):
     """The antisymmetric RNN field: a Jacobian with eigenvalues near the imaginary axis.
 
         dh = tanh(h (M - M^T - gamma I) + u),    u = V x + b
@@ -111,22 +162,24 @@ class Antisymmetric(LinearDrive):
         hidden_size: channels.
         gamma: decay.
         init_std: entries of M are drawn from N(0, (init_std / hidden)^2).
+        time_scale: a positive factor on the right-hand side, a number or one per channel.
+        learned_time_scale: train it, per channel.
 
     Source: Chang, Chen, Haber, Chi, AntisymmetricRNN: A Dynamical System View on Recurrent Neural Networks, ICLR 2019.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, gamma: float = 0.001, init_std: float = 1.0) -> None:
-        super().__init__(input_size, hidden_size)
-        self.gamma, self.init_std = number("gamma", gamma), number("init_std", init_std, 0)
-        self.V = _input_map(input_size, hidden_size)
-        self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
-        nn.init.normal_(self.W, std=init_std / hidden_size)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        gamma: float = 0.001,
+        init_std: float = 1.0,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
+    ) -> None:
+        super().__init__(input_size, hidden_size, init_std, time_scale, learned_time_scale)
+        self.gamma = number("gamma", gamma)
 
-    def prepare(self) -> dict[str, Any]:
-        """The effective matrix."""
-        return {"W": skew_mix(self.W, 1.0, self.gamma)}
-
-    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
-        """The right-hand side."""
-        (h,) = state.unbind(-2)
-        return torch.tanh(affine(u, h, self.constants["W"])).unsqueeze(-2)
+    def coupling(self) -> Tensor:
+        """M - M^T - gamma I."""
+        return skew_mix(self.W, 1.0, self.gamma)

@@ -20,9 +20,15 @@ class Noisy(VectorField):
 
         dx = f(t, x, u) dt + (additive + multiplicative * m) dW,    m = x, or f(t, x, u)
 
-    W has independent entries. A solver for equations with noise (`euler_maruyama`, `milstein`, ...) takes all of it;
-    under every other solver this is the field alone, which is how a noisy network is evaluated. It has the structure
-    of its field, whose parts it passes on, and "stochastic" besides.
+    W has independent entries. With two independent motions, one for each noise, the two add up like their squares:
+
+        dx = f(t, x, u) dt + sqrt(additive^2 + (multiplicative * m)^2) dW
+
+    which has the same law as dx = f dt + additive dW1 + multiplicative * m dW2.
+
+    A solver for equations with noise (`euler_maruyama`, `milstein`, ...) takes all of it; under every other solver
+    this is the field alone, which is how a noisy network is evaluated. It has the structure of its field, whose parts
+    it passes on, and "stochastic" besides.
 
     Args:
         field: the drift f.
@@ -32,6 +38,8 @@ class Noisy(VectorField):
             so that no method has a strong order above 1/2 then.
         component: the only component that noise enters, 1 for the velocity of an oscillator; every one when None.
         learned: train `additive` and `multiplicative`, kept positive.
+        independent: the two noises have motions of their own.
+        training_only: no noise in evaluation mode, under any solver.
 
     Raises:
         InputError: values out of range, or a field that has noise already.
@@ -48,6 +56,8 @@ class Noisy(VectorField):
         multiplies: Literal["state", "drift"] = "state",
         component: int | None = None,
         learned: bool = False,
+        independent: bool = False,
+        training_only: bool = False,
     ) -> None:
         if not isinstance(field, VectorField):
             raise InputError(f"field is a {type(field).__name__}, expected a neuralosc.VectorField")
@@ -61,6 +71,7 @@ class Noisy(VectorField):
             raise InputError(f"component is {component!r}, expected None or an integer below {field.components}")
         self.field = field
         self.multiplies, self.component = multiplies, component
+        self.independent, self.training_only = independent, training_only
         self.additive = Coefficient("additive", additive, field.hidden_size, learned)
         self.multiplicative = Coefficient("multiplicative", multiplicative, field.hidden_size, learned)
 
@@ -90,17 +101,19 @@ class Noisy(VectorField):
 
     def diffusion(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The noise g of each entry of the state, `(*batch, components, hidden)`."""
+        if self.training_only and not self.training:
+            return torch.zeros_like(state)
         constants = self.constants
         additive, multiplicative = constants["noise.additive"], constants["noise.multiplicative"]
-        of = state if self.multiplies == "state" else self.field(t, state, u)
-        noise: Tensor = additive + multiplicative * of
+        product = multiplicative * (state if self.multiplies == "state" else self.field(t, state, u))
+        noise: Tensor = _root_sum_square(additive, product) if self.independent else additive + product
         if self.component is None:
             return noise
         parts = [torch.zeros_like(part) for part in state.unbind(-2)]
         parts[self.component] = noise.unbind(-2)[self.component]
         return torch.stack(parts, dim=-2)
 
-    def time_scale(self) -> Tensor | None:
+    def time_scale(self) -> Time | None:
         """That of the field: the noise runs on its clock."""
         return self.field.time_scale()
 
@@ -126,4 +139,12 @@ class Noisy(VectorField):
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         where = "" if self.component is None else f", component={self.component}"
-        return f"multiplies={self.multiplies!r}{where}"
+        how = ", independent" * self.independent + ", training only" * self.training_only
+        return f"multiplies={self.multiplies!r}{where}{how}"
+
+
+def _root_sum_square(a: float | Tensor, b: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2); where a is zero b itself, which has a derivative at zero (the sign of a noise is nothing)."""
+    none = torch.as_tensor(a, dtype=b.dtype, device=b.device) == 0
+    root = torch.where(none, 1.0, b.square() + a * a).sqrt()
+    return torch.where(none, b, root)

@@ -1,4 +1,4 @@
-"""Coefficients of a field and the initialisations its papers use."""
+"""Coefficients of a field, the pace of its channels, and the initialisations its papers use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neuralosc.field import VectorField
 from solvers.errors import InputError
+from solvers.protocol import Time
 
 Value = float | Sequence[float] | Tensor
 
@@ -25,11 +27,20 @@ class Coefficient(nn.Module):
         hidden_size: channels.
         learned: train it, value = softplus(raw).
         minimum: smallest value allowed; a learned one must be above it.
+        strict: a fixed one must be above it too.
     """
 
     raw: Tensor
 
-    def __init__(self, name: str, value: Value, hidden_size: int, learned: bool = False, minimum: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        value: Value,
+        hidden_size: int,
+        learned: bool = False,
+        minimum: float = 0.0,
+        strict: bool = False,
+    ) -> None:
         super().__init__()
         try:
             exact = torch.as_tensor(value, dtype=torch.float64)
@@ -39,16 +50,15 @@ class Coefficient(nn.Module):
             raise InputError(
                 f"{name} has shape {tuple(exact.shape)}, expected a number or {hidden_size} values, one per channel"
             )
-        wrong = ~torch.isfinite(exact) | (exact <= minimum if learned else exact < minimum)
+        above = learned or strict
+        wrong = ~torch.isfinite(exact) | (exact <= minimum if above else exact < minimum)
         if bool(wrong.any()):
-            bound = f"above {minimum:g}" if learned else f"at least {minimum:g}"
+            bound = f"above {minimum:g}" if above else f"at least {minimum:g}"
             raise InputError(f"{name} is {float(exact[wrong].flatten()[0])}, expected finite and {bound}")
         self.fixed = None if learned or exact.dim() else float(exact)
         given = exact.to(torch.get_default_dtype())
         if learned:
-            # softplus^-1, exact for large values where exp would overflow.
-            start = given.expand(hidden_size).clone()
-            self.raw = nn.Parameter(start + torch.log(-torch.expm1(-start)))
+            self.raw = nn.Parameter(inverse_softplus(given.expand(hidden_size)))
         elif given.dim():
             self.register_buffer("raw", given.clone())
         self.learned = learned
@@ -62,6 +72,34 @@ class Coefficient(nn.Module):
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return f"{self.fixed:g}" if self.fixed is not None else f"per channel{', learned' if self.learned else ''}"
+
+
+class Paced(VectorField):
+    """A field whose channels have a pace of their own: d state/dt = s f(t, state, u), s > 0.
+
+    A subclass calls `set_pace` in its constructor and puts the `pace` among what it prepares.
+    """
+
+    scale: Coefficient | None
+
+    def set_pace(self, time_scale: Value | None, learned: bool = False) -> None:
+        """Take s: a number, one per channel, or learned per channel from there; None is 1, which costs nothing."""
+        value = 1.0 if time_scale is None else time_scale
+        paced = learned or time_scale is not None
+        self.scale = Coefficient("time_scale", value, self.hidden_size, learned, strict=True) if paced else None
+
+    def pace(self) -> dict[str, Any]:
+        """What `prepare` says of s."""
+        return {} if self.scale is None else {"time_scale": self.scale()}
+
+    def time_scale(self) -> Time | None:
+        """The factor s, a number or `(hidden,)`; None for 1."""
+        return None if self.scale is None else self.constants["time_scale"]
+
+
+def inverse_softplus(value: Tensor) -> Tensor:
+    """What softplus turns into `value` > 0; accurate for large values too, where exp would overflow."""
+    return value + torch.log(-torch.expm1(-value))
 
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:

@@ -8,6 +8,7 @@ from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
+from neuralosc.named.noisy import NoisyRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CoRNN",
     "HamiltonianRNN",
     "LipschitzRNN",
+    "NoisyRNN",
     "TorchGRU",
     "UnICORNN",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neuralosc.fields import Antisymmetric, Lipschitz
+from neuralosc.fields.parameters import Value
 from neuralosc.networks import Choices, named, network
 from neuralosc.reference import Keys, Loaded, fill, published
 from neuralosc.rnn import ContinuousRNN
@@ -33,11 +34,15 @@ def LipschitzRNN(
     alpha: float = 1.0,
     gated: bool = False,
     init_std: float = 1.0,
+    gamma_W: float | None = None,
+    time_scale: Value | None = None,
+    learned_time_scale: bool = False,
     solver: str | dict[str, Any] | solvers.Solver = "euler",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The Lipschitz RNN with the settings of sequential MNIST. See `Lipschitz`."""
-    own = {"beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std}
+    own: dict[str, Any] = {"beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std}
+    own |= {"gamma_W": gamma_W, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
     return network("lipschitz", Lipschitz, input_size, hidden_size, dt, solver, own, choices)
 
 
@@ -70,9 +75,21 @@ def AntisymmetricRNN(
     dt: float | Sequence[float] = 0.03,
     gamma: float = 0.001,
     init_std: float = 1.0,
+    time_scale: Value | None = None,
+    learned_time_scale: bool = False,
     solver: str | dict[str, Any] | solvers.Solver = "euler",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The antisymmetric RNN under Euler. See `Antisymmetric`."""
-    own = {"gamma": gamma, "init_std": init_std}
+    own = {"gamma": gamma, "init_std": init_std, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
     return network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, own, choices)
+
+
+@published("antisymmetric")
+def _antisymmetric(keys: Keys, eps: float, gamma: float, **settings: Any) -> Loaded:
+    weight, bias = keys.take("E.weight"), keys.take("E.bias")
+    rnn = AntisymmetricRNN(weight.shape[1], len(bias), dt=eps, gamma=gamma, **settings).to(weight.dtype)
+    fill(rnn.field, {"V.weight": weight, "V.bias": bias, "W": keys.take("C")}, "antisymmetric")
+    readout = keys.readout("D")
+    keys.finish()
+    return rnn, readout
