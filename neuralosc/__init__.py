@@ -11,8 +11,10 @@ from neuralosc.fields import (
     GatedRelaxation,
     Hamiltonian,
     HamiltonianOscillator,
+    LeakyIntegrator,
     LinearOscillator,
     Lipschitz,
+    LiquidTimeConstant,
     Multiscale,
     Noisy,
     Oscillator,
@@ -21,9 +23,11 @@ from neuralosc.fields import (
 )
 from neuralosc.linoss import LinOSS
 from neuralosc.named import (
+    CTRNN,
     GRU,
     LEM,
     LSTM,
+    LTC,
     RNN,
     AntisymmetricRNN,
     CoRNN,
@@ -45,9 +49,11 @@ from neuralosc.stack import Solution
 from solvers.errors import InputError
 
 __all__ = [
+    "CTRNN",
     "GRU",
     "LEM",
     "LSTM",
+    "LTC",
     "READOUTS",
     "RNN",
     "Antisymmetric",
@@ -61,12 +67,14 @@ __all__ = [
     "HamiltonianOscillator",
     "HamiltonianRNN",
     "InputError",
+    "LeakyIntegrator",
     "LinOSS",
     "LinOSSBlock",
     "LinOSSNetwork",
     "LinearOscillator",
     "Lipschitz",
     "LipschitzRNN",
+    "LiquidTimeConstant",
     "ModelCard",
     "Multiscale",
     "Noisy",

@@ -92,11 +92,12 @@ def named(
     also: Mapping[str, str] | None = None,
     solver: str | None = None,
     blocks: bool = False,
+    choices: Choices | None = None,
 ) -> Callable[[Maker], Maker]:
     """Register a function or class that makes a network under its name; one without a field is a baseline.
 
     `also` names the field under further solvers; `solver` is the published one where the default of that
-    hyperparameter does not name it.
+    hyperparameter does not name it; `choices` are those that it does not leave `STANDARD`.
     """
 
     def register(make: Maker) -> Maker:
@@ -105,7 +106,7 @@ def named(
             for p in inspect.signature(make).parameters.values()
             if p.default is not inspect.Parameter.empty
         }
-        defaults = own if field is None or blocks else {**own, **STANDARD}
+        defaults = own if field is None or blocks else {**own, **STANDARD, **(choices or {})}
         kind, taken = None if field is None else field.__name__, own.get("solver") or solver
         card = ModelCard(name, title, paper, equation, kind, taken, defaults, make, also or {}, blocks)
         MODELS.add(name, card)

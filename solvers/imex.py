@@ -10,7 +10,7 @@ from torch import Tensor
 
 from solvers.errors import InputError
 from solvers.explicit import combine
-from solvers.linear import linear_part
+from solvers.linear import linear_part, split_at
 from solvers.protocol import ControlPath, Time, axpy, increment, over_state
 from solvers.solver import Solver, register
 from solvers.tableau import ImexTableau
@@ -52,6 +52,8 @@ class Imex(Solver):
 class ImexEuler(Imex):
     """IMEX Euler: x+ = (1 - dt L)^-1 (x + dt N(t, x, u)), where f = L x + N.
 
+    L may depend on t, x and u; it is then taken at the start of the step (linearly implicit Euler), as N is.
+
     For an oscillator the step is closed form:
 
         p+ = (p + dt (force without the implicit terms)) / (1 + dt damping [+ dt^2 stiffness]),  q+ = q + dt p+
@@ -64,9 +66,8 @@ class ImexEuler(Imex):
     def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
         """One step; see `Solver.step`."""
         h = increment(field, dt)
-        explicit = axpy(state, over_state(h), field.nonlinear(t, state, control(t), self.terms))
-        solved: Tensor = field.solve(h, explicit, self.terms)
-        return solved
+        operator, rest = split_at(field, t, state, control(t), self.terms)
+        return operator.solve(h, axpy(state, over_state(h), rest))
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ KENCARP4 = ImexTableau(
     order=4,
 )
 
-register(ImexEuler("imex_euler", 1, 1, needs=("semilinear",)))
+register(ImexEuler("imex_euler", 1, 1, needs=("quasilinear",)))
 for _name, _tableau in (
     ("imex_midpoint", IMEX_MIDPOINT),
     ("ars222", ARS222),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from solvers.phi import Block, matrix_phis, oscillator_phis, phi_action, phis
-from solvers.protocol import Time, exporting, over_state
+from solvers.protocol import Time, exporting, over_state, structure
 
 T = TypeVar("T")
 Number = float | Tensor
@@ -67,6 +67,19 @@ def linear_part(semilinear: Any, terms: frozenset[str] | None = None) -> LinearO
     if key not in kept:
         kept[key] = _operator(semilinear, terms)
     return kept[key]
+
+
+def split_at(
+    field: Any, t: Time, state: Tensor, u: Any, terms: frozenset[str] | None = None
+) -> tuple[LinearOperator, Tensor]:
+    """L and N of a quasilinear field f = L x + N, as they are at a state: what a first-order method goes by in a step.
+
+    L of a semilinear field is the same at every state.
+    """
+    if "semilinear" in structure(field):
+        return linear_part(field, terms), field.nonlinear(t, state, u, terms)
+    split: tuple[LinearOperator, Tensor] = field.frozen(t, state, u)
+    return split
 
 
 class Memo:
@@ -165,7 +178,7 @@ class DiagonalOperator:
     """L x = values * x, the same on every component.
 
     Attributes:
-        values: a number or `(hidden,)`, real or complex.
+        values: a number or `(hidden,)`, real or complex, or what broadcasts against the state.
     """
 
     values: Number

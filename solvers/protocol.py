@@ -32,6 +32,7 @@ STRUCTURES = {
     "conformal": "a separable field, or one but for linear damping -damping() p in the force",
     "newtonian": "a conformal field whose velocity is p",
     "semilinear": "operator(terms) and nonlinear(t, state, u, terms) of f = L x + N(t, x, u)",
+    "quasilinear": "semilinear, or frozen(t, state, u) with the L and N of f = L x + N at that state",
     "linear": "a semilinear field whose N(t, u) does not see the state",
     "hamiltonian": "a scalar energy(state, u)",
     "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",
@@ -54,7 +55,9 @@ class Field(Protocol):
 def structure(field: object) -> frozenset[str]:
     """The structures that `field` declares (none for a bare function), and those that they imply."""
     declared = frozenset(getattr(field, "structure", ()))
-    return declared | {"conformal"} if declared & {"separable", "newtonian"} else declared
+    if declared & {"separable", "newtonian"}:
+        declared |= {"conformal"}
+    return declared | {"quasilinear"} if "semilinear" in declared else declared
 
 
 def describe(field: object) -> str:

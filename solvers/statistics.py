@@ -12,8 +12,8 @@ from solvers.protocol import Time, describe
 class Counted:
     """A field that counts evaluations of its right-hand side; everything else is passed on to the field.
 
-    A partitioned method evaluates `force`, an implicit-explicit one `nonlinear`, all others the field itself: one
-    evaluation each. The velocity of an oscillator and the solves with its linear part are not counted.
+    A partitioned method evaluates `force`, an implicit-explicit one `nonlinear` (or `frozen`), all others the field
+    itself: one evaluation each. The velocity of an oscillator and the solves with its linear part are not counted.
     """
 
     def __init__(self, field: Any) -> None:
@@ -39,6 +39,11 @@ class Counted:
         self.evaluations += 1
         slope: Tensor = self.field.nonlinear(t, state, u, terms)
         return slope
+
+    def frozen(self, t: Time, state: Tensor, u: Any) -> Any:
+        """The linear operator and the rest at a state, counted."""
+        self.evaluations += 1
+        return self.field.frozen(t, state, u)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.field, name)

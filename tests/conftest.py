@@ -76,6 +76,7 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "linear_oscillator": neuralosc.LinearOscillator,
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,
+    "liquid": lambda i, h: neuralosc.LiquidTimeConstant(i, h, tau=per_channel(h, 0.5, 2.0)),
     "noisy_lipschitz": lambda i, h: neuralosc.Noisy(neuralosc.Lipschitz(i, h, gamma=0.3), 0.2, 0.3),
     "noisy_oscillator": lambda i, h: neuralosc.Noisy(
         neuralosc.Oscillator(i, h, gamma=1.7, epsilon=0.6, coupled=False),

@@ -5,6 +5,7 @@ from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
 from neuralosc.fields.multiscale import Multiscale
+from neuralosc.fields.neurons import LeakyIntegrator, LiquidTimeConstant
 from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 
@@ -14,8 +15,10 @@ __all__ = [
     "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",
+    "LeakyIntegrator",
     "LinearOscillator",
     "Lipschitz",
+    "LiquidTimeConstant",
     "Multiscale",
     "Noisy",
     "Oscillator",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,17 @@ def divisor(name: str, value: Any, sizes: Mapping[str, int]) -> int:
     for what, size in sizes.items():
         if size % value:
             raise InputError(f"{name} is {value}, which does not divide {what} {size}: choose a divisor of both")
+    return value
+
+
+def choice(name: str, value: Any, among: Iterable[str]) -> str:
+    """One of some words.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in among:
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected one of {', '.join(among)}")
     return value
 
 

@@ -8,13 +8,16 @@ from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
+from neuralosc.named.neurons import CTRNN, LTC
 from neuralosc.named.noisy import NoisyRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 
 __all__ = [
+    "CTRNN",
     "GRU",
     "LEM",
     "LSTM",
+    "LTC",
     "RNN",
     "AntisymmetricRNN",
     "CoRNN",

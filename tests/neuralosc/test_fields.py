@@ -28,6 +28,7 @@ STRUCTURES = {
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},
     "leaky": set(),
+    "liquid": {"quasilinear"},
     "noisy_lipschitz": {"semilinear", "stochastic"},
     "noisy_oscillator": {"partitioned", "semilinear", "conformal", "newtonian", "stochastic"},
 }

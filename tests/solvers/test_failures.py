@@ -154,7 +154,8 @@ def test_available_lists_what_a_solver_is():
     assert {"semi_implicit_euler", "stormer_verlet"} <= {name for name, row in rows.items() if row.symplectic}
     assert rows["semi_implicit_euler"].aliases == ("symplectic_euler",)
     assert rows["dopri5"].options.keys() == {"rtol", "atol", "max_steps"}
-    assert rows["imex_euler"].needs == ("semilinear",) and rows["imex_euler"].implicit
+    assert rows["imex_euler"].needs == ("quasilinear",) and rows["ars222"].needs == ("semilinear",)
+    assert rows["imex_euler"].implicit
     assert (rows["rk4"].order, rows["rk4"].stages, rows["rk4"].family) == (4, 4, "explicit")
     for name, row in rows.items():
         assert set(row.needs) <= set(solvers.STRUCTURES), name
