@@ -53,13 +53,16 @@ def _states(rnn: ContinuousRNN, solution: Solution, index: int, wanted: Tensor) 
     """States of one field at times `(batch, times)` of its own clock.
 
     Every query is a row of its own: it starts at the sample before its time, and all rows take one interval together.
+    Where the state jumps at the samples, the one at the time of a sample is the one after it.
     """
     x, dt = solution.inputs[index], rnn.dts[-1]
     batch = x.shape[0]
     spans = solution.spans(index).expand(batch, -1)
     exact = _exact(spans)
     times = torch.nn.functional.pad(exact.cumsum(-1), (1, 0))
-    place = torch.searchsorted(times[:, 1:].detach().contiguous(), wanted.detach().to(times).contiguous())
+    field = rnn.layer(index)
+    samples, asked = times[:, 1:].detach().contiguous(), wanted.detach().to(times).contiguous()
+    place = torch.searchsorted(samples, asked, right="impulsive" in field.structure)
     rows = torch.arange(batch, device=x.device).unsqueeze(1).expand_as(place).reshape(-1)
     interval, count = place.reshape(-1), exact.shape[1]
     run_through = solution.trajectories[index].states()
@@ -71,11 +74,10 @@ def _states(rnn: ContinuousRNN, solution: Solution, index: int, wanted: Tensor) 
     def run(path: ControlPath, chosen: Tensor) -> Tensor:
         clock = Clock((starts[chosen],), (lengths[chosen],))
         given = solvers.Control("given", lambda samples, clock: [path])
-        return rnn.run_layer(index, given, clock, (), states[chosen]).end()
+        return rnn.run_layer(index, given, clock, (), states[chosen], jumps=False).end()
 
     found = states.new_empty(0, *states.shape[1:])
     between, after = (interval < count).nonzero().squeeze(-1), (interval == count).nonzero().squeeze(-1)
-    field = rnn.layer(index)
     if len(between):
         paths = rnn.control.paths(field.drive(x).unbind(1), Clock.of_spans(spans * dt))
         found = run(mixed(paths, interval[between], rows[between]), between)

@@ -250,6 +250,7 @@ class ContinuousRNN(RecurrentLayer):
         samples: Sequence[Tensor],
         state: Tensor,
         positions_only: bool = False,
+        jumps: bool = True,
     ) -> solvers.Trajectory:
         """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
         return solvers.solve(
@@ -263,6 +264,7 @@ class ContinuousRNN(RecurrentLayer):
             self.substeps,
             self.max_dt,
             positions_only,
+            jumps,
         )
 
     def run_from(

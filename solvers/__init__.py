@@ -33,7 +33,7 @@ from solvers.exponential import ExponentialRungeKutta
 from solvers.gradient import GRADIENTS, Backprop, Gradient, get_gradient, gradient_spec
 from solvers.imex import ImexEuler, ImexRungeKutta
 from solvers.integrate import Integration, Statistics, integrate
-from solvers.linear import DenseOperator, DiagonalOperator, LinearOperator, OscillatorOperator
+from solvers.linear import DenseOperator, DiagonalOperator, LinearOperator, OscillatorOperator, SkewOperator
 from solvers.loop import Loop, Trajectory, solve
 from solvers.native import Native
 from solvers.pairing import check, compatible
@@ -87,6 +87,7 @@ __all__ = [
     "ReversiblePair",
     "RungeKutta",
     "Sampled",
+    "SkewOperator",
     "Solver",
     "SolverInfo",
     "Splitting",

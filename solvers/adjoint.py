@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Adjoint(Gradient):
     atol: float | None = None
     seminorm: bool = False
     quadrature: int = 0
+
+    jumps: ClassVar[bool] = False
 
     def check(self, field: Any, solver: Solver) -> None:
         """Refuse settings that the stochastic adjoint does not know."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ class Gradient:
     """How the states of a loop are computed so that a loss on them can be differentiated."""
 
     name: str
+
+    #: Whether the states may jump between intervals.
+    jumps: ClassVar[bool] = True
 
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The carried states after every interval of the loop, from `state`."""

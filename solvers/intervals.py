@@ -152,7 +152,7 @@ def by_intervals(
             solver.forget()
         stopped = clock if (stops == len(clock)).all() else _stopped(clock, stops, state)
         try:
-            trajectory = solve(field, solver, gradient, given, stopped, (), state, division.substeps)
+            trajectory = solve(field, solver, gradient, given, stopped, (), state, division.substeps, jumps=False)
             break
         except NumericalError as error:
             if throw:

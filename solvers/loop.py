@@ -16,8 +16,9 @@ from solvers.compiled import PLAIN, Record, States
 from solvers.control import Control, Paths, part
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.gradient import Gradient
+from solvers.impulsive import Impulsive
 from solvers.pairing import check
-from solvers.protocol import ControlPath, Time, bind, check_slope, finite, parts_of
+from solvers.protocol import ControlPath, Time, bind, check_slope, finite, parts_of, structure
 from solvers.solver import Solver
 from solvers.statistics import Counted
 from solvers.substeps import bounded
@@ -127,6 +128,7 @@ def solve(
     substeps: int = 1,
     max_dt: float | None = None,
     positions_only: bool = False,
+    jumps: bool = True,
 ) -> Trajectory:
     """Step `field` from `state` over the intervals of `clock`, driven by the input currents `samples`.
 
@@ -140,6 +142,7 @@ def solve(
         max_dt: the longest step: a sample whose span is longer takes more, equal steps.
         positions_only: the trajectory will be asked for its positions and its end alone, so that nothing else need
             be kept of it; a gradient that saves memory may then do without the rest.
+        jumps: the intervals end at samples, at which the state of an impulsive field jumps.
 
     Raises:
         PairingError: the field lacks what the solver needs.
@@ -149,6 +152,8 @@ def solve(
     counted = Counted(bind(field))
     paths = solver.driven(control.paths(samples, clock), clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
+    if jumps and "impulsive" in structure(field):
+        solver, division = Impulsive.over(solver, division, clock, paths)
     loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
     states: Sequence[Any] | None
     try:

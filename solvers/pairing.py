@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from solvers.errors import PairingError, listed
-from solvers.gradient import Gradient
+from solvers.gradient import GRADIENTS, Gradient
 from solvers.protocol import STRUCTURES, describe, exporting, structure
 from solvers.solver import SOLVERS, Solver
 
@@ -47,6 +47,12 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
     if exporting():
         _check_program(solver)
     if gradient is not None:
+        if "impulsive" in structure(field) and not gradient.jumps:
+            able = [name for name in GRADIENTS if GRADIENTS[name].jumps]
+            raise PairingError(
+                f"gradient {gradient.name!r} cannot go back through the jumps of {describe(field)} at its samples: "
+                f"use one of {listed(able)}"
+            )
         gradient.check(field, solver)
 
 

@@ -35,6 +35,7 @@ STRUCTURES = {
     "quasilinear": "semilinear, or frozen(t, state, u) with the L and N of f = L x + N at that state",
     "linear": "a semilinear field whose N(t, u) does not see the state",
     "hamiltonian": "a scalar energy(state, u)",
+    "impulsive": "jump(t, state, u), the state after a sample from the one before it",
     "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",
 }
 

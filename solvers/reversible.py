@@ -51,6 +51,8 @@ class Reversible(Gradient):
     limit: float | None = None
     drifts: list[float] | None = field(default=None, compare=False, repr=False)
 
+    jumps: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         for name, least in (("snapshots", 0), ("chunk", 1)):
             value = getattr(self, name)

@@ -7,6 +7,7 @@ from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
 from neuralosc.fields.multiscale import Multiscale
 from neuralosc.fields.neurons import LeakyIntegrator, LiquidTimeConstant
 from neuralosc.fields.noisy import Noisy
+from neuralosc.fields.orthogonal import Orthogonal
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LiquidTimeConstant",
     "Multiscale",
     "Noisy",
+    "Orthogonal",
     "Oscillator",
     "Relaxation",
     "Residual",

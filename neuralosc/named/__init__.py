@@ -10,6 +10,7 @@ from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
 from neuralosc.named.noisy import NoisyRNN
+from neuralosc.named.orthogonal import CayleyRNN, ExpRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "LTC",
     "RNN",
     "AntisymmetricRNN",
+    "CayleyRNN",
     "CoRNN",
+    "ExpRNN",
     "HamiltonianRNN",
     "LipschitzRNN",
     "NoisyRNN",
