@@ -525,7 +525,7 @@ class _Sweep:
 
     def width_of(self, place: Place, node: Node) -> int:
         kind = place.array if isinstance(place.array, str) else place.array[0]
-        if kind in ("next", "sent"):
+        if kind in ("next", "sent") and place not in self.f.plan.parts:
             return self.f.program.width
         return node.width
 

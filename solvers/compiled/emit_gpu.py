@@ -391,6 +391,8 @@ class _Kernel:
         kind = place.array if isinstance(place.array, str) else place.array[0]
         if kind == "temp" and not (self.layout.depth and place.array in self.read):
             return
+        if kind in ("next", "sent") and place in self.plan.parts:
+            raise Refused("a component of the state is put together from channels computed apart")
         for start, size in self.pieces_to(node, kind):
             text = self.full(node, (start, size))
             if kind in ("next", "sent"):

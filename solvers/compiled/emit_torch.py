@@ -297,7 +297,8 @@ class _Function:
         kind = _kind(place)
         if place.array in self.same:
             return
-        width = self.program.width if kind in ("next", "sent") else node.width
+        whole = kind in ("next", "sent") and place not in self.plan.parts
+        width = self.program.width if whole else node.width
         target = self.view(place, width)
         if node.op == "mm" and place in self.plan.homes.get(node, [])[:1]:
             return

@@ -72,6 +72,8 @@ class Plan:
         sinks: rows and scalars added up over the steps, by the leaf whose gradient they are.
         drops: rows and scalars that are the gradient of one step's leaf.
         depth: the level at which a node can be computed.
+        parts: places that take some channels of a component, where what is stored is put together there; elsewhere a
+            component takes one value, and a column for all of its channels.
     """
 
     levels: list[Level]
@@ -82,6 +84,7 @@ class Plan:
     sinks: list[tuple[Key, Node]] = field(default_factory=list)
     drops: list[tuple[Key, Node]] = field(default_factory=list)
     depth: dict[Node, int] = field(default_factory=dict)
+    parts: set[Place] = field(default_factory=set)
 
 
 @dataclass
@@ -207,7 +210,9 @@ class Planner:
             self.plan.homes.setdefault(node, []).append(place)
             at = 0
             for part in node.args:
-                self.store(part, Place(place.array, place.offset + at))
+                each = Place(place.array, place.offset + at)
+                self.plan.parts.add(each)
+                self.store(part, each)
                 at += part.width
             return
         self.wanted.append((node, place))
