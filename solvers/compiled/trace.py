@@ -168,7 +168,11 @@ class _Splitter:
                     wide.add(node)
             elif node.op == "call_function" and not node.all_input_nodes:
                 found.add(node)
-        # Arithmetic of numbers is left to the loop: it costs nothing there and torch's overhead here.
+        # Arithmetic of numbers is left to the loop: it costs nothing there and torch's overhead here. What is made for
+        # the prologue alone stays there, such as an identity matrix.
+        for node in reversed(self.module.graph.nodes):
+            if node in found and node.op == "call_function" and node.users and set(node.users) <= wide:
+                wide.add(node)
         return {n for n in found if n in wide}
 
     def traced(self, evaluations: int) -> Traced:
