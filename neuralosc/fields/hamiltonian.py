@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Partitioned
 from neuralosc.fields.energies import log_cosh
-from neuralosc.fields.parameters import number, uniform_
+from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
 from solvers.errors import InputError
 from solvers.hooks import unhooked
 from solvers.protocol import Time, affine
@@ -83,7 +84,7 @@ class Hamiltonian(Partitioned):
         return torch.stack((dp, -dq), dim=-2)
 
 
-class DenseHamiltonian(LinearDrive, Partitioned):
+class DenseHamiltonian(LinearDrive, Paced, Partitioned):
     """The separable dense energies of the Hamiltonian RNN.
 
         one layer:   H = sum log cosh(W q + u) + alpha |q|^2 / 2 + |p|^2 / 2
@@ -94,19 +95,33 @@ class DenseHamiltonian(LinearDrive, Partitioned):
     Args:
         input_size: features of the input.
         hidden_size: channels of position and of velocity.
-        alpha: stiffness, at least 0.
+        alpha: stiffness, at least 0, a number or one per channel.
         energy_layers: 1 or 2.
+        learned: train alpha, kept positive.
+        time_scale: a positive factor on dq and dp, a number or one per channel; it leaves the energy conserved.
+            `velocity` and `force` are without it.
+        learned_time_scale: train it, per channel.
 
     Initialised like `nn.Linear`.
     """
 
     separable = True
 
-    def __init__(self, input_size: int, hidden_size: int, alpha: float = 1.0, energy_layers: int = 1) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        alpha: Value = 1.0,
+        energy_layers: int = 1,
+        learned: bool = False,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
+    ) -> None:
         super().__init__(input_size, hidden_size)
+        self.set_pace(time_scale, learned_time_scale)
         if energy_layers not in (1, 2):
             raise InputError(f"energy_layers is {energy_layers!r}, expected 1 or 2")
-        self.alpha, self.energy_layers = number("alpha", alpha, 0), energy_layers
+        self.alpha, self.energy_layers = Coefficient("alpha", alpha, hidden_size, learned), energy_layers
         self.V = nn.Linear(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.R = nn.Linear(hidden_size, hidden_size) if energy_layers == 2 else None
@@ -124,16 +139,21 @@ class DenseHamiltonian(LinearDrive, Partitioned):
         """Adds hamiltonian."""
         return super().structure | {"hamiltonian"}
 
+    def prepare(self) -> dict[str, Any]:
+        """alpha, and the time scale."""
+        return {"alpha": self.alpha(), **self.pace()}
+
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """dH/dp."""
         return p if self.R is None else p + torch.tanh(self.R(p)) @ self.R.weight
 
     def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """-dH/dq."""
-        return -affine(self.alpha * q, torch.tanh(affine(u, q, self.W.T)), self.W)
+        return -affine(self.constants["alpha"] * q, torch.tanh(affine(u, q, self.W.T)), self.W)
 
     def energy(self, state: Tensor, u: Tensor) -> Tensor:
         """H, `(*batch,)`."""
         q, p = state.unbind(-2)
-        energy = log_cosh(affine(u, q, self.W.T)) + self.alpha * q.square() / 2 + p.square() / 2
-        return (energy if self.R is None else energy + log_cosh(self.R(p))).sum(-1)
+        energy = log_cosh(affine(u, q, self.W.T)) + self.constants["alpha"] * q.square() / 2 + p.square() / 2
+        total: Tensor = (energy if self.R is None else energy + log_cosh(self.R(p))).sum(-1)
+        return total

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Partitioned, Semilinear
 from neuralosc.fields.energies import log_cosh
-from neuralosc.fields.parameters import Coefficient, Value, uniform_
+from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
 from solvers.linear import OscillatorOperator
 from solvers.protocol import Time, affine, axpy
 
 
-class Oscillator(LinearDrive, Partitioned, Semilinear):
+class Oscillator(LinearDrive, Paced, Partitioned, Semilinear):
     """The coRNN field: damped nonlinear oscillators, coupled in position and velocity.
 
         dq = p
@@ -27,6 +27,8 @@ class Oscillator(LinearDrive, Partitioned, Semilinear):
         epsilon: damping, likewise.
         coupled: keep the velocity coupling R; without it the field is separable up to damping.
         learned: train gamma and epsilon, kept positive.
+        time_scale: a positive factor on the right-hand side, a number or one per channel; `forward` is without it.
+        learned_time_scale: train it, per channel.
 
     Initialised as published: one `nn.Linear` over the concatenation (x, p, q).
 
@@ -43,8 +45,11 @@ class Oscillator(LinearDrive, Partitioned, Semilinear):
         epsilon: Value = 1.0,
         coupled: bool = True,
         learned: bool = False,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size)
+        self.set_pace(time_scale, learned_time_scale)
         self.V = nn.Linear(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.R = nn.Parameter(torch.empty(hidden_size, hidden_size)) if coupled else None
@@ -61,7 +66,7 @@ class Oscillator(LinearDrive, Partitioned, Semilinear):
     def prepare(self) -> dict[str, Any]:
         """The coefficients, and the couplings as matrices that act from the right."""
         couplings = {"W": self.W.T, "R": None if self.R is None else self.R.T}
-        return {"gamma": self.gamma(), "epsilon": self.epsilon(), **couplings}
+        return {"gamma": self.gamma(), "epsilon": self.epsilon(), **couplings, **self.pace()}
 
     def activation(self, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """tanh(W q + R p + u)."""
@@ -98,7 +103,7 @@ class Oscillator(LinearDrive, Partitioned, Semilinear):
         return torch.stack((torch.zeros_like(force), force), dim=-2)
 
 
-class HamiltonianOscillator(LinearDrive, Partitioned):
+class HamiltonianOscillator(LinearDrive, Paced, Partitioned):
     """The UnICORNN field: undamped oscillators that see only themselves, each with its own time scale.
 
         dq = s p
@@ -111,6 +116,9 @@ class HamiltonianOscillator(LinearDrive, Partitioned):
         input_size: features of the input.
         hidden_size: number of oscillators.
         alpha: stiffness, a number or one per channel.
+        learned: train alpha, kept positive.
+        time_scale: s itself, a number or one per channel above 0; None for the published sigmoid(c), learned.
+        learned_time_scale: train the s that was given, per channel, kept positive; c is always trained.
 
     Initialised as published: w ~ U(0, 1), c ~ U(-0.1, 0.1), V Kaiming uniform with a = 8, b = 0.
 
@@ -119,12 +127,21 @@ class HamiltonianOscillator(LinearDrive, Partitioned):
 
     separable = True
 
-    def __init__(self, input_size: int, hidden_size: int, alpha: Value = 0.0) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        alpha: Value = 0.0,
+        learned: bool = False,
+        time_scale: Value | None = None,
+        learned_time_scale: bool = False,
+    ) -> None:
         super().__init__(input_size, hidden_size)
+        self.set_pace(time_scale, learned_time_scale and time_scale is not None)
         self.V = nn.Linear(input_size, hidden_size)
         self.w = nn.Parameter(torch.empty(hidden_size))
-        self.c = nn.Parameter(torch.empty(hidden_size))
-        self.alpha = Coefficient("alpha", alpha, hidden_size)
+        self.c = nn.Parameter(torch.empty(hidden_size)) if self.scale is None else None
+        self.alpha = Coefficient("alpha", alpha, hidden_size, learned)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,7 +149,8 @@ class HamiltonianOscillator(LinearDrive, Partitioned):
         nn.init.kaiming_uniform_(self.V.weight, a=8)
         nn.init.zeros_(self.V.bias)
         nn.init.uniform_(self.w, 0, 1)
-        nn.init.uniform_(self.c, -0.1, 0.1)
+        if self.c is not None:
+            nn.init.uniform_(self.c, -0.1, 0.1)
 
     @property
     def structure(self) -> frozenset[str]:
@@ -140,12 +158,12 @@ class HamiltonianOscillator(LinearDrive, Partitioned):
         return super().structure | {"hamiltonian"}
 
     def prepare(self) -> dict[str, Any]:
-        """alpha, and s = sigmoid(c)."""
-        return {"alpha": self.alpha(), "time_scale": torch.sigmoid(self.c)}
+        """alpha, and s."""
+        return {"alpha": self.alpha(), **(self.pace() if self.c is None else {"time_scale": torch.sigmoid(self.c)})}
 
-    def time_scale(self) -> Tensor:
-        """s = sigmoid(c)."""
-        scale: Tensor = self.constants["time_scale"]
+    def time_scale(self) -> Time:
+        """s = sigmoid(c), or what was given."""
+        scale: Time = self.constants["time_scale"]
         return scale
 
     def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:

@@ -37,11 +37,14 @@ def CoRNN(
     epsilon: Value = 4.7,
     coupled: bool = True,
     learned: bool = False,
+    time_scale: Value | None = None,
+    learned_time_scale: bool = False,
     solver: str | dict[str, Any] | solvers.Solver = "semi_implicit_euler",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """CoRNN under its published step; the standard settings are those of sequential MNIST. See `Oscillator`."""
-    own = {"gamma": gamma, "epsilon": epsilon, "coupled": coupled, "learned": learned}
+    own: dict[str, Any] = {"gamma": gamma, "epsilon": epsilon, "coupled": coupled, "learned": learned}
+    own |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
     return network("cornn", Oscillator, input_size, hidden_size, dt, solver, own, choices)
 
 
@@ -75,11 +78,14 @@ def UnICORNN(
     hidden_size: int,
     dt: float | Sequence[float] = 0.19,
     alpha: Value = 30.65,
+    learned: bool = False,
+    time_scale: Value | None = None,
+    learned_time_scale: bool = False,
     solver: str | dict[str, Any] | solvers.Solver = "symplectic_euler",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """UnICORNN under its published step, with the settings of permuted MNIST. See `HamiltonianOscillator`."""
-    own = {"alpha": alpha}
+    own = {"alpha": alpha, "learned": learned, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
     return network("unicornn", HamiltonianOscillator, input_size, hidden_size, dt, solver, own, choices)
 
 
@@ -112,11 +118,15 @@ def HamiltonianRNN(
     input_size: int,
     hidden_size: int,
     dt: float | Sequence[float] = 0.1,
-    alpha: float = 1.0,
+    alpha: Value = 1.0,
     energy_layers: int = 1,
+    learned: bool = False,
+    time_scale: Value | None = None,
+    learned_time_scale: bool = False,
     solver: str | dict[str, Any] | solvers.Solver = "symplectic_euler",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The Hamiltonian RNN of a dense energy with one or two layers. See `DenseHamiltonian`."""
-    own = {"alpha": alpha, "energy_layers": energy_layers}
+    own: dict[str, Any] = {"alpha": alpha, "energy_layers": energy_layers, "learned": learned}
+    own |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
     return network("hamiltonian", DenseHamiltonian, input_size, hidden_size, dt, solver, own, choices)
