@@ -142,8 +142,9 @@ def _model_settings() -> list[Setting]:
     owners, text = {}, {}
     for card in neuralosc.models():
         owners[card.name] = {"hidden_size": HIDDEN_SIZE, **card.defaults}
-        own = getattr(neuralosc, card.field, None) if card.field and not card.blocks else card.make
-        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **descriptions(own), **WORDING}
+        field = getattr(neuralosc, card.field, None) if card.field and not card.blocks else None
+        own = {**descriptions(field), **descriptions(card.make)}
+        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **own, **WORDING}
     keys = sorted(_union(owners), key=lambda key: key in SOLVING)
     found = [_shared_setting(k, "model_options", "Solver" if k in SOLVING else "Model", owners, text) for k in keys]
     return [

@@ -227,19 +227,30 @@ class DenseOperator:
 
     def solve(self, h: Time, state: Tensor) -> Tensor:
         """X (1 - h M)^-1."""
+        right = state.to(self._precision)
         if isinstance(h, Tensor):
-            solved: Tensor = torch.linalg.solve(self._system(h), state, left=False)
-            return solved
+            solved: Tensor = torch.linalg.solve(self._system(h), right, left=False)
+            return solved.to(state.dtype)
         if exporting():
             # A product, which every runtime has.
-            inverse: Tensor = self.memo(h, "inverse", lambda: torch.linalg.inv(self._system(h)))
-            return state @ inverse
+            return state @ self._inverse(h)
         factors = self.memo(h, "solve", lambda: torch.linalg.lu_factor(self._system(h)))
-        rows: Tensor = torch.linalg.lu_solve(*factors, state.reshape(-1, state.shape[-1]), left=False)
-        return rows.reshape(state.shape)
+        rows: Tensor = torch.linalg.lu_solve(*factors, right.reshape(-1, state.shape[-1]), left=False)
+        return rows.reshape(state.shape).to(state.dtype)
+
+    def _inverse(self, h: Time) -> Tensor:
+        """(1 - h M)^-1."""
+        inverse: Tensor = self.memo(h, "inverse", lambda: torch.linalg.inv(self._system(h)).to(self.matrix.dtype))
+        return inverse
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """Single at least: torch solves in no other."""
+        return torch.promote_types(self.matrix.dtype, torch.float32)
 
     def _system(self, h: Time) -> Tensor:
-        return torch.diag(torch.ones_like(self.matrix[0])) - self.matrix * over_state(h)
+        system = torch.diag(torch.ones_like(self.matrix[0])) - self.matrix * over_state(h)
+        return system.to(self._precision)
 
     def flow(self, h: Time, state: Tensor) -> Tensor:
         """X exp(h M)."""
@@ -266,5 +277,4 @@ class SkewOperator(DenseOperator):
         """X (1 - h M)^-1."""
         if isinstance(h, Tensor) and h.dim() > 0:
             return super().solve(h, state)
-        inverse: Tensor = self.memo(h, "inverse", lambda: torch.linalg.inv(self._system(h)))
-        return state @ inverse
+        return state @ self._inverse(h)

@@ -57,6 +57,21 @@ def NoisyRNN(
     a solver without noise ("euler"), the step is the published one without noise, exactly.
 
     The standard noise is the published sigma = mu = 0.02. See `Lipschitz` and `Noisy`.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: channels.
+        dt: time step, the first value of every published d.
+        beta: 1 makes A and W skew but for their decay, 0 symmetric.
+        gamma_A: decay in A.
+        gamma_W: decay in W.
+        alpha: factor of the linear part.
+        additive: standard deviation per square root of time, a number or one per channel, at least 0.
+        multiplicative: likewise, per unit of the right-hand side.
+        learned_time_scale: train s, per channel.
+        init_std: entries of both M are drawn from N(0, (init_std / hidden)^2).
+        solver: one for equations with noise, or any other, which leaves the noise out.
+        choices: see `ContinuousRNN`.
     """
     own = {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "additive": additive}
     own |= {"multiplicative": multiplicative, "learned_time_scale": learned_time_scale, "init_std": init_std}

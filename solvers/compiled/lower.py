@@ -267,6 +267,9 @@ class Lowering:
         block = self.flattened(self.block(x), 1)
         entries = np.empty(block.entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
+            if _zero(block.entries[index]):
+                entries[index] = self.graph.const(0.0)
+                continue
             node = self.graph.wide(block.entries[index], block.shape[1])
             entries[index] = self.graph.mm(node, matrix.matrix)
         columns = matrix.matrix.columns
@@ -322,6 +325,13 @@ class Lowering:
         padded = ((),) * lead + block.dims
         dims = tuple(b or f for b, f in zip(padded, filled.dims, strict=True))
         return self.broadcast(Block(padded, block.entries), dims)
+
+
+def _zero(node: Node) -> bool:
+    """Whether a value is zero for all samples and channels: written so, or a number times that."""
+    if node.op == "mul" and all(a.scalar for a in node.args):
+        return any(map(_zero, node.args))
+    return node.op == "const" and node.data == 0
 
 
 def _option(x: Any) -> bool:

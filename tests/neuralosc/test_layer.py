@@ -19,7 +19,9 @@ FIXED = [name for name in NOISELESS if not solvers.get(name).adaptive]
 
 
 def network(name="cornn", **settings):
-    return neuralosc.make(name, input_size=2, hidden_size=3, **{"dt": 0.2, **settings}).double()
+    # Noise, where a network has some, is the same in every call.
+    seeded = {"solver": {"name": "euler_maruyama", "noise_seed": 1}} if name == "noisy" else {}
+    return neuralosc.make(name, input_size=2, hidden_size=3, **{"dt": 0.2, **seeded, **settings}).double()
 
 
 def inputs(batch=4, time=6):

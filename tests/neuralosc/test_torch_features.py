@@ -13,7 +13,9 @@ NAMES = [card.name for card in neuralosc.models() if card.field and not card.blo
 
 
 def network(name="cornn", **settings):
-    return neuralosc.make(name, input_size=2, hidden_size=4, dt=0.1, **settings)
+    # Noise, where a network has some, would be another in each call; it has none in evaluation mode.
+    seeded = {"solver": {"name": "euler_maruyama", "noise_seed": 1}} if name == "noisy" else {}
+    return neuralosc.make(name, input_size=2, hidden_size=4, **{"dt": 0.1, **seeded, **settings}).train(name != "noisy")
 
 
 def test_without_gradients_and_in_inference_mode(field_name, make_field):
@@ -53,7 +55,7 @@ def test_autocast(name):
         assert torch.isfinite(output).all()
         output.float().sum().backward()
         # bfloat16 has three digits.
-        assert float((output - expected).detach().abs().max()) < 0.05
+        assert float((output - expected).detach().abs().max()) < 0.05 * max(1.0, float(expected.detach().abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
