@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuralosc.field import VectorField
-from solvers.errors import InputError
+from solvers.errors import InputError, unknown
 from solvers.protocol import Time
 
 Value = float | Sequence[float] | Tensor
@@ -134,10 +134,10 @@ def choice(name: str, value: Any, among: Iterable[str]) -> str:
     """One of some words.
 
     Raises:
-        InputError: it is none of them.
+        UnknownNameError: it is none of them.
     """
     if not isinstance(value, str) or value not in among:
-        raise InputError(f"{name} is {reprlib.repr(value)}, expected one of {', '.join(among)}")
+        raise unknown(name, value, among)
     return value
 
 

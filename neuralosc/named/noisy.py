@@ -107,12 +107,12 @@ def _published(
 ) -> Loaded:
     """Settings under their published names; `learned_step` False is the published solver "base", which leaves d out."""
     weight, bias = keys.take("E.weight"), keys.take("E.bias")
-    noise = {
+    own: dict[str, Any] = {
         "additive": number("add_noise", add_noise, 0) / math.sqrt(eps),
         "multiplicative": number("mult_noise", mult_noise, 0) * math.sqrt(eps / 12),
     }
-    own = {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "learned_time_scale": learned_step}
-    rnn = NoisyRNN(weight.shape[1], len(bias), dt=eps, **noise, **own, **settings).to(weight.dtype)
+    own |= {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "learned_time_scale": learned_step}
+    rnn = NoisyRNN(weight.shape[1], len(bias), dt=eps, **own, **settings).to(weight.dtype)
     values = {"V.weight": weight, "V.bias": bias, "A": keys.take("B"), "W": keys.take("C")}
     step = keys.take("d")
     if learned_step:

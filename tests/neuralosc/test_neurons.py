@@ -131,7 +131,7 @@ def test_a_quasilinear_field_of_ones_own(solver):
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("ctrnn", {"activation": "softmax"}, ["activation", "'softmax'", "tanh, sigmoid, relu"]),
+        ("ctrnn", {"activation": "softmax"}, ["activation", "'softmax'", "relu, sigmoid, tanh"]),
         ("ltc", {"activation": "relu"}, ["activation", "'relu'", "sigmoid, tanh"]),
         ("ctrnn", {"tau": 0.0, "learned": False}, ["tau", "0.0", "above 0"]),
         ("ltc", {"tau": [1.0, -1.0, 1.0]}, ["tau", "-1.0", "above 0"]),
