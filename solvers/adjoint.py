@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from solvers import solver as solver_module
 from solvers.adaptive import Adaptive, integrate_unit, worst_sample
 from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradient import GRADIENTS, Gradient
+from solvers.impulsive import Impulsive
 from solvers.leaves import Leaves
 from solvers.protocol import check_slope, increment, over_state
 from solvers.solver import Solver
@@ -53,8 +54,6 @@ class Adjoint(Gradient):
     seminorm: bool = False
     quadrature: int = 0
 
-    jumps: ClassVar[bool] = False
-
     def check(self, field: Any, solver: Solver) -> None:
         """Refuse settings that the stochastic adjoint does not know."""
         wrong = [name for name in ("method", "seminorm", "quadrature") if getattr(self, name)]
@@ -82,14 +81,18 @@ class Adjoint(Gradient):
         return changed
 
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
-        """The loop with each interval wrapped so that its gradient is the adjoint's."""
-        backward = self.backward_solver(loop.solver)
+        """The loop with each interval wrapped so that its gradient is the adjoint's; that of a jump is its own."""
+        jumping = loop.solver if isinstance(loop.solver, Impulsive) else None
+        flow = loop if jumping is None else jumping.between(loop)
+        backward = self.backward_solver(flow.solver)
 
         def advance(i: int, x: Tensor) -> Tensor:
-            leaves = Leaves(loop, i, i + 1)
+            leaves = Leaves(flow, i, i + 1)
             spec = (self, backward, leaves)
             end: Tensor = _Interval.apply(spec, x, *leaves.tensors.values())  # type: ignore[no-untyped-call]
-            return end
+            if jumping is None:
+                return end
+            return jumping.landed(loop.field, loop.clock.starts[i], loop.clock.spans[i], x, end, loop.paths[i])
 
         return loop.advance(state, 0, len(loop), advance)
 

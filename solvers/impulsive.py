@@ -8,10 +8,11 @@ Source: Lakshmikantham, Bainov, Simeonov, Theory of Impulsive Differential Equat
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from solvers.control import part
 from solvers.protocol import ControlPath, Time, over_state
 from solvers.solver import Solver
 from solvers.substeps import Division
+
+if TYPE_CHECKING:
+    from solvers.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,15 @@ class Impulsive(Solver):
         for j in range(self.substeps):
             path = part(control, j, self.substeps)
             carried = inner.step(field, t + j * h if j else t, h, carried, path)
-        landed: Tensor = field.jump(t + dt, inner.close(carried), control(t + dt))
-        if isinstance(dt, Tensor):
-            landed = torch.where(torch.as_tensor(over_state(dt == 0)), inner.close(state), landed)
-        return inner.open(landed) if isinstance(dt, Tensor) or dt else state
+        return inner.open(self.landed(field, t, dt, inner.close(state), inner.close(carried), control))
+
+    def landed(self, field: Any, t: Time, dt: Time, start: Tensor, end: Tensor, control: ControlPath) -> Tensor:
+        """The state after the jump that ends an interval; `start` where no time has passed."""
+        if not isinstance(dt, Tensor) and not dt:
+            return start
+        after: Tensor = field.jump(t + dt, end, control(t + dt))
+        return torch.where(torch.as_tensor(over_state(dt == 0)), start, after) if isinstance(dt, Tensor) else after
+
+    def between(self, loop: Loop) -> Loop:
+        """The loop without its jumps."""
+        return dataclasses.replace(loop, solver=self._inner, substeps=self.substeps)

@@ -73,6 +73,7 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "multiscale": neuralosc.Multiscale,
     "relaxation": neuralosc.Relaxation,
     "gated_relaxation": neuralosc.GatedRelaxation,
+    "orthogonal": neuralosc.Orthogonal,
     "linear_oscillator": neuralosc.LinearOscillator,
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,

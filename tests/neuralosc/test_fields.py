@@ -25,6 +25,7 @@ STRUCTURES = {
     "multiscale": {"partitioned"},
     "relaxation": {"semilinear"},
     "gated_relaxation": set(),
+    "orthogonal": {"semilinear", "linear", "impulsive"},
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},
     "leaky": set(),

@@ -273,7 +273,6 @@ def test_compiled_and_checkpointed(settings, relative_error):
         (lambda: neuralosc.ExpRNN(2, 4, margin=1.0), ["margin", "1.0"]),
         (lambda: neuralosc.ExpRNN(2, 4, start="zeros"), ["unknown start", "'zeros'", "haar"]),
         (lambda: neuralosc.CayleyRNN(2, 4, gradient="reversible"), ["reversible", "jumps", "checkpoint"]),
-        (lambda: neuralosc.ExpRNN(2, 4, solver="dopri5", gradient="adjoint"), ["adjoint", "jumps", "backprop"]),
         (lambda: neuralosc.ExpRNN(2, 4, solver="stormer_verlet"), ["partitioned", "Orthogonal"]),
     ],
 )
