@@ -19,6 +19,8 @@ from solvers.errors import InputError, NumericalError, PairingError
 
 #: Seconds that the rounds of one case may take before it gets fewer of them.
 BUDGET = 12.0
+#: Seconds of short steps in a row that make a round.
+ROUND = 0.05
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def measure(shape: Shape, repeats: int, report: Report = silent) -> list[Timing]
             check_equal(case, outcomes[name], outcomes[case.peer])
     limits = {name: max(1, int(BUDGET / max(found.seconds, 1e-9))) for name, found in outcomes.items()}
     steps = {name: subject.step for name, subject in subjects.items()}
-    seconds = interleaved(steps, repeats, str(shape), report, limits)
+    counts = {name: max(1, int(ROUND / max(found.seconds, 1e-4))) for name, found in outcomes.items()}
+    seconds = interleaved(steps, repeats, str(shape), report, limits, counts)
     return [_timing(shape, case, seconds, notes.get(name, "")) for name, case in todo.items()]
 
 
@@ -142,7 +145,8 @@ def table(timings: Sequence[Timing]) -> Table:
         "Shape: (time, batch, hidden, features). Floors: time over that of the field's own matrix products alone (of "
         "coRNN's for torch.nn and for UnICORNN, which has none; for linear oscillators, over the associative scan). "
         "Speed-up: over the loop, or torchdiffeq's rk4, of the same field (minima). Adaptive: rtol 1e-3, atol 1e-4, "
-        "told where the samples are. Slow cases run in fewer rounds. float32. diffrax where it is installed.",
+        "told where the samples are. Slow cases run in fewer rounds, short ones several times in each. float32. diffrax "
+        "where it is installed.",
         ("shape", "field", "case"),
         ("median ms", "min ms", "floors: medians", "minima", "speed-up", "rounds"),
     )

@@ -31,20 +31,25 @@ def interleaved(
     what: str = "",
     report: Report = silent,
     limits: Mapping[str, int] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of every case in each of `repeats` rounds: a slow moment of the machine meets all of them.
 
-    A case with a limit takes part in the first so many rounds alone.
+    A case with a limit takes part in the first so many rounds alone. A case with a count runs so often in a row in each
+    of its rounds, whose time is the mean: training takes one short step after another, with warm caches.
     """
+    counts = counts or {}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for repeat in range(repeats):
         report(f"{what} round {repeat + 1} of {repeats}", (repeat + 1) / (repeats + 1))
         for name, case in cases.items():
             if limits and repeat >= limits.get(name, repeats):
                 continue
+            count = counts.get(name, 1)
             start = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(count):
+                case()
+            seconds[name].append((time.perf_counter() - start) / count)
     return {name: tuple(times) for name, times in seconds.items()}
 
 
