@@ -145,8 +145,8 @@ def table(timings: Sequence[Timing]) -> Table:
         "Shape: (time, batch, hidden, features). Floors: time over that of the field's own matrix products alone (of "
         "coRNN's for torch.nn and for UnICORNN, which has none; for linear oscillators, over the associative scan). "
         "Speed-up: over the loop, or torchdiffeq's rk4, of the same field (minima). Adaptive: rtol 1e-3, atol 1e-4, "
-        "told where the samples are. Slow cases run in fewer rounds, short ones several times in each. float32. diffrax "
-        "where it is installed.",
+        "told where the samples are. Slow cases run in fewer rounds, short ones several times in each. float32. "
+        "diffrax where it is installed.",
         ("shape", "field", "case"),
         ("median ms", "min ms", "floors: medians", "minima", "speed-up", "rounds"),
     )

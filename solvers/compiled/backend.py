@@ -133,7 +133,10 @@ def attempt(
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
         lacking = _lacking(state) if chosen == "auto" else ""
-        given, loop = loop, fed(loop, chosen in ("auto", "compiled") and not lacking and state.device.type == "cpu")
+        given = loop
+        if state.device.type == "cpu" and chosen != "triton":
+            # A GPU kernel has no registers to spare for the map.
+            loop = fed(loop, chosen in ("auto", "compiled") and not lacking)
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
