@@ -8,7 +8,7 @@ import torch
 import neuralosc
 import solvers
 from experiments import bench
-from solvers.compiled import build
+from solvers.compiled import build, multiply
 from solvers.compiled.backend import WORTHWHILE
 
 TEXT = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
@@ -23,7 +23,11 @@ def test_the_backends_and_the_paths_are_all_there():
 
 
 def test_the_variables_are_those_that_are_read():
-    assert set(re.findall(r"^\| `(NEURALOSC_\w+)` \|", TEXT, re.MULTILINE)) == {build.COMPILER, build.CACHE}
+    assert set(re.findall(r"^\| `(NEURALOSC_\w+)` \|", TEXT, re.MULTILINE)) == {
+        build.COMPILER,
+        build.CACHE,
+        multiply.PRODUCTS,
+    }
 
 
 def test_the_shapes_are_those_of_the_benchmark():
