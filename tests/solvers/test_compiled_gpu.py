@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 
+import conftest
 import pytest
 import torch
 from torch import nn
@@ -53,11 +54,7 @@ def agree(rnn, relative_error, batch=3, time=4, spans=None, dtype=torch.float64,
     plain, calls = solved(rnn, "plain", x, state, spans, weights)
     fast, same = solved(rnn, "triton", x, state, spans, weights)
     assert calls == same
-    for found, expected in zip(fast, plain, strict=True):
-        if found is None or expected is None:
-            assert all(g is None or not g.any() for g in (found, expected))
-        else:
-            assert relative_error(found, expected) < bound or float((found - expected).abs().max()) < 1e-15
+    conftest.assert_agree(fast, plain, bound)
 
 
 class Functions(neuralosc.VectorField):

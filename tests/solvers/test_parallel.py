@@ -1,5 +1,6 @@
 """Linear fields solved for all times at once, against the plain path: values, every gradient, and what is refused."""
 
+import conftest
 import pytest
 import torch
 from test_compiled_equality import inputs
@@ -71,11 +72,7 @@ def gradients(rnn, way, x, state, spans, lengths=None):
 def agree(rnn, way, x, state, spans, relative_error, lengths=None, bound=1e-9):
     (plain, calls), (fast, same) = (gradients(rnn, name, x, state, spans, lengths) for name in ("plain", way))
     assert calls == same
-    for found, expected in zip(fast, plain, strict=True):
-        if found is None or expected is None:
-            assert all(g is None or not g.any() for g in (found, expected))
-        else:
-            assert relative_error(found, expected) < bound or float((found - expected).abs().max()) < 1e-15
+    conftest.assert_agree(fast, plain, bound)
 
 
 def fits(solver, field):

@@ -1,5 +1,6 @@
 """The loop in pure torch against the plain path, and when it is taken."""
 
+import conftest
 import pytest
 import torch
 from test_compiled_equality import inputs
@@ -38,11 +39,7 @@ def agree(rnn, x, state, spans, relative_error, bound=1e-9):
     plain, calls = gradients(rnn, "plain", x, state, spans)
     fast, same = gradients(rnn, "torch", x, state, spans)
     assert calls == same
-    for found, expected in zip(fast, plain, strict=True):
-        if found is None or expected is None:
-            assert all(g is None or not g.any() for g in (found, expected))
-        else:
-            assert relative_error(found, expected) < bound or float((found - expected).abs().max()) < 1e-15
+    conftest.assert_agree(fast, plain, bound)
 
 
 @pytest.mark.parametrize(("name", "solver"), QUICK)
