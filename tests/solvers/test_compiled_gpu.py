@@ -43,7 +43,7 @@ def solved(rnn, backend, x, state, spans, weights):
     return [solution.output, solution.state, *found], solution.evaluations
 
 
-def agree(rnn, relative_error, batch=3, time=4, spans=None, dtype=torch.float64, bound=1e-12):
+def agree(rnn, batch=3, time=4, spans=None, dtype=torch.float64, bound=1e-12):
     rnn = rnn.to(DEVICE, dtype)
     shape = (batch, time, rnn.components, rnn.hidden_size)
     x = torch.randn(batch, time, rnn.input_size, dtype=dtype).to(DEVICE).requires_grad_()
@@ -92,20 +92,20 @@ QUICK = [
 
 
 @pytest.mark.parametrize(("name", "solver"), QUICK)
-def test_all_gradients_are_those_of_the_plain_path(name, solver, make_field, relative_error):
-    agree(ContinuousRNN(make_field(name), solver, 0.1), relative_error, spans="sample")
+def test_all_gradients_are_those_of_the_plain_path(name, solver, make_field):
+    agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "solver"), QUICK)
-def test_single_precision(name, solver, make_field, relative_error):
+def test_single_precision(name, solver, make_field):
     rnn = ContinuousRNN(make_field(name, 2, 20), solver, 0.1)
-    agree(rnn, relative_error, dtype=torch.float32, time=6, bound=2e-5)
+    agree(rnn, dtype=torch.float32, time=6, bound=2e-5)
 
 
-def test_every_function(relative_error):
+def test_every_function():
     torch.manual_seed(0)
-    agree(ContinuousRNN(Functions(2, 3), "midpoint", 0.1), relative_error, spans="sample")
+    agree(ContinuousRNN(Functions(2, 3), "midpoint", 0.1), spans="sample")
 
 
 @pytest.mark.parametrize("depth", [0, 16])
@@ -113,36 +113,36 @@ def test_every_function(relative_error):
     ("name", "solver"),
     [("oscillator", "semi_implicit_euler"), pytest.param("multiscale", "heun", marks=pytest.mark.slow)],
 )
-def test_pieces_of_channels(name, solver, depth, make_field, relative_error, monkeypatch):
+def test_pieces_of_channels(name, solver, depth, make_field, monkeypatch):
     """Held and streamed matrices, cut into tiles that do not divide the width."""
     monkeypatch.setattr(gpu_build, "layouts", lambda *_: [Layout(16, 16, depth, 4, 1)])
-    agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), relative_error, batch=18, time=2, spans="sample")
+    agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), batch=18, time=2, spans="sample")
 
 
 @pytest.mark.parametrize(
     ("batch", "time", "hidden"),
     [(1, 1, 1), (1, 3, 5), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((2, 1, 17), (17, 2, 33)))],
 )
-def test_shapes(batch, time, hidden, make_field, relative_error):
+def test_shapes(batch, time, hidden, make_field):
     for name, solver in (("oscillator", "semi_implicit_euler"), ("hamiltonian_oscillator", "stormer_verlet")):
-        agree(ContinuousRNN(make_field(name, 2, hidden), solver, 0.1), relative_error, batch, time, "sample")
+        agree(ContinuousRNN(make_field(name, 2, hidden), solver, 0.1), batch, time, "sample")
 
 
 @pytest.mark.parametrize(
     "clock", ["uniform", "sample", *(pytest.param(clock, marks=pytest.mark.slow) for clock in ("numbers", "shared"))]
 )
-def test_clocks_and_substeps(clock, make_field, relative_error, monkeypatch):
+def test_clocks_and_substeps(clock, make_field, monkeypatch):
     """One interval in each launch of the backward kernel, too."""
     monkeypatch.setattr(gpu_run, "CHUNK", 1)
     spans = torch.rand(4, dtype=torch.float64).add(0.1).to(DEVICE)
     chosen = {"uniform": None, "numbers": spans, "shared": spans.requires_grad_(clock == "shared")}
     for name, solver in (("oscillator_uncoupled", "stormer_verlet"), ("lipschitz_gated", "euler")):
         rnn = ContinuousRNN(make_field(name), solver, 0.1, substeps=3, control="linear")
-        agree(rnn, relative_error, spans=chosen.get(clock, clock))
+        agree(rnn, spans=chosen.get(clock, clock))
 
 
 @pytest.mark.slow
-def test_every_pairing(make_field, relative_error):
+def test_every_pairing(make_field):
     import conftest
     from test_compiled_equality import compiles
 
@@ -150,7 +150,7 @@ def test_every_pairing(make_field, relative_error):
     for name in conftest.FIELDS:
         for solver in solvers.compatible(make_field(name)):
             if compiles(name, solver):
-                agree(ContinuousRNN(make_field(name), solver, 0.1), relative_error, spans="sample", bound=1e-9)
+                agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
                 taken += 1
     assert taken > 200
 

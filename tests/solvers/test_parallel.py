@@ -69,7 +69,7 @@ def gradients(rnn, way, x, state, spans, lengths=None):
     return [*found, *torch.autograd.grad(loss, leaves, allow_unused=True)], solution.evaluations
 
 
-def agree(rnn, way, x, state, spans, relative_error, lengths=None, bound=1e-9):
+def agree(rnn, way, x, state, spans, lengths=None, bound=1e-9):
     (plain, calls), (fast, same) = (gradients(rnn, name, x, state, spans, lengths) for name in ("plain", way))
     assert calls == same
     conftest.assert_agree(fast, plain, bound)
@@ -81,54 +81,54 @@ def fits(solver, field):
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("solver", STEPWISE)
-def test_every_solver(solver, name, relative_error):
+def test_every_solver(solver, name):
     field = FIELDS[name]().double()
     if not fits(solver, field):
         pytest.skip("the field lacks what the solver needs")
     rnn = ContinuousRNN(field, solver, 0.3)
     x, state, spans = inputs(rnn, batch=2, time=11)
-    agree(rnn, "scan", x, state, spans, relative_error)
+    agree(rnn, "scan", x, state, spans)
     if name == "damped":
         for way in parallel.WAYS:
-            agree(rnn, way, x, state, None, relative_error)
+            agree(rnn, way, x, state, None)
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4", "exponential_euler", "imex_euler"])
-def test_one_component_and_a_bent_input(solver, relative_error):
+def test_one_component_and_a_bent_input(solver):
     rnn = ContinuousRNN(Relaxation().double(), solver, 0.3, control="linear")
     x, state, spans = inputs(rnn, batch=2, time=11)
-    agree(rnn, "scan", x, state, spans, relative_error)
-    agree(rnn, "fft", x, state, None, relative_error)
+    agree(rnn, "scan", x, state, spans)
+    agree(rnn, "fft", x, state, None)
 
 
 @pytest.mark.parametrize("control", list(solvers.CONTROLS))
 @pytest.mark.parametrize("substeps", [1, 3])
 @pytest.mark.parametrize("clock", ["uniform", "numbers", "shared", "sample"])
-def test_clocks_controls_and_substeps(clock, substeps, control, relative_error):
+def test_clocks_controls_and_substeps(clock, substeps, control):
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "rk4", 0.3, substeps=substeps, control=control)
     x, state, spans = inputs(rnn, batch=2, time=11)
     chosen = {"uniform": None, "numbers": spans.detach()[0], "shared": spans[0].detach().requires_grad_()}
     given = chosen.get(clock, spans)
     for way in parallel.WAYS if clock == "uniform" else ("scan",):
-        agree(rnn, way, x, state, given, relative_error)
+        agree(rnn, way, x, state, given)
 
 
 @pytest.mark.parametrize(("batch", "time", "size"), [(1, 1, 64), (1, 7, 64), (3, 5, 1), (2, 300, 16), (2, 193, 64)])
-def test_shapes_and_sizes_of_chunks(batch, time, size, relative_error, monkeypatch):
+def test_shapes_and_sizes_of_chunks(batch, time, size, monkeypatch):
     monkeypatch.setitem(scan.CHUNK, "cpu", max(size, 2))
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "semi_implicit_euler", 0.3)
     x, state, spans = inputs(rnn, batch, time)
-    agree(rnn, "scan", x, state, spans, relative_error)
-    agree(rnn, "scan", x, state, None, relative_error)
-    agree(rnn, "fft", x, state, None, relative_error)
+    agree(rnn, "scan", x, state, spans)
+    agree(rnn, "scan", x, state, None)
+    agree(rnn, "fft", x, state, None)
 
 
-def test_layers_lengths_and_longest_steps(relative_error):
+def test_layers_lengths_and_longest_steps():
     fields = [neuralosc.LinearOscillator(2, 4).double(), neuralosc.LinearOscillator(4, 4, damped=True).double()]
     rnn = ContinuousRNN(fields, "imex_euler", [0.3, 0.5], max_dt=0.2)
     x, state, spans = inputs(rnn, batch=3, time=9)
     start = torch.randn(2, *state.shape, dtype=F64, requires_grad=True)
-    agree(rnn, "scan", x, start, spans, relative_error, lengths=[9, 1, 5])
+    agree(rnn, "scan", x, start, spans, lengths=[9, 1, 5])
 
 
 @pytest.mark.parametrize("part", ["output", "state"])
@@ -171,13 +171,13 @@ def test_without_gradients(mode, way, relative_error):
     assert not found[1].requires_grad and relative_error(found[1], found[0]) < 1e-6
 
 
-def test_single_precision_over_a_thousand_steps(relative_error, monkeypatch):
+def test_single_precision_over_a_thousand_steps(monkeypatch):
     monkeypatch.setitem(scan.CHUNK, "cpu", 16)
     rnn = ContinuousRNN(FIELDS["damped"](), "imex_euler", 0.3, control="linear")
     x, state, spans = inputs(rnn, batch=2, time=1000, dtype=torch.float32)
     for way in parallel.WAYS:
-        agree(rnn, way, x, state, None, relative_error, bound=2e-5)
-    agree(rnn, "scan", x, state, spans.detach()[0], relative_error, bound=2e-5)
+        agree(rnn, way, x, state, None, bound=2e-5)
+    agree(rnn, "scan", x, state, spans.detach()[0], bound=2e-5)
 
 
 def test_taken_by_itself_where_there_is_no_compiler(monkeypatch):
@@ -244,14 +244,14 @@ def test_an_fft_wants_equal_steps_and_bounded_powers(one_line):
     one_line(caught, "powers")
 
 
-def test_noise_is_refused_and_noisy_fields_are_solved_without(relative_error, one_line):
+def test_noise_is_refused_and_noisy_fields_are_solved_without(one_line):
     noisy = neuralosc.Noisy(FIELDS["damped"](), 0.1).double()
     rnn = ContinuousRNN(noisy, "euler_maruyama", 0.3)
     x, state, spans = inputs(rnn, batch=2, time=9)
     with solvers.backend("scan"), pytest.raises(PairingError) as caught:
         rnn(x)
     one_line(caught, "noise")
-    agree(rnn.with_solver("rk4"), "scan", x, state, spans, relative_error)
+    agree(rnn.with_solver("rk4"), "scan", x, state, spans)
 
 
 def test_half_precision_and_autocast_are_refused(one_line):
