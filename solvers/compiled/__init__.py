@@ -15,6 +15,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     emit_torch, run_torch  the same plan as Python on tensors, for where there is no compiler
     emit_gpu  the plan as Triton, for tensors on a GPU; gpu_pieces says where values are cut, gpu_math what Triton lacks
     gpu_build how its kernels lie on the device (gpu_layout), and what they take there
+    makers    what makes a kernel of a plan: C++, pure torch or Triton
     kernel    one for each different step of a field, found again at the next solve
     run       its call over a sequence, on several threads, as one autograd function; gpu_run the same on a GPU
     segmented the same with gradient 'checkpoint': a segment at a time

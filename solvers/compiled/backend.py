@@ -20,6 +20,7 @@ from solvers.compiled.carried import Layout, States
 from solvers.compiled.feed import fed
 from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
+from solvers.compiled.makers import CPP, TORCH, TRITON
 from solvers.compiled.products import Products
 from solvers.control import Paths
 from solvers.errors import InputError, PairingError
@@ -208,18 +209,17 @@ def _at_once(
     """
     if isinstance(gradient, Checkpoint):
         raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
-    for way in ways:
-        try:
-            call = _checked_call(functools.partial(parallel.prepare, way), field, loop, layout, start)
-            *outs, end = call.run(start)
-        except Refused:
-            if way == ways[-1]:
-                raise
-            continue
-        if isinstance(loop.field, Counted):
-            loop.field.evaluations += call.evaluations * len(loop) * loop.substeps
-        return States(loop.solver, layout, outs, end), Record(way, reason)
-    raise Refused("no way was named")
+    way, *others = ways
+    try:
+        call = _checked_call(functools.partial(parallel.prepare, way), field, loop, layout, start)
+        *outs, end = call.run(start)
+    except Refused:
+        if not others:
+            raise
+        return _at_once(others, field, loop, gradient, layout, start, reason)
+    if isinstance(loop.field, Counted):
+        loop.field.evaluations += call.evaluations * len(loop) * loop.substeps
+    return States(loop.solver, layout, outs, end), Record(way, reason)
 
 
 def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
@@ -233,8 +233,8 @@ def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Call
     if chosen == "triton" or chosen == "torch" or lacking:
         if isinstance(gradient, Checkpoint):
             raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
-        return functools.partial(prepare, triton=True) if chosen == "triton" else run_torch.prepare
-    return prepare
+        return functools.partial(prepare, TRITON if chosen == "triton" else TORCH)
+    return functools.partial(prepare, CPP)
 
 
 def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:

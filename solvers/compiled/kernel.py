@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from solvers.clock import Clock
-from solvers.compiled import build, gpu_build, gpu_run, multiply
+from solvers.compiled import multiply
 from solvers.compiled.carried import Layout
-from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Columns, Item, kind_of
 from solvers.compiled.ir import Refused
-from solvers.compiled.overlay import overlays
+from solvers.compiled.makers import Maker, working
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Prologue, Run, packed, pass_item
 from solvers.compiled.segmented import Segmented
@@ -235,15 +234,15 @@ class Call:
         return type(loop)(field, loop.solver, paths, Clock(starts, spans), 1)
 
 
-def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor, triton: bool = False) -> Call:
+def prepare(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
     """The kernel for a loop, made or found, and its arguments; `state` is the packed one of the layout.
 
     Args:
+        maker: what makes the kernel where there is none yet.
         original: the field as the user gave it.
         loop: with the bound field.
         layout: of what the solver carries.
         state: packed.
-        triton: a GPU kernel even for tensors in main memory, which Triton's interpreter runs.
 
     Raises:
         Refused: the loop cannot be taken.
@@ -251,17 +250,22 @@ def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor, triton: bo
     bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
     columns = Columns(loop, state.shape[0])
     with _LOCK:
-        entry = _entry(original, loop, layout, state, columns)
+        entry = _entry(maker, original, loop, layout, state, columns)
         if entry.traced is None:
             raise Refused(entry.refused)
         traced = entry.traced
         tensors, items, scalars = _tensors(traced, bound, columns, state)
         wanted = _wanted(traced, state, tensors, items, scalars)
-        target = gpu_build.target(state) if triton or state.device.type != "cpu" else None
-        key = (wanted, loop.substeps > 1, target, target is None and _half(state))
-        kernel = entry.kernels.get(key)
-        if kernel is None:
-            kernel = entry.kernels[key] = _made(traced, state, items, scalars, *key)
+        divided = loop.substeps > 1
+        key = (maker, maker.key(state), wanted, divided)
+        if key not in entry.kernels:
+            try:
+                plan = program(traced, state.shape[2], wanted, divided)
+                made = maker.make(plan, key[1], items, scalars, state.dtype, wanted or frozenset())
+                entry.kernels[key] = made
+            except Refused as error:
+                entry.kernels[key] = str(error)
+        kernel = entry.kernels[key]
     if isinstance(kernel, str):
         raise Refused(kernel)
     return Call(kernel, traced, loop, layout, tensors)
@@ -275,7 +279,7 @@ def refuse(original: Any, call: Call, reason: str) -> None:
                 entry.kernels[key] = reason
 
 
-def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
+def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
     shape = (state.shape[1:], state.dtype, state.device)
     key = (loop.solver, kind_of(loop.paths), plain_items, shape, fingerprint(original))
@@ -288,8 +292,7 @@ def _entry(original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Co
         if len(entries) > 64:
             entries.clear()
         entries[key] = Entry()
-        if state.device.type == "cpu":
-            multiply.prepare(working(state.dtype), _half(state))
+        maker.begin(state)
         try:
             # The generator is put back: recording a step must not change what a user draws next.
             with torch.random.fork_rng(devices=[]), torch.autocast(state.device.type, enabled=False):
@@ -307,32 +310,19 @@ def _tensors(
     scalars = [i for i in columns.items if i.key in traced.stepwise and i.uniform]
     known = field_tensors(bound)
     by_key = {i.key: i for i in columns.items}
-    given = []
+    given, plain = [], not torch.is_autocast_enabled(state.device.type)
     for key in traced.given:
         tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
-        plain = not torch.is_autocast_enabled(state.device.type)
         if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype and plain:
             raise Refused(f"{key[-1]} has dtype {tensor.dtype}, the state {state.dtype}")
         given.append(tensor.to(state.device, working(state.dtype) if tensor.is_floating_point() else None))
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
-        if not item.number and part.dtype != state.dtype and not torch.is_autocast_enabled(state.device.type):
+        if not item.number and part.dtype != state.dtype and plain:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
     taken = [part.to(state.device, working(part.dtype)) for part in parts]
     return [*taken, *given], items, scalars
-
-
-def _half(state: Tensor) -> bool:
-    """Whether products are those of bfloat16: of such a state, or under such autocast, where there are any."""
-    autocast = torch.is_autocast_enabled(state.device.type)
-    products = torch.get_autocast_dtype(state.device.type) if autocast else state.dtype
-    return products == torch.bfloat16 and state.dtype != torch.float64 and multiply.has_half()
-
-
-def working(dtype: torch.dtype) -> torch.dtype:
-    """The type a kernel computes in: a state of few significant bits would lose what a small step adds to it."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
@@ -366,28 +356,3 @@ def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[It
         if any(given[k].requires_grad for k in behind):
             wanted.add(("uniform", i))
     return frozenset(wanted)
-
-
-def _made(
-    traced: Traced,
-    state: Tensor,
-    items: list[Item],
-    scalars: list[Item],
-    wanted: Any,
-    divided: bool,
-    target: gpu_build.Target | None,
-    half: bool,
-) -> Kernel | str:
-    """A kernel, or why there is none."""
-    try:
-        plan = program(traced, state.shape[2], wanted, divided)
-        if target is not None:
-            return gpu_run.kernel(plan, target, items, scalars, state.dtype, wanted or frozenset())
-        over = overlays(plan, items)
-        dtype = working(state.dtype)
-        source = emit(plan, "float" if dtype == torch.float32 else "double", over)
-        multiply.gemm(dtype, half)
-        library = build.library(source.text)
-        return Kernel(plan, source, library, items, scalars, dtype, wanted or frozenset(), over, half)
-    except Refused as error:
-        return str(error)

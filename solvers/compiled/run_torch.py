@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from solvers.compiled import build, kernel
-from solvers.compiled.carried import Layout
+from solvers.compiled import build
 from solvers.compiled.emit_cpu import Signature
 from solvers.compiled.emit_torch import emit, functions
-from solvers.compiled.inputs import Columns
+from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Refused
-from solvers.compiled.kernel import Call
-from solvers.compiled.plan import program
+from solvers.compiled.plan import Program
 from solvers.compiled.run import Arguments, Kernel
-from solvers.statistics import Counted
-
-if TYPE_CHECKING:
-    from solvers.loop import Loop
 
 
 class TorchArguments(Arguments):
@@ -43,34 +38,24 @@ class TorchKernel(Kernel):
         return TorchArguments(self, steps, substeps, state.shape[0], state.dtype, {}, {})
 
 
-def prepare(original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
-    """Like `kernel.prepare`, without a compiler.
+def kernel(
+    program: Program,
+    key: Hashable,
+    items: list[Item],
+    scalars: list[Item],
+    dtype: torch.dtype,
+    wanted: frozenset[Hashable],
+) -> TorchKernel:
+    """The two functions of a program.
 
     Raises:
-        Refused: the loop cannot be taken.
+        Refused: they cannot be written in torch.
     """
-    bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
-    columns = Columns(loop, state.shape[0])
-    with kernel._LOCK:
-        entry = kernel._entry(original, loop, layout, state, columns)
-        if entry.traced is None:
-            raise Refused(entry.refused)
-        tensors, items, scalars = kernel._tensors(entry.traced, bound, columns, state)
-        wanted = kernel._wanted(entry.traced, state, tensors, items, scalars)
-        key = ("torch", wanted, loop.substeps > 1)
-        if key not in entry.kernels:
-            try:
-                plan = program(entry.traced, state.shape[2], wanted, loop.substeps > 1)
-                source = emit(plan)
-                forward, backward = functions(source)
-                made: Any = SimpleNamespace(forward=forward, backward=backward)
-                entry.kernels[key] = TorchKernel(plan, source, made, items, scalars, state.dtype, wanted or frozenset())
-            except Refused as error:
-                entry.kernels[key] = str(error)
-        found = entry.kernels[key]
-    if isinstance(found, str):
-        raise Refused(found)
-    return Call(found, entry.traced, loop, layout, tensors)
+    source = emit(program)
+    forward, backward = functions(source)
+    return TorchKernel(
+        program, source, SimpleNamespace(forward=forward, backward=backward), items, scalars, dtype, wanted
+    )
 
 
 def missing() -> str:

@@ -1,0 +1,66 @@
+"""What makes a kernel of the plan of a step: C++, pure torch or Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.compiled import build, gpu_build, gpu_run, multiply, run_torch
+from solvers.compiled.emit_cpu import emit
+from solvers.compiled.inputs import Item
+from solvers.compiled.overlay import overlays
+from solvers.compiled.plan import Program
+from solvers.compiled.run import Kernel
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes kernels of one kind.
+
+    Attributes:
+        key: from the packed state to what a kernel depends on besides the program.
+        make: from program, key, items, scalars, dtype of the state and gradients wanted to a kernel.
+        begin: what can go on while a step is recorded.
+
+    All of them refuse what they cannot take.
+    """
+
+    key: Callable[[Tensor], Any]
+    make: Callable[[Program, Any, list[Item], list[Item], torch.dtype, frozenset[Hashable]], Kernel]
+    begin: Callable[[Tensor], None] = lambda state: None
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    """The type a kernel computes in: a state of few significant bits would lose what a small step adds to it."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def _half(state: Tensor) -> bool:
+    """Whether products are those of bfloat16: of such a state, or under such autocast, where there are any."""
+    autocast = torch.is_autocast_enabled(state.device.type)
+    products = torch.get_autocast_dtype(state.device.type) if autocast else state.dtype
+    return products == torch.bfloat16 and state.dtype != torch.float64 and multiply.has_half()
+
+
+def _cpp(
+    program: Program,
+    half: bool,
+    items: list[Item],
+    scalars: list[Item],
+    dtype: torch.dtype,
+    wanted: frozenset[Hashable],
+) -> Kernel:
+    over, dtype = overlays(program, items), working(dtype)
+    source = emit(program, "float" if dtype == torch.float32 else "double", over)
+    multiply.gemm(dtype, half)
+    return Kernel(program, source, build.library(source.text), items, scalars, dtype, wanted, over, half)
+
+
+CPP = Maker(_half, _cpp, lambda state: multiply.prepare(working(state.dtype), _half(state)))
+TORCH = Maker(lambda state: None, run_torch.kernel)
+#: Takes tensors in main memory too, in Triton's interpreter.
+TRITON = Maker(gpu_build.target, gpu_run.kernel)
