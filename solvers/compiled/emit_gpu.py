@@ -10,25 +10,12 @@ terms in memory, and one product over all samples and many steps makes it, the s
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
-from solvers.compiled.emit_cpu import Signature
-from solvers.compiled.gpu_layout import GpuSource, Layout, literal, power, raised, said, separable
-from solvers.compiled.gpu_pieces import Cuts, Piece
-from solvers.compiled.ir import PREDICATES, Matrix, Node, Refused
+from solvers.compiled.gpu_layout import GpuSource, Layout, said
+from solvers.compiled.gpu_pieces import Piece
+from solvers.compiled.gpu_values import HEAD, Values
+from solvers.compiled.ir import Matrix, Node, Refused
 from solvers.compiled.plan import Level, Place, Plan, Product, Program
-
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
-_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
-_CALLS = {"exp": "tl.exp", "log": "tl.log", "sin": "tl.sin", "cos": "tl.cos", "sqrt": "tl.sqrt", "erf": "tl.erf"}
-_CALLS |= {"floor": "tl.floor", "abs": "tl.abs", "tanh": "tanh", "sigmoid": "sigmoid", "expm1": "expm1"}
-_CALLS |= {"log1p": "log1p", "sign": "sign", "max": "larger", "min": "smaller"}
-
-_HEAD = """import triton
-import triton.language as tl
-
-from solvers.compiled.gpu_math import expm1, larger, log1p, sigmoid, sign, smaller, tanh
-"""
 
 #: Most tile products of one step: more would make a kernel that takes minutes to compile.
 LARGEST = 256
@@ -55,11 +42,11 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
     outs = {} if backward is None else backward.outs
     other = None if backward is None else backward.signature
     doubles = (frozenset(forward.doubles), frozenset() if backward is None else frozenset(backward.doubles))
-    text = "\n\n".join([_HEAD, *texts])
+    text = "\n\n".join([HEAD, *texts])
     return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs)
 
 
-class _Kernel:
+class _Kernel(Values):
     """Writes one of the two kernels."""
 
     def __init__(
@@ -72,24 +59,12 @@ class _Kernel:
         precision: str,
         layout: Layout,
     ) -> None:
-        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
-        self.real, self.precision, self.layout = f"tl.{dtype}", precision, layout
-        self.signature = Signature()
-        self.ld = program.components * program.width
+        super().__init__(name, program, plan, matrices, dtype, layout)
+        self.precision = precision
         self.products = any(level.products for level in plan.levels)
-        self.split = separable(plan, program.width)
-        self.block = min(layout.piece, power(program.width))
-        self.tiles = -(-program.width // self.block) if self.split else 1
-        added = [p.node for level in plan.levels for p in level.products if p.add]
-        self.cuts = Cuts(plan.depth, self.looped(), added, program.width if self.split else layout.piece)
-        #: Lines before the loop over steps, at the start of each step, in it, and after the loop.
-        self.top: list[str] = []
-        self.step: list[str] = []
+        self.least = TILE if self.products else 1
+        #: Lines after the loop over steps.
         self.after: list[str] = []
-        self.names: dict[tuple[Any, int], str] = {}
-        self.declared: set[Any] = set()
-        self.outs: dict[str, Hashable] = {}
-        self.doubles: set[Hashable] = set()
         known = [node for _, node in plan.sinks if node.op == "bsum" and node.width > 1]
         read = {arg for node in plan.depth for arg in node.args} | {node for _, node in plan.drops}
         #: What changes from step to step; a sum over samples that is only added up is taken after the last one.
@@ -104,217 +79,14 @@ class _Kernel:
         if sum(self.dots(p) for level in plan.levels for p in level.products) > LARGEST:
             raise Refused(f"its products are more than {LARGEST} tiles, too many for one GPU kernel")
 
-    def looped(self) -> list[Node]:
-        """The components that stay in registers, before and after a step: cut alike, so that one becomes the other."""
-        kind = "state" if self.name == "forward" else "carry"
-        before = [node for node in self.plan.depth if node.op == "leaf" and node.data[0] == kind]
-        stores = [pair for level in self.plan.levels for pair in level.stores]
-        return before + [node for node, place in stores if place.array in ("next", "sent")]
-
     def dots(self, product: Product) -> int:
         """Tile products of one product."""
         columns = len(self.cuts.of(product.node))
         return columns * (1 if self.layout.depth else len(self.cuts.of(product.node.args[0])))
 
-    # Arguments and addresses
-
-    def given(self, name: Hashable) -> str:
-        """The name of a pointer argument."""
-        return f"p{self.signature.pointer(name)}"
-
-    def double(self, name: Hashable) -> str:
-        """The name of a pointer to double precision."""
-        self.doubles.add(name)
-        return self.given(name)
-
-    def number(self, name: Hashable) -> str:
-        """The name of an integer argument."""
-        return f"n{self.signature.integer(name)}"
-
-    def once(self, key: Any, section: list[str], *lines: str) -> None:
-        if key not in self.declared:
-            self.declared.add(key)
-            section.extend(lines)
-
-    def padded(self, size: int) -> int:
-        """Width of the tensor that holds a piece."""
-        if size == 1:
-            return 1
-        return self.block if self.split else max(TILE if self.products else 1, power(size))
-
-    def channels(self, size: int) -> str:
-        """Name of the channels within a piece, `(1, padded)`."""
-        if size == 1:
-            return "0"
-        p = self.padded(size)
-        shift = f"tl.program_id(1) * {p} + " if self.split else ""
-        self.once(("channels", p), self.top, f"j{p} = {shift}tl.arange(0, {p})[None, :]")
-        return f"j{p}"
-
-    def inside(self, size: int) -> str:
-        """Which channels of the tensor are of the piece; empty where all are."""
-        if size == 1 or (self.padded(size) == size and not self.split):
-            return ""
-        if self.split and size % self.block == 0:
-            return ""
-        return f"({self.channels(size)} < {size})"
-
-    def mask(self, size: int, batch: bool = True) -> str:
-        """Arguments of a load or store that leave out what is not there."""
-        parts = [*(["here"] if batch else []), *([self.inside(size)] if self.inside(size) else [])]
-        return f", mask={' & '.join(parts)}" if parts else ""
-
-    def load(self, address: str, size: int, batch: bool = True) -> str:
-        mask = self.mask(size, batch)
-        return f"tl.load({address}{mask}{', other=0.0' if mask else ''})"
-
-    def base(self, array: Any) -> str:
-        """The address of this step's first channel of an array, for each sample of the program."""
-        kind = array if isinstance(array, str) else array[0]
-        if kind in ("state", "next"):
-            shift = "s" if kind == "state" else "(s + 1)"
-            return f"{self.given('states')} + ({shift} * batch + row) * {self.ld}"
-        if kind in ("step", "dstep"):
-            p, st, sb = self.given(array), self.number((*array, "time")), self.number((*array, "sample"))
-            return f"{p} + {'s' if array[1] == ('start',) else 'at'} * {st} + row * {sb}"
-        width = self.plan.widths[array]
-        if kind == "saved":
-            return f"{self.given(array)} + (s * batch + row) * {width}"
-        if kind == "chunk":
-            return f"{self.given(array)} + ((s - first) * batch + row) * {width}"
-        return f"{self.given(array)} + row * {width}"
-
-    # Values
-
-    def value(self, node: Node, start: int) -> str:
-        """The name of a piece of a value."""
-        node, start = self.source(node, start)
-        return literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
-
-    def source(self, node: Node, start: int) -> tuple[Node, int]:
-        """The value, and the channel of it, that a piece of a slice or of parts beside each other is."""
-        while node.op in ("slice", "cat") and (node, start) not in self.names:
-            if node.op == "slice":
-                node, start = node.args[0], node.data[0] + start
-                continue
-            at = 0
-            for part in node.args:
-                if at <= start < at + part.width:
-                    node, start = part, start - at
-                    break
-                at += part.width
-        return node, start
-
-    def operand(self, node: Node, start: int, tensor: bool) -> str:
-        """An argument of a pointwise function; numbers are doubles until they meet a tensor."""
-        node, start = self.source(node, start)
-        name = self.value(node, start)
-        if node.op == "const":
-            return name
-        if node.scalar and tensor and node.op not in PREDICATES:
-            return f"{name}.to({self.real})"
-        return name
-
-    def full(self, node: Node, piece: Piece) -> str:
-        """A piece of a value as a tensor of all samples and channels."""
-        text = self.operand(node, piece[0], True)
-        node, _ = self.source(node, piece[0])
-        if node.batch and (node.width > 1 or piece[1] == 1):
-            return text
-        return f"(tl.zeros([{self.layout.rows}, {self.padded(piece[1])}], {self.real}) + {text})"
-
-    def clean(self, name: str, size: int) -> str:
-        """A piece with zeros in the channels that are not there."""
-        return f"tl.where({self.inside(size)}, {name}, 0.0)" if self.inside(size) else name
-
-    def define(self, node: Node, start: int, text: str, section: list[str]) -> None:
-        kind = "v" if node.batch else "r" if node.width > 1 else "s"
-        name = f"{kind}{node.number}" + (f"_{start}" if node.width > 1 else "")
-        self.names[node, start] = name
-        section.append(f"{name} = {text}")
-
-    def compute(self, node: Node, section: list[str]) -> None:
-        """All pieces of a value that is no product."""
-        home = self.plan.homes.get(node)
-        known = home and (node.op == "leaf" or home[0].array == "next" or home[0].array[0] == "saved")
-        known = known and (self.name == "backward" or node.op == "leaf")
-        if node.op == "slice" and node.scalar:
-            # One channel of a row is a number like any other.
-            self.define(node, 0, f"tl.sum({self.value(node.args[0], node.data[0])}.to(tl.float64))", section)
-        if node.op == "const" or (node.op in ("cat", "slice", "mm") and not known):
-            return
-        for start, size in self.cuts.of(node):
-            if node.op == "leaf" and node.data[0] in ("state", "carry") and self.carried(node):
-                name = f"{node.data[0]}{node.data[1]}_{start}"
-                self.names[node, start] = name
-            elif known and home:
-                address = f"{self.base(home[0].array)} + {home[0].offset + start} + {self.channels(size)}"
-                self.define(node, start, self.load(address, size), section)
-            elif node.op == "leaf":
-                self.define(node, start, self.leaf(node, start, size), section)
-            elif node.op == "csum":
-                self.define(node, start, self.channel_sum(node.args[0]), section)
-            elif node.op == "bsum":
-                self.define(node, start, self.sample_sum(node, start), section)
-            else:
-                self.define(node, start, self.function(node, start), section)
-
     def carried(self, node: Node) -> bool:
-        """Whether a state or its gradient stays in registers from step to step."""
+        """The state of the forward pass, and what flows back through the backward one."""
         return self.name == "forward" or node.data[0] == "carry"
-
-    def leaf(self, node: Node, start: int, size: int) -> str:
-        """A row or a scalar from outside."""
-        kind = node.data[0]
-        if kind == "zeros":
-            return f"tl.zeros([1, {self.padded(size)}], {self.real})"
-        p = self.double(node.data) if node.width == 1 else self.given(node.data)
-        at = ""
-        if kind == "step":
-            at = f" + {'s' if node.data[1] == ('start',) else 'at'}"
-            at += "" if node.width == 1 else f" * {self.number((*node.data, 'time'))}"
-        if node.width == 1:
-            return f"tl.load({p}{at})"
-        return self.load(f"{p}{at} + {start} + {self.channels(size)}", size, batch=False)
-
-    def channel_sum(self, x: Node) -> str:
-        """The sum of all pieces: for each sample, or of a row."""
-        pieces = [(self.value(x, start), size) for start, size in self.cuts.of(x)]
-        if x.batch:
-            return " + ".join(n if size == 1 else f"tl.sum({self.clean(n, size)}, 1)[:, None]" for n, size in pieces)
-        return " + ".join(f"tl.sum({self.clean(n, size)}.to(tl.float64))" for n, size in pieces)
-
-    def sample_sum(self, node: Node, start: int) -> str:
-        x = node.args[0]
-        kept = f"tl.where(here, {self.value(x, start)}, 0.0)"
-        return f"tl.sum({kept}, 0)[None, :]" if node.width > 1 else f"tl.sum({kept}.to(tl.float64))"
-
-    def function(self, node: Node, start: int) -> str:
-        """One operation."""
-        op, tensor = node.op, not node.scalar
-        args = [self.operand(a, start if a.width > 1 else 0, tensor) for a in node.args]
-        if op in ("where", "max", "min") or all(a.op == "const" for a in node.args):
-            # Left to itself Triton would take a number for one of single precision.
-            kind = self.real if tensor else "tl.float64"
-            args = [
-                f"tl.full([], {text}, {kind})" if a.op == "const" else text
-                for a, text in zip(node.args, args, strict=True)
-            ]
-        if op == "stop":
-            return args[0]
-        if op in _INFIX:
-            return f"{args[0]} {_INFIX[op]} {args[1]}"
-        if op == "neg":
-            return f"-{args[0]}"
-        if op == "not":
-            return f"{args[0]} == 0"
-        if op == "where":
-            return f"tl.where({', '.join(args)})"
-        if op in _CALLS:
-            return f"{_CALLS[op]}({', '.join(args)})"
-        if op == "pow":
-            return raised(args[0], node.data)
-        raise Refused(f"{op!r} is not known to the GPU emitter" if op != "opaque" else "it sums over the samples")
 
     # Products
 
@@ -378,12 +150,6 @@ class _Kernel:
     def dot(self, x: str, matrix: str, total: str) -> str:
         return f'tl.dot({x}, {matrix}, {total}, input_precision="{self.precision}", out_dtype={self.real})'
 
-    def matrix(self, matrix: Matrix) -> int:
-        """The number of a packed matrix."""
-        if matrix not in self.matrices:
-            self.matrices.append(matrix)
-        return self.matrices.index(matrix)
-
     # Results
 
     def store(self, node: Node, place: Place) -> None:
@@ -413,14 +179,6 @@ class _Kernel:
             return self.cuts.of(node)
         return self.state_pieces()
 
-    def state_pieces(self) -> list[Piece]:
-        """The pieces of a component of the state."""
-        width = self.program.width
-        like = next((node for node in self.looped() if node.width == width), None)
-        if like is not None:
-            return self.cuts.of(like)
-        return [(at, min(self.cuts.largest, width - at)) for at in range(0, width, self.cuts.largest)]
-
     def accumulated(self, name: str, text: str, size: int) -> str:
         """What is added up over the steps of an interval."""
         self.once(name, self.top, f"{name} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
@@ -430,11 +188,11 @@ class _Kernel:
     def endings(self) -> None:
         """Add up the gradients of what is shared by steps or samples."""
         for i, (key, node) in enumerate(self.plan.sinks):
-            for start, size in self.shared_pieces(node):
+            for start, size in self.cuts.of(node):
                 self.sink(f"g{i}_{start}", ("sum", key), node, (start, size))
         for i, (key, node) in enumerate(self.plan.drops):
             p, count = self.double(("drop", key)), self.number(("drop", key, "count"))
-            for start, size in self.shared_pieces(node):
+            for start, size in self.cuts.of(node):
                 shape, kind = self.shared_type(node, size)
                 text, name = self.typed(node, start, size), f"h{i}_{start}"
                 at = "s" if key[1] == ("start",) else "at"
@@ -460,29 +218,11 @@ class _Kernel:
         self.step.append(f"{name} += {self.typed(node, start, size)}")
         self.keep(address, name, node, size, self.after)
 
-    def shared_pieces(self, node: Node) -> list[Piece]:
-        return self.cuts.of(node)
-
-    def shared_type(self, node: Node, size: int) -> tuple[str, str]:
-        return ("[]", "tl.float64") if node.width == 1 else (f"[1, {self.padded(size)}]", self.real)
-
-    def typed(self, node: Node, start: int, size: int) -> str:
-        """A row or a scalar in the type it is added up in."""
-        text = self.operand(node, start, node.width > 1)
-        if node.op == "const":
-            return text
-        if node.width > 1 and size == 1:
-            return f"tl.zeros([1, 1], {self.real}) + {text}"
-        return text if node.width > 1 else f"{text}.to(tl.float64)"
-
     def keep(self, address: str, text: str, node: Node, size: int, section: list[str]) -> None:
         if node.width == 1:
             section.append(f"tl.store({address}, {text})")
         else:
             section.append(f"tl.store({address} + {self.row_channels(size)}, {text}{self.mask(size, batch=False)})")
-
-    def row_channels(self, size: int) -> str:
-        return "tl.zeros([1, 1], tl.int32)" if size == 1 else self.channels(size)
 
     # The whole
 

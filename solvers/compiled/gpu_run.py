@@ -17,7 +17,7 @@ from solvers.compiled.gpu_build import Target
 from solvers.compiled.gpu_layout import GpuSource, Layout
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Refused
-from solvers.compiled.plan import Place, Program
+from solvers.compiled.plan import Place, Plan, Program
 from solvers.compiled.run import Arguments, Kernel
 
 #: Bytes of the factors of matrix gradients that are kept at a time.
@@ -53,9 +53,7 @@ class GpuArguments(Arguments):
         plan = self.kernel.program.backward if which else self.kernel.program.forward
         assert plan is not None
         tensors = dict(self.tensors)
-        for array, width in plan.widths.items():
-            if array[0] == "temp":
-                tensors[array] = state.new_empty(self.batch, width)
+        tensors |= self.temporaries(plan, state)
         if not which:
             self.launch(function, signature, layout, grid, tensors, (0, self.steps))
             return
@@ -84,6 +82,11 @@ class GpuArguments(Arguments):
             mine[name] += slabs[name].sum(0)
         self.tensors[f"carry{self.steps % 2}"].copy_(flowing)
 
+    def temporaries(self, plan: Plan, state: Tensor) -> dict[Hashable, Tensor]:
+        """Room for what goes through memory within a step."""
+        widths = {array: width for array, width in plan.widths.items() if array[0] == "temp"}
+        return {array: state.new_empty(self.batch, width) for array, width in widths.items()}
+
     def chunk(self, width: int) -> int:
         """Steps of one launch of the backward kernel: as many as the memory for matrix gradients lets, by intervals."""
         fit = CHUNK // max(1, self.batch * width * self.dtype.itemsize)
@@ -109,20 +112,34 @@ class GpuArguments(Arguments):
     ) -> None:
         """Start a kernel for some of the steps."""
         source, which = self.kernel.source, int(signature is self.kernel.source.backward)
-        numbers = dict(self.strides)
-        for name in signature.integers:
-            if isinstance(name, tuple) and name[0] == "drop":
-                numbers[name] = tensors["drop", name[1]].shape[1]
+        numbers = self.numbers(signature, tensors)
         nothing = tensors["states"]
         pointers = [tensors.get(name, nothing) for name in signature.pointers]
         integers = [numbers.get(name, 0) for name in signature.integers]
         flags: dict[str, Any] = {"SUBSTEPS": self.substeps}
         if which:
             flags |= {flag: name in tensors for flag, name in source.outs.items()}
+
+        def launch() -> None:
+            function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(layout))
+
+        self.guarded(launch)
+
+    def numbers(self, signature: Signature, tensors: dict[Hashable, Tensor]) -> dict[Hashable, int]:
+        """The strides that a kernel is given."""
+        dropped = [name for name in signature.integers if isinstance(name, tuple) and name[0] == "drop"]
+        return {**self.strides, **{name: tensors["drop", name[1]].shape[1] for name in dropped}}
+
+    def guarded(self, run: Callable[[], None]) -> None:
+        """Run kernels on the device of the call.
+
+        Raises:
+            Refused: they cannot be, and this is the first time.
+        """
         try:
             # The interpreter computes with NumPy, which warns of what padding is divided by.
-            with np.errstate(all="ignore"), torch.cuda.device_of(nothing):
-                function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(layout))
+            with np.errstate(all="ignore"), torch.cuda.device_of(self.tensors["states"]):
+                run()
         except Exception as error:
             if self.kernel.checked:
                 raise

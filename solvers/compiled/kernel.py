@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import types
 import weakref
@@ -260,7 +261,7 @@ def prepare(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tens
         key = (maker, maker.key(state), wanted, divided)
         if key not in entry.kernels:
             try:
-                plan = program(traced, state.shape[2], wanted, divided)
+                plan = functools.partial(program, traced, state.shape[2], wanted, divided)
                 made = maker.make(plan, key[1], items, scalars, state.dtype, wanted or frozenset())
                 entry.kernels[key] = made
             except Refused as error:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.compiled import build, gpu_build, gpu_run, multiply, run_torch
+from solvers.compiled import build, gpu_build, gpu_stages, multiply, run_torch
 from solvers.compiled.emit_cpu import emit
 from solvers.compiled.inputs import Item
 from solvers.compiled.overlay import overlays
-from solvers.compiled.plan import Program
+from solvers.compiled.plan import Planned
 from solvers.compiled.run import Kernel
 
 
@@ -23,14 +23,14 @@ class Maker:
 
     Attributes:
         key: from the packed state to what a kernel depends on besides the program.
-        make: from program, key, items, scalars, dtype of the state and gradients wanted to a kernel.
+        make: from what plans the step, key, items, scalars, dtype of the state and gradients wanted to a kernel.
         begin: what can go on while a step is recorded.
 
     All of them refuse what they cannot take.
     """
 
     key: Callable[[Tensor], Any]
-    make: Callable[[Program, Any, list[Item], list[Item], torch.dtype, frozenset[Hashable]], Kernel]
+    make: Callable[[Planned, Any, list[Item], list[Item], torch.dtype, frozenset[Hashable]], Kernel]
     begin: Callable[[Tensor], None] = lambda state: None
 
 
@@ -47,14 +47,15 @@ def _half(state: Tensor) -> bool:
 
 
 def _cpp(
-    program: Program,
+    plan: Planned,
     half: bool,
     items: list[Item],
     scalars: list[Item],
     dtype: torch.dtype,
     wanted: frozenset[Hashable],
 ) -> Kernel:
-    over, dtype = overlays(program, items), working(dtype)
+    program, dtype = plan(), working(dtype)
+    over = overlays(program, items)
     source = emit(program, "float" if dtype == torch.float32 else "double", over)
     multiply.gemm(dtype, half)
     return Kernel(program, source, build.library(source.text), items, scalars, dtype, wanted, over, half)
@@ -63,4 +64,4 @@ def _cpp(
 CPP = Maker(_half, _cpp, lambda state: multiply.prepare(working(state.dtype), _half(state)))
 TORCH = Maker(lambda state: None, run_torch.kernel)
 #: Takes tensors in main memory too, in Triton's interpreter.
-TRITON = Maker(gpu_build.target, gpu_run.kernel)
+TRITON = Maker(gpu_build.target, gpu_stages.kernel)

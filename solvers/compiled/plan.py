@@ -6,7 +6,7 @@ then the products whose operands that pass made. Nothing here knows the language
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,12 +188,20 @@ def levels(nodes: Sequence[Node], known: Any = ()) -> dict[Node, int]:
     return depth
 
 
+#: Gives the program of a step, as `program` does; may be told that it is to be `lasting`.
+Planned = Callable[..., Program]
+
+#: Arrays that products read as they lie; and those of each pass with one place for all steps and solves.
+READABLE = ("state", "next", "saved", "chunk", "temp")
+LASTING = (("state", "next", "temp"), ("temp",))
+
+
 class Planner:
     """Makes the plan of one pass."""
 
-    def __init__(self, known: dict[Node, list[Place]], width: int) -> None:
-        #: Where leaves and what another pass left are found.
-        self.known, self.width = known, width
+    def __init__(self, known: dict[Node, list[Place]], width: int, lasting: Collection[str] = ()) -> None:
+        #: Where leaves and what another pass left are found; the arrays that alone products may use, if there are any.
+        self.known, self.width, self.lasting = known, width, lasting
         self.plan = Plan([], [], dict(known), {})
         self.wanted: list[tuple[Node, Place]] = []
         self.operands: dict[tuple[Node, str], Place] = {}
@@ -227,15 +235,15 @@ class Planner:
 
     def _operand(self, node: Node, kind: str) -> Place:
         for place in self.plan.homes.get(node, []):
-            if _readable(place, kind):
+            if self.reads(place, kind):
                 return place
-        if node.op == "slice" and any(_readable(place, kind) for place in self.plan.homes.get(node.args[0], [])):
+        if node.op == "slice" and any(self.reads(place, kind) for place in self.plan.homes.get(node.args[0], [])):
             base = self.operand(node.args[0], kind)
             return Place(base.array, base.offset + node.data[0])
         if node.op == "cat":
             found = [self.plan.homes.get(part, []) for part in node.args]
             for first in found[0]:
-                at, fits = first.offset, _readable(first, kind)
+                at, fits = first.offset, self.reads(first, kind)
                 for part, places in zip(node.args, found, strict=True):
                     fits = fits and Place(first.array, at) in places
                     at += part.width
@@ -244,6 +252,16 @@ class Planner:
         place = self.array(kind, node.width)
         self.store(node, place)
         return place
+
+    def reads(self, place: Place, kind: str) -> bool:
+        """Whether a product (or, as a "chunk", the gradient of a matrix) can read an array as it lies."""
+        array = place.array if isinstance(place.array, str) else place.array[0]
+        return array in (("state", "saved", "chunk") if kind == "chunk" else self.lasting or READABLE)
+
+    def made_in_place(self, node: Node) -> bool:
+        """Whether a product can be written where it is wanted first."""
+        homes = self.plan.homes.get(node, [])
+        return bool(homes) and (not self.lasting or self.reads(homes[0], "temp"))
 
     def finish(self, others: Sequence[Node], adding: dict[Node, Place]) -> Plan:
         """Order everything that the stores, and the rows and scalars in `others`, need.
@@ -257,8 +275,8 @@ class Planner:
         for node in nodes:
             if node.op == "mm" and node not in self.known:
                 self.operand(node.args[0])
-                if node not in adding and node not in self.plan.homes:
-                    self.plan.homes[node] = [self.array("temp", node.width)]
+                if node not in adding and not self.made_in_place(node):
+                    self.plan.homes.setdefault(node, []).insert(0, self.array("temp", node.width))
             elif node.op == "csum" and node.batch and node not in self.known:
                 self.plan.homes[node] = [self.array("temp", 1)]
         nodes = ordered([*nodes, *(node for node, _ in self.wanted)], self.known)
@@ -307,17 +325,13 @@ class Planner:
                 self.store(node, self.array("temp", node.width))
 
 
-def _readable(place: Place, kind: str) -> bool:
-    """Whether a product (or, as a "chunk", the gradient of a matrix) can read an array as it lies."""
-    array = place.array if isinstance(place.array, str) else place.array[0]
-    return array in (("state", "saved", "chunk") if kind == "chunk" else ("state", "next", "saved", "chunk", "temp"))
-
-
 def _state_places(components: int, width: int, array: str) -> list[Place]:
     return [Place(array, i * width) for i in range(components)]
 
 
-def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None, divided: bool) -> Program:
+def program(
+    traced: Traced, width: int, wanted: frozenset[Hashable] | None, divided: bool, lasting: bool = False
+) -> Program:
     """The plan of a step and, unless `wanted` is None, of its gradient.
 
     Args:
@@ -325,7 +339,9 @@ def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None, divi
         width: channels of the state.
         wanted: the leaves other than the state whose gradient is asked for, as ("uniform", i) or ("step", key).
         divided: intervals have several steps.
+        lasting: products read and write places that are the same for all steps alone.
     """
+    places = LASTING if lasting else ((), ())
     graph, count = traced.graph, len(traced.outputs)
     outputs = merged(graph, traced.outputs)
     states = {
@@ -336,8 +352,8 @@ def program(traced: Traced, width: int, wanted: frozenset[Hashable] | None, divi
     backward: Plan | None = None
     saved: list[Node] = []
     if wanted is not None:
-        backward, saved = _backward(graph, outputs, width, wanted, {**states, **leaves})
-    planner = Planner({**states, **leaves}, width)
+        backward, saved = _backward(graph, outputs, width, wanted, {**states, **leaves}, places[1])
+    planner = Planner({**states, **leaves}, width, places[0])
     for output, place in zip(outputs, _state_places(count, width, "next"), strict=True):
         planner.store(output, place)
     for i, node in enumerate(saved):
@@ -356,7 +372,12 @@ def _matches(leaf: Any, wanted: frozenset[Hashable]) -> bool:
 
 
 def _backward(
-    graph: Graph, outputs: list[Node], width: int, wanted: frozenset[Hashable], leaves: dict[Node, list[Place]]
+    graph: Graph,
+    outputs: list[Node],
+    width: int,
+    wanted: frozenset[Hashable],
+    leaves: dict[Node, list[Place]],
+    lasting: Collection[str],
 ) -> tuple[Plan, list[Node]]:
     """The plan of the gradient, and what the forward pass has to save for it."""
     count, forward = len(outputs), ordered(outputs)
@@ -379,7 +400,7 @@ def _backward(
     saved = _saved(roots, set(forward), known)
     for i, node in enumerate(saved):
         known[node] = [Place(("saved", i))]
-    planner = Planner(known, width)
+    planner = Planner(known, width, lasting)
     for i, node in enumerate(saved):
         planner.plan.widths["saved", i] = node.width
     outers = []

@@ -47,6 +47,8 @@ class Kernel:
     half: bool = False
     #: By how much the comparison is wider than that of the data type, for products that round more.
     slack: float = 1.0
+    #: How it is run, where there are several ways.
+    note: str = ""
     #: Whether it was compared with the plain path.
     checked: bool = False
 

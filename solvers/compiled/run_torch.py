@@ -14,7 +14,7 @@ from solvers.compiled.emit_cpu import Signature
 from solvers.compiled.emit_torch import emit, functions
 from solvers.compiled.inputs import Item
 from solvers.compiled.ir import Refused
-from solvers.compiled.plan import Program
+from solvers.compiled.plan import Planned
 from solvers.compiled.run import Arguments, Kernel
 
 
@@ -39,7 +39,7 @@ class TorchKernel(Kernel):
 
 
 def kernel(
-    program: Program,
+    plan: Planned,
     key: Hashable,
     items: list[Item],
     scalars: list[Item],
@@ -51,6 +51,7 @@ def kernel(
     Raises:
         Refused: they cannot be written in torch.
     """
+    program = plan()
     source = emit(program)
     forward, backward = functions(source)
     return TorchKernel(
