@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import solvers
 from solvers.audit import SavedMemory
+from solvers.compiled.products import shortest
 
 if TYPE_CHECKING:
     from neuralosc.inputs import Lengths
@@ -115,7 +115,7 @@ def _layer(rnn: ContinuousRNN, index: int, solution: Solution) -> LayerPath:
     saved, seconds = _measured(rnn, index, solution)
     x = solution.inputs[index]
     units = saved / max(1, x.shape[0] * x.shape[1] * rnn.hidden_size * x.element_size())
-    floor = record.products.seconds(x.dtype) if record.products else None
+    floor = record.products.seconds(x.dtype, device=x.device) if record.products else None
     name = f"{index // rnn.directions}{'_rev' if solution.direction(index).reverse else ''}"
     field = type(rnn.layer(index)).__name__
     return LayerPath(name, field, record.path, record.reason, saved, units, seconds, floor, record.source)
@@ -134,9 +134,4 @@ def _measured(rnn: ContinuousRNN, index: int, solution: Solution) -> tuple[int, 
 
     with SavedMemory((x, *rnn.layer(index).parameters())) as memory:
         step()
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
-    return memory.total, min(seconds)
+    return memory.total, shortest(step, 3, x.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from solvers import parallel
 from solvers.checkpoint import Checkpoint
-from solvers.compiled import run_torch
+from solvers.compiled import gpu_build, run_torch
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.feed import fed
 from solvers.compiled.ir import Refused
@@ -42,8 +42,9 @@ BACKENDS = ("auto", "plain", "compiled", "torch", "triton", *parallel.WAYS)
 #: Steps below which "auto" does not compile: tracing and compiling take as long as some thousand steps.
 WORTHWHILE = 64
 
-#: Steps of the self-check, and the largest relative error it lets pass.
-CHECKED = 3
+#: Steps of the self-check, more on a GPU, where what is wrong may be so now and then; and the largest relative error
+#: it lets pass.
+CHECKED = {"cpu": 3, "cuda": WORTHWHILE}
 TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-9}
 
 
@@ -133,11 +134,11 @@ def attempt(
     try:
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
-        lacking = _lacking(state) if chosen == "auto" else ""
+        path, reason = _path(chosen, state)
         given = loop
-        if state.device.type == "cpu" and chosen != "triton":
+        if path != "triton":
             # A GPU kernel has no registers to spare for the map.
-            loop = fed(loop, chosen in ("auto", "compiled") and not lacking)
+            loop = fed(loop, path == "compiled")
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
@@ -145,12 +146,12 @@ def attempt(
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
         if chosen in parallel.WAYS:
-            return _at_once((chosen,), field, given, gradient, layout, start, f"the backend is {chosen!r}")
-        if lacking and (ways := parallel.pays(field, loop, start, fused=True)):
+            return _at_once((chosen,), field, given, gradient, layout, start, reason)
+        if chosen == "auto" and path != "compiled" and (ways := parallel.pays(field, loop, start, fused=True)):
             with contextlib.suppress(Refused):
-                return _at_once(ways, field, given, gradient, layout, start, lacking)
+                return _at_once(ways, field, given, gradient, layout, start, reason or "a linear field on a GPU")
         try:
-            make = _maker(chosen, lacking, gradient, state)
+            make = _maker(path, gradient, state)
             call = _checked_call(make, field, loop, layout, start)
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
@@ -171,19 +172,25 @@ def attempt(
         *outs, end = call.run_segmented(start, edges, range(layout.total) if position is None else [position])
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
-    path = {"torch": "torch", "triton": "triton"}.get(chosen, "torch" if lacking else "compiled")
-    reason = "" if path == "compiled" else lacking or f"the backend is {chosen!r}"
+    reason = "; ".join(part for part in (reason, call.kernel.note) if part)
     saved = _saved(call, start, edges, len(outs))
     record = Record(path, reason, saved, call.kernel.source.text, _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
 
 
-def _lacking(state: Tensor) -> str:
-    """Why "auto" has no compiled loop; empty where it has one."""
+def _path(chosen: str, state: Tensor) -> tuple[str, str]:
+    """The path to try with a backend, and why it is not that of the compiled loop or of a GPU kernel.
+
+    Raises:
+        Refused: "auto" has none for the device.
+    """
+    if chosen != "auto":
+        return chosen, "" if chosen == "compiled" else f"the backend is {chosen!r}"
     if state.device.type == "cuda":
-        # Its kernels are tested in Triton's interpreter alone so far; whoever asks for them gets them.
-        return "GPU kernels are made where they are asked for, by backend 'triton'"
-    return run_torch.missing()
+        gpu_build.target(state)
+        return "triton", ""
+    lacking = run_torch.missing()
+    return ("torch", lacking) if lacking else ("compiled", "")
 
 
 def _checked_call(make: Callable[..., Any], field: Any, loop: Loop, layout: Layout, start: Tensor) -> Any:
@@ -222,19 +229,17 @@ def _at_once(
     return States(loop.solver, layout, outs, end), Record(way, reason)
 
 
-def _maker(chosen: str, lacking: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
+def _maker(path: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
     """What makes the kernel.
 
     Raises:
         Refused: nothing does for this device and gradient.
     """
-    if state.device.type == "cuda" and chosen != "triton":
-        raise Refused(lacking or _lacking(state))
-    if chosen == "triton" or chosen == "torch" or lacking:
-        if isinstance(gradient, Checkpoint):
-            raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
-        return functools.partial(prepare, TRITON if chosen == "triton" else TORCH)
-    return functools.partial(prepare, CPP)
+    if state.device.type == "cuda" and path != "triton":
+        raise Refused(f"the state is on {state.device}, for which backend 'triton' makes kernels")
+    if path != "compiled" and isinstance(gradient, Checkpoint):
+        raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
+    return functools.partial(prepare, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
 
 
 def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:
@@ -277,6 +282,8 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused("autocast is on")
     if state.device.type not in ("cpu", "cuda"):
         raise Refused(f"the state is on {state.device}, and there is no emitter for it")
+    if state.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise Refused("a CUDA graph is being captured around it")
     if state.dtype not in TOLERANCE:
         raise Refused(f"dtype {state.dtype} has no emitter")
     if state.dim() != 3 or 0 in state.shape or not len(loop):
@@ -304,7 +311,7 @@ def _self_check(
     """
     kernel = call.kernel
     generator = torch.Generator().manual_seed(0)
-    count = min(CHECKED, len(call.loop))
+    count = min(CHECKED[start.device.type], len(call.loop))
     leaves = Leaves(call.loop, 0, count)
     with torch.set_grad_enabled(kernel.backward is not None):
         cut = leaves.cut()
@@ -326,7 +333,7 @@ def _self_check(
             differences = [_difference(a, b, allowed) for a, b in zip(*gradients, strict=True)]
             wrong = next((d for d in differences if d is not None), None)
     if wrong is not None:
-        reason = f"{CHECKED} steps of it differ from the plain path by {wrong:.1e}"
+        reason = f"{count} intervals of it differ from the plain path by {wrong:.1e}"
         if isinstance(call, parallel.Call):
             call.kernel.refused = reason
         else:

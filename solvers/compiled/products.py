@@ -35,11 +35,12 @@ class Products:
     def __bool__(self) -> bool:
         return bool(self.forward or self.backward or self.gradients)
 
-    def work(self, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-        """What computes them all once, on operands that stay where they are."""
-        passes = [[_single(self.batch, size, dtype) for size in sizes] for sizes in (self.forward, self.backward)]
-        rows = self.steps * self.batch
-        sums = [_summed(min(rows, ROWS), size, dtype) for size in self.gradients]
+    def work(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Callable[[], None]:
+        """What computes them all once, on operands that stay where they are; a GPU may still be at it at the end."""
+        with torch.device(device):
+            passes = [[_single(self.batch, size, dtype) for size in sizes] for sizes in (self.forward, self.backward)]
+            rows = self.steps * self.batch
+            sums = [_summed(min(rows, ROWS), size, dtype) for size in self.gradients]
 
         @torch.no_grad()
         def run() -> None:
@@ -54,21 +55,30 @@ class Products:
 
         return run
 
-    def seconds(self, dtype: torch.dtype = torch.float32, repeats: int = 3) -> float:
-        """The shortest time they take here, with the threads torch has."""
-        run, found = self.work(dtype), []
+    def seconds(
+        self, dtype: torch.dtype = torch.float32, repeats: int = 3, device: torch.device | str = "cpu"
+    ) -> float:
+        """The shortest time they take on a device, or here with the threads torch has."""
+        return shortest(self.work(dtype, device), repeats, torch.device(device))
+
+
+def shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:
+    """The shortest time in seconds of some runs after a first one, everything on the device included."""
+    found = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
         run()
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            found.append(time.perf_counter() - start)
-        return min(found)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
 
 
 def _draw(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     # One row repeated: what the numbers are does not matter, as long as none is subnormal.
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, columns, generator=generator, dtype=dtype).expand(rows, columns).contiguous()
+    row = torch.rand(1, columns, generator=generator, dtype=dtype, device="cpu")
+    return row.to(torch.get_default_device()).expand(rows, columns).contiguous()
 
 
 def _single(batch: int, size: Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
