@@ -56,8 +56,9 @@ def emit(program: Program, dtype: str) -> StagedSource:
             for p in level.products:
                 stage.matrix(p.matrix)
             made.append((stage.called if text else "", level.products))
-            texts += [text] if text else []
-            flags[stage.called] = ("SUBSTEPS", *stage.outs)
+            if text:
+                texts.append(text)
+                flags[stage.called] = ("SUBSTEPS", *stage.outs)
         signatures.append(signature)
         stages.append(made)
         doubles.append(frozenset(own))

@@ -149,17 +149,26 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     flags: dict[str, Any] = {"SUBSTEPS": 1, **(dict.fromkeys(source.outs, True) if which else {})}
     types |= dict.fromkeys(flags, "constexpr")
     function = getattr(module(source.text), "backward" if which else "forward")
+    found = taken(function, types, flags, aligned, layout, arch)
+    path.write_text(json.dumps(asdict(found)))
+    return found
+
+
+def taken(
+    function: Any, types: dict[str, str], flags: dict[str, Any], known: dict[Any, Any], layout: Layout, arch: int
+) -> Report:
+    """Compile a Triton function for arguments of these types and say what it takes.
+
+    Raises:
+        Refused: it does not compile, with Triton's reason.
+    """
     try:
         compiler = importlib.import_module("triton.compiler")
         gpu = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", arch, 32)
-        made = compiler.compile(
-            compiler.ASTSource(function, types, flags, aligned), target=gpu, options=options(layout)
-        )
-        found = Report(*_usage(made.asm["cubin"]), made.metadata.shared)
+        made = compiler.compile(compiler.ASTSource(function, types, flags, known), target=gpu, options=options(layout))
+        return Report(*_usage(made.asm["cubin"]), made.metadata.shared)
     except Exception as error:
         raise Refused(f"Triton does not compile it: {type(error).__name__}: {_line(error)}") from error
-    path.write_text(json.dumps(asdict(found)))
-    return found
 
 
 def _line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from solvers.compiled import gpu_build, gpu_run
 from solvers.compiled.emit_cpu import Signature
 from solvers.compiled.emit_stages import StagedSource, emit
-from solvers.compiled.gpu_build import Target
+from solvers.compiled.gpu_build import Report, Target
 from solvers.compiled.gpu_layout import Layout
 from solvers.compiled.gpu_run import GpuArguments, GpuKernel
 from solvers.compiled.inputs import Item
@@ -192,6 +192,24 @@ class Work:
         kept = {"state": before, "carry": before, "next": after, "sent": after}
         whole = kept[place.array].flatten(1) if place.array in kept else self.temps[place.array]
         return whole[:, place.offset : place.offset + width]
+
+
+def reports(source: StagedSource, arch: int, dtype: torch.dtype) -> dict[str, Report]:
+    """What every kernel takes on an architecture; no GPU is needed.
+
+    Raises:
+        Refused: one does not compile, with Triton's reason.
+    """
+    real = "*fp32" if dtype == torch.float32 else "*fp64"
+    types = {"pointers": "*i64", "integers": "*i64", "before": real, "after": real, "k": "i32", "batch": "i32"}
+    found = {}
+    for name, flags in source.flags.items():
+        function = getattr(gpu_build.module(source.text), name)
+        values: dict[str, Any] = {flag: 1 if flag == "SUBSTEPS" else True for flag in flags}
+        found[name] = gpu_build.taken(
+            function, types | dict.fromkeys(flags, "constexpr"), values, {}, source.layouts[0], arch
+        )
+    return found
 
 
 def kernel(

@@ -64,4 +64,4 @@ def _cpp(
 CPP = Maker(_half, _cpp, lambda state: multiply.prepare(working(state.dtype), _half(state)))
 TORCH = Maker(lambda state: None, run_torch.kernel)
 #: Takes tensors in main memory too, in Triton's interpreter.
-TRITON = Maker(gpu_build.target, gpu_stages.kernel)
+TRITON = Maker(lambda state: gpu_build.target(state), gpu_stages.kernel)

@@ -19,7 +19,7 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import emit_gpu, gpu_build, gpu_run
+from solvers.compiled import gpu_build, gpu_run
 from solvers.compiled.gpu_layout import Layout
 
 if importlib.util.find_spec("triton") is None:
@@ -183,9 +183,6 @@ def test_what_is_missing_is_said(make_field, monkeypatch, one_line):
             rnn(x)
         one_line(error, "'triton'", *words)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(emit_gpu, "LARGEST", 1)
-        said("tiles", "too many for one GPU kernel")
     with monkeypatch.context() as patch:
         patch.delenv("TRITON_INTERPRET")
         said("interpreter", "TRITON_INTERPRET=1")

@@ -1,0 +1,205 @@
+"""GPU steps as kernels of one level each with the library's products between them, against the plain path.
+
+As in the tests of the persistent kernels Triton's interpreter runs them where there is no GPU; a CUDA graph is then
+what launches the same kernels again.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import conftest
+import pytest
+import torch
+from torch import nn
+
+import neuralosc
+import solvers
+from neuralosc import ContinuousRNN
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from test_compiled_gpu import DEVICE, QUICK, Functions, agree, solved
+
+from solvers.compiled import emit_gpu, emit_stages, gpu_run, gpu_stages
+
+SAID = "in kernels of one level each"
+
+
+@pytest.fixture(autouse=True)
+def no_persistent_kernel(monkeypatch):
+    monkeypatch.setattr(gpu_stages, "CACHED", -1)
+
+
+@pytest.mark.parametrize(("name", "solver"), [*QUICK, ("hamiltonian_oscillator", "stormer_verlet")])
+def test_all_gradients_are_those_of_the_plain_path(name, solver, make_field):
+    agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample")
+
+
+def test_every_function():
+    torch.manual_seed(0)
+    agree(ContinuousRNN(Functions(2, 3), "midpoint", 0.1), spans="sample")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "solver"), QUICK)
+def test_single_precision(name, solver, make_field):
+    agree(ContinuousRNN(make_field(name, 2, 20), solver, 0.1), dtype=torch.float32, time=6, bound=2e-5)
+
+
+@pytest.mark.parametrize(("batch", "time", "hidden"), [(1, 1, 1), (3, 2, 37)])
+def test_shapes(batch, time, hidden, make_field, monkeypatch):
+    """Channels in several pieces, too."""
+    monkeypatch.setattr(emit_stages, "PIECE", 16)
+    for name, solver in (("oscillator", "semi_implicit_euler"), ("multiscale", "semi_implicit_euler")):
+        agree(ContinuousRNN(make_field(name, 2, hidden), solver, 0.1), batch, time, "sample")
+
+
+@pytest.mark.parametrize("clock", ["uniform", "sample", "shared"])
+def test_clocks_and_substeps(clock, make_field, monkeypatch):
+    """One interval in each chunk of the backward pass, too, whose steps are an odd number."""
+    monkeypatch.setattr(gpu_run, "CHUNK", 1)
+    spans = torch.rand(4, dtype=torch.float64).add(0.1).to(DEVICE).requires_grad_()
+    for name, solver in (("oscillator_uncoupled", "stormer_verlet"), ("lipschitz_gated", "euler")):
+        rnn = ContinuousRNN(make_field(name), solver, 0.1, substeps=3, control="linear")
+        agree(rnn, spans={"uniform": None, "shared": spans}.get(clock, clock))
+
+
+def test_one_graph_serves_every_length_and_every_place(make_field, monkeypatch):
+    """Steps are launched, recorded and replayed, and what is replayed reads what the next solve brings along."""
+    recorded = []
+    record = gpu_stages.Work.recorded
+    monkeypatch.setattr(gpu_stages, "GRAPH", 4)
+    monkeypatch.setattr(
+        gpu_stages.Work, "recorded", lambda work, count, flags: recorded.append(count) or record(work, count, flags)
+    )
+    rnn = ContinuousRNN(make_field("oscillator", 2, 5), "semi_implicit_euler", 0.1).to(DEVICE, torch.float64)
+    kept = []
+    for time in (11, 13, 11, 17):
+        x = torch.randn(3, time, 2, dtype=torch.float64).to(DEVICE).requires_grad_()
+        kept.append(x)
+        weights = [
+            torch.randn(*shape, dtype=torch.float64).to(DEVICE) for shape in ((3, time, 2, 5), (3, time, 5), (3, 2, 5))
+        ]
+        plain, _ = solved(rnn, "plain", x, None, None, weights)
+        fast, _ = solved(rnn, "triton", x, None, None, weights)
+        conftest.assert_agree(fast, plain, 1e-12)
+    # Of each pass once: 4 steps, 3 (the rest of 11, and that of the self-check before) and 1 (of 13 and 17).
+    assert sorted(recorded) == [1, 1, 3, 3, 4, 4]
+
+
+def test_another_batch_has_places_of_its_own(make_field):
+    rnn = ContinuousRNN(make_field("lipschitz"), "euler", 0.1)
+    for batch in (2, 5, 2):
+        agree(rnn, batch)
+
+
+class Rotated(neuralosc.VectorField):
+    """A component of the state put together from channels that are computed apart."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.V = nn.Linear(input_size, hidden_size)
+        half = hidden_size // 2
+        self.W, self.w = nn.Parameter(torch.randn(half, half) / half), nn.Parameter(torch.randn(half))
+
+    def drive(self, x):
+        return self.V(x)
+
+    def forward(self, t, state, u):
+        a, b = state.squeeze(-2).chunk(2, -1)
+        return (torch.cat([torch.tanh(b @ self.W), -self.w * a], -1) + u).unsqueeze(-2)
+
+
+def test_a_state_put_together_from_parts(monkeypatch):
+    """No persistent kernel takes it."""
+    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    torch.manual_seed(0)
+    rnn = ContinuousRNN(Rotated(2, 6), "heun", 0.1).to(DEVICE, torch.float64)
+    agree(rnn, spans="sample")
+    with solvers.backend("triton"):
+        record = rnn.solve(torch.randn(2, 3, 2, dtype=torch.float64).to(DEVICE)).trajectories[0].record
+    assert record.path == "triton" and SAID in record.reason and "computed apart" in record.reason
+
+
+def test_why_it_is_taken_is_said(make_field, monkeypatch):
+    x = torch.randn(2, 3, 2, dtype=torch.float64).to(DEVICE)
+
+    def reason():
+        rnn = ContinuousRNN(make_field("oscillator"), "semi_implicit_euler", 0.1).to(DEVICE, torch.float64)
+        with solvers.backend("triton"):
+            return rnn.solve(x).trajectories[0].record.reason
+
+    assert SAID in reason() and "its largest matrix has 0 KiB" in reason()
+    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    assert SAID not in reason()
+    monkeypatch.setattr(emit_gpu, "LARGEST", 1)
+    assert SAID in reason() and "too many for one GPU kernel" in reason()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", conftest.FIELDS)
+def test_every_pairing(name, make_field):
+    from test_compiled_equality import compiles
+
+    taken = [s for s in solvers.compatible(make_field(name)) if compiles(name, s)]
+    for solver in taken:
+        agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
+    assert taken
+
+
+COMPILE = """
+import importlib, json, sys
+import torch
+from solvers.compiled import gpu_build, gpu_stages
+from solvers.compiled.ir import Refused
+sys.path[:0] = ["tests"]
+import conftest, neuralosc, solvers
+
+name, solver, hidden = sys.argv[1:]
+calls = []
+
+def stop(field, call, *_):
+    calls.append(call)
+    raise Refused("only compiled")
+
+importlib.import_module("solvers.compiled.backend")._self_check = stop
+gpu_build.target = lambda state: gpu_build.Target(90, "ieee")
+gpu_stages.CACHED = -1
+rnn = neuralosc.ContinuousRNN(conftest.make_field(name, 2, int(hidden)).float(), solver, 0.1)
+try:
+    with solvers.backend("triton"):
+        rnn.solve(torch.randn(2, 3, 2))
+except solvers.PairingError as error:
+    if not calls:
+        raise
+source = calls[0].kernel.source
+print(json.dumps({name: vars(report) for name, report in gpu_stages.reports(source, 90, torch.float32).items()}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "hidden"),
+    [
+        ("oscillator", "semi_implicit_euler", 1024),
+        pytest.param("multiscale", "semi_implicit_euler", 4096, marks=pytest.mark.slow),
+        pytest.param("leaky", "rk4", 1024, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden):
+    from test_compiled_gpu import _has_assembler
+
+    if os.name != "posix" or not (importlib.util.find_spec("triton.backends") and _has_assembler()):
+        pytest.skip("Triton's assembler is not there")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(COMPILE), name, solver, str(hidden)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert {key.split("_")[0] for key in found} == {"forward", "backward"}
+    for taken in found.values():
+        assert taken["stack"] == 0 and 0 < taken["registers"] <= 255
