@@ -7,6 +7,7 @@ import copy
 import io
 import operator
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from neuralosc.recurrent import RecurrentLayer
-from solvers.errors import InputError
+from solvers.errors import InputError, PairingError
 
 #: Samples in the batch that a program is recorded with; it takes any number.
 BATCH = 3
@@ -127,8 +128,14 @@ def export_onnx(
     names = [*("x", "state", "timespans")[: 2 + timespans], "output", "next_state"]
     # The step inside a Scan is in the scope of the names outside.
     own = names if whole else [f"{name}_of_step" for name in names]
-    with contextlib.redirect_stdout(io.StringIO()), _quiet():
-        made = torch.onnx.export(program, dynamo=True, input_names=own[:-2], output_names=own[-2:], verbose=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _quiet():
+            made = torch.onnx.export(program, dynamo=True, input_names=own[:-2], output_names=own[-2:], verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise PairingError(
+            f"ONNX has no operator for {_missing(error)}, which a step of this network takes: leave out timespans, "
+            "choose another solver, or use neuralosc.export"
+        ) from error
     assert made is not None
     model = made.model_proto
     _name_batch(model.graph)
@@ -136,6 +143,16 @@ def export_onnx(
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
     return target
+
+
+def _missing(error: BaseException) -> str:
+    """The operation of torch that could not be translated, read from the chain of errors."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if found := re.search(r"op='(aten\.\w+)'", str(chain)):
+            return found[1]
+        chain = chain.__cause__
+    return "an operation"
 
 
 @contextlib.contextmanager

@@ -274,7 +274,13 @@ class SkewOperator(DenseOperator):
     """
 
     def solve(self, h: Time, state: Tensor) -> Tensor:
-        """X (1 - h M)^-1."""
-        if isinstance(h, Tensor) and h.dim() > 0:
+        """X (1 - h M)^-1; for inference with a step per sample (1 + h M) (1 - h^2 M^2)^-1, where M^2 is symmetric."""
+        if not (isinstance(h, Tensor) and h.dim() > 0):
+            return state @ self._inverse(h)
+        if not exporting() or torch.is_grad_enabled():
             return super().solve(h, state)
-        return state @ self._inverse(h)
+        # Products and quotients, which every runtime has. Its eigenvalues come in pairs, so it has no derivative.
+        squares, basis = torch.linalg.eigh(self.matrix @ self.matrix)
+        found = (state @ basis / (1 - over_state(h) ** 2 * squares)) @ basis.t()
+        solved: Tensor = found + over_state(h) * (found @ self.matrix)
+        return solved

@@ -228,6 +228,15 @@ def test_max_dt_is_refused_where_it_would_look_at_timespans(one_line):
     one_line(error, "max_dt", "timespans")
 
 
+@pytest.mark.slow
+def test_what_onnx_has_no_operator_for_is_said(one_line, tmp_path):
+    """A linear system of its own for each sample."""
+    rnn = neuralosc.ContinuousRNN(neuralosc.Lipschitz(2, 4), "ars222", 0.1)
+    with pytest.raises(PairingError) as error:
+        neuralosc.export_onnx(rnn, tmp_path / "a.onnx", timespans=True)
+    one_line(error, "no operator", "aten._linalg_solve", "timespans", "neuralosc.export")
+
+
 def test_an_onnx_file_says_what_it_takes(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(neuralosc.export_onnx(network(num_layers=2), tmp_path / "rnn.onnx", timespans=True))
