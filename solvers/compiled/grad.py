@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,24 +64,16 @@ def pullback(
 
 
 def _total(graph: Graph, node: Node, terms: list[Node]) -> Node:
-    """The sum of cotangents; those of disjoint slices that cover a node are put beside each other."""
+    """The sum of cotangents; those of slices are cut where any of them begins or ends, and put beside each other."""
     whole = [t for t in terms if t.op != "pad"]
-    pads = sorted((t for t in terms if t.op == "pad"), key=lambda t: t.data[0])
+    pads = [(t.data[0], t.args[0]) for t in terms if t.op == "pad"]
     if pads:
-        parts: dict[int, list[Node]] = {}
-        for pad in pads:
-            parts.setdefault(pad.data[0], []).append(pad.args[0])
-        row, at = [], 0
-        for start, found in parts.items():
-            if start < at or len({x.width for x in found}) > 1:
-                raise Refused("slices that overlap")
-            if start > at:
-                row.append(_zeros(graph, start - at))
-            part = graph.sum(found)
-            row.append(part)
-            at = start + part.width
-        if at < node.width:
-            row.append(_zeros(graph, node.width - at))
+        edges = {0, node.width} | {edge for start, g in pads for edge in (start, start + g.width)}
+        row = []
+        for first, last in itertools.pairwise(sorted(edges)):
+            here = [(start, g) for start, g in pads if start <= first and last <= start + g.width]
+            parts = [graph.slice(g, first - start, last - first) for start, g in here]
+            row.append(graph.sum(parts) if parts else _zeros(graph, last - first))
         whole.append(graph.cat(row))
     return graph.sum(whole)
 
