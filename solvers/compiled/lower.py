@@ -128,8 +128,9 @@ class Lowering:
         return Block(dims, np.broadcast_to(block.entries.reshape(shape), entries_of(dims)))
 
     def flattened(self, block: Block, place: int) -> Block:
-        """A dimension of components and channels as channels alone."""
+        """A dimension of components and channels as channels alone; without channels, of components of one each."""
         dim = block.dims[place]
+        dim = (*dim, ("c", 1)) if dim and dim[-1][0] == "i" else dim
         if len(dim) < 2 or dim[-1][0] != "c" or any(kind != "i" for kind, _ in dim[:-1]):
             return block
         width = dim[-1][1]

@@ -29,6 +29,21 @@ class Parted(neuralosc.VectorField):
         return torch.cat((ends[0], *(torch.sigmoid(part) for part in middle), ends[1]), -1).unsqueeze(-2)
 
 
+class Gated(neuralosc.VectorField):
+    """One channel, and a product with two values put beside each other."""
+
+    def __init__(self):
+        super().__init__(2, 1)
+        self.V, self.W = nn.Linear(2, 1), nn.Parameter(torch.randn(2, 1))
+
+    def drive(self, x):
+        return self.V(x)
+
+    def forward(self, t, state, u):
+        (h,) = state.unbind(-2)
+        return torch.tanh(torch.cat((h, u * h), -1) @ self.W).unsqueeze(-2)
+
+
 class Identity(neuralosc.Semilinear):
     """Its operator makes an identity matrix of its own."""
 
@@ -53,9 +68,11 @@ class Identity(neuralosc.Semilinear):
         (lambda: Parted((4, 4)), "euler"),
         (lambda: Parted((1, 6)), "midpoint"),
         (lambda: Parted((5, 2, 1)), "euler"),
+        (lambda: Parted((1, 1)), "euler"),
+        (Gated, "midpoint"),
         (Identity, "imex_euler"),
     ],
-    ids=["halves", "one and six", "three", "identity"],
+    ids=["halves", "one and six", "three", "ones", "product of ones", "identity"],
 )
 def test_outputs_and_gradients_are_those_of_the_plain_path(make, solver, backend, relative_error):
     field = make().double()
