@@ -1,0 +1,240 @@
+"""Compiled kernels touch what they are given and nothing else: each of their tensors lies alone between guards.
+
+A read of a guard is a NaN in the results, which are compared with the plain path; a write changes its bits. A read
+whose value is dropped afterwards may still be a fault: in Triton's interpreter each address is looked at, and what C++
+is given ends at a page that nobody may touch.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+import os
+
+import conftest
+import pytest
+import torch
+from guards import Guarded, Watch
+from torch import nn
+
+import neuralosc
+import solvers
+from neuralosc import ContinuousRNN
+from solvers.compiled import gpu_build, gpu_run, run
+from solvers.compiled.gpu_layout import Layout, power
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when Triton is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+#: What a pass writes; it may only read the rest.
+WRITTEN = {
+    "forward": {"states", "saved", "temp"},
+    "backward": {"temp", "chunk", "dstep", "carry0", "carry1", "sum", "drop", "outer"},
+}
+
+
+def guarded(kernel, signature, tensors, wall=False):
+    """Copies of the tensors of a kernel between guards, by name."""
+    writes = WRITTEN["forward" if signature is kernel.source.forward else "backward"]
+    kinds = {name: name if isinstance(name, str) else name[0] for name in tensors}
+    return {name: Guarded(tensor, kinds[name] in writes, wall) for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Every launch of a GPU kernel has its tensors between guards; gives the number of addresses looked at."""
+    plain, looked = gpu_run.GpuArguments.launch, []
+
+    def launch(self, function, signature, layout, grid, tensors, steps):
+        copies = guarded(self.kernel, signature, {n: t for n, t in tensors.items() if n in signature.pointers})
+        copies.setdefault("states", Guarded(tensors["states"], False))
+        watch = Watch(copies.values())
+        with interpreted(watch):
+            plain(self, function, signature, layout, grid, {n: c.view for n, c in copies.items()}, steps)
+        for copy in copies.values():
+            copy.close()
+        looked.append(watch.looked)
+
+    monkeypatch.setattr(gpu_run.GpuArguments, "launch", launch)
+    return looked
+
+
+@contextlib.contextmanager
+def interpreted(watch):
+    """Triton's interpreter shows where it reads and writes."""
+    builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def watched_load(self, ptrs, mask, *rest):
+        watch.check(ptrs.data, mask.data)
+        return load(self, ptrs, mask, *rest)
+
+    def watched_store(self, ptrs, value, mask, *rest):
+        watch.check(ptrs.data, mask.data, writes=True)
+        return store(self, ptrs, value, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", watched_load)
+        patch.setattr(builder, "create_masked_store", watched_store)
+        yield
+
+
+@pytest.fixture
+def fenced(monkeypatch):
+    """Every call of a C++ kernel has its tensors between guards and walls; gives the names of what was passed."""
+    plain, passed = run.Arguments.call, []
+
+    def call(self, function, signature, own):
+        given = {name: tensor for name, tensor in self.tensors.items() if name in signature.pointers}
+        copies, private = guarded(self.kernel, signature, given, wall=True), []
+
+        def mine(part):
+            private.append(guarded(self.kernel, signature, own(part), wall=True))
+            return {name: copy.view for name, copy in private[-1].items()}
+
+        tensors = {**self.tensors, **{name: copy.view for name, copy in copies.items()}}
+        plain(dataclasses.replace(self, tensors=tensors), function, signature, mine)
+        for found in (copies, *private):
+            passed.extend(found)
+            for copy in found.values():
+                copy.close()
+
+    monkeypatch.setattr(run.Arguments, "call", call)
+    return passed
+
+
+def agree(rnn, backend, batch, time, clock="sample", device="cpu", dtype=torch.float64):
+    """Output, last state and all gradients are those of the plain path."""
+    rnn = rnn.to(device, dtype)
+    # Views with gaps between samples and steps, which a kernel reads as they are.
+    x = torch.randn(time, batch, rnn.input_size + 1, dtype=dtype, device=device).requires_grad_()
+    state = torch.randn(batch, rnn.components, rnn.hidden_size, dtype=dtype, device=device).requires_grad_()
+    spans = None if clock == "uniform" else torch.rand(batch, time, dtype=dtype).add(0.05).to(device)
+    spans = spans[0].clone() if clock == "shared" else spans
+    leaves = [x, state, *rnn.parameters(), *([] if spans is None else [spans.requires_grad_()])]
+    weight = torch.randn(batch, time, 2 * rnn.hidden_size, dtype=dtype, device=device)[..., ::2]
+    found = []
+    for name in ("plain", backend):
+        with solvers.backend(name):
+            output, end = rnn(x[..., 1:].transpose(0, 1), state, timespans=spans)
+            loss = (output * weight).sum() + end.sin().sum()
+            found.append([output, end, *torch.autograd.grad(loss, leaves)])
+    conftest.assert_agree(found[1], found[0], 1e-12 if dtype == torch.float64 else 2e-5)
+
+
+class Sums(neuralosc.VectorField):
+    """Sums over channels, a gate shared by all of them, and a number for each of several things."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.V, self.c = nn.Linear(input_size, hidden_size), nn.Parameter(torch.tensor(0.3))
+        self.W = nn.Parameter(torch.randn(2 * hidden_size, hidden_size) / hidden_size)
+
+    def drive(self, x):
+        return self.V(x)
+
+    def forward(self, t, state, u):
+        (h,) = state.unbind(-2)
+        mean = torch.tanh(h.mean(-1, keepdim=True) + self.c * u.sum(-1, keepdim=True))
+        return (torch.tanh(torch.cat([h, u * mean], -1) @ self.W) - mean * h).unsqueeze(-2)
+
+
+#: Steps with merged, joined and sliced products, one with sums, and one without products; and their solvers.
+STEPS = {
+    "oscillator": "semi_implicit_euler",
+    "multiscale": "semi_implicit_euler",
+    "leaky": "midpoint",
+    "hamiltonian_oscillator": "stormer_verlet",
+    "sums": "euler",
+}
+
+
+@pytest.fixture
+def network(make_field):
+    def make(name, hidden, **settings):
+        field = Sums(2, hidden) if name == "sums" else make_field(name, 2, hidden)
+        return ContinuousRNN(field, STEPS[name], 0.1, **settings)
+
+    return make
+
+
+def each(first, second, quick):
+    """Every pair, all but some of them among the slow tests."""
+    pairs = itertools.product(first, second)
+    return [pytest.param(*pair, marks=[] if pair in quick else [pytest.mark.slow]) for pair in pairs]
+
+
+HELD, STREAMED = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    each(STEPS, (None, HELD, STREAMED), [("oscillator", None), ("multiscale", HELD), ("oscillator", STREAMED)]),
+)
+def test_gpu_kernels_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
+    for batch, hidden in ((1, 1), (18, 37)):
+        if layout is not None and name != "hamiltonian_oscillator":
+            cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))
+            monkeypatch.setattr(gpu_build, "layouts", lambda *_, cut=cut: [cut])
+        agree(network(name, hidden), "triton", batch, 2, device=DEVICE)
+    assert len(watched) >= 4 and (DEVICE == "cuda" or min(watched) > 0)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("name", "clock"), each(STEPS, ("uniform", "shared", "sample"), [("oscillator", "sample"), ("sums", "shared")])
+)
+def test_launches_for_some_of_the_steps_stay_within_their_tensors(name, clock, network, watched, monkeypatch):
+    monkeypatch.setattr(gpu_run, "CHUNK", 1)
+    agree(network(name, 5, substeps=3, control="linear"), "triton", 3, 3, clock, DEVICE, torch.float32)
+    # The self-check and the run itself, each forward and back.
+    assert len(watched) >= 4
+
+
+@needs_triton
+def test_kernels_that_share_the_channels_stay_within_their_tensors(make_field, watched):
+    for name, hidden in (("hamiltonian_oscillator", 70), ("linear_oscillator", 130)):
+        agree(ContinuousRNN(make_field(name, 2, hidden), "semi_implicit_euler", 0.1), "triton", 3, 4, device=DEVICE)
+    assert len(watched) >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    each(STEPS, (torch.float32, torch.float64), [("oscillator", torch.float32), ("multiscale", torch.float64)]),
+)
+def test_compiled_loops_stay_within_their_tensors(name, dtype, network, fenced):
+    for batch, time, hidden in ((1, 1, 1), (3, 5, 37), (18, 40, 5)):
+        agree(network(name, hidden), "compiled", batch, time, dtype=dtype)
+    assert {"states", "carry0"} <= set(fenced) and {"sum", "dstep"} <= {name[0] for name in fenced}
+    assert name == "hamiltonian_oscillator" or "outer" in {name[0] for name in fenced}
+
+
+@pytest.mark.parametrize(("name", "clock"), each(STEPS, ("uniform", "shared", "sample"), [("oscillator", "sample")]))
+def test_compiled_segments_stay_within_their_tensors(name, clock, network, fenced):
+    for gradient in ("backprop", "checkpoint"):
+        agree(network(name, 5, substeps=3, control="linear", gradient=gradient), "compiled", 3, 20, clock)
+    assert "states" in fenced
+
+
+def test_guards_notice():
+    tensor = torch.arange(12.0).view(3, 4)
+    copy = Guarded(tensor[:, :3], written=True)
+    assert torch.equal(copy.view, tensor[:, :3]) and copy.memory.view(torch.float32).isnan().sum() == 2 * 4096 + 2
+    copy.view[1, 1] = 50.0
+    copy.close()
+    assert tensor[1, 1] == 50.0
+    for at in (0, 4095, 4096 + 3, 4096 + 11, -1):
+        copy = Guarded(tensor[:, :3], written=True, wall=0 <= at < 4096 + 11)
+        copy.memory[at] = 0
+        with pytest.raises(AssertionError, match="beside"):
+            copy.close()
+    copy = Guarded(tensor, written=False)
+    copy.view[0, 0] = 7.0
+    with pytest.raises(AssertionError, match="only read"):
+        copy.close()
+    assert Guarded(tensor[:1].expand(5, 4), written=False).view.shape == (5, 4)
