@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from solvers import parallel
 from solvers.checkpoint import Checkpoint
-from solvers.compiled import gpu_build, run_torch
+from solvers.compiled import gpu_build, multiply, run_torch
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.feed import fed
 from solvers.compiled.ir import Refused
@@ -278,8 +278,6 @@ def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None
         raise Refused("forward-mode derivatives are computed by the plain path")
     if torch._C._len_torch_dispatch_stack() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         raise Refused("a tensor subclass or a dispatch mode watches the operations")
-    if torch.is_autocast_enabled(state.device.type) and state.device.type != "cpu":
-        raise Refused("autocast is on")
     if state.device.type not in ("cpu", "cuda"):
         raise Refused(f"the state is on {state.device}, and there is no emitter for it")
     if state.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -353,8 +351,7 @@ def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Te
 
 def _tolerance(state: Tensor) -> float:
     """The relative error to let pass: of the type of the state, or of the products under autocast."""
-    products = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else state.dtype
-    return max(TOLERANCE[state.dtype], TOLERANCE.get(products, 0.0))
+    return max(TOLERANCE[state.dtype], TOLERANCE.get(multiply.asked(state), 0.0))
 
 
 def _difference(found: Tensor, expected: Tensor, allowed: float) -> float | None:

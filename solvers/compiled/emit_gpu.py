@@ -29,7 +29,7 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
     Args:
         program: forward and perhaps backward plan.
         dtype: "float32" or "float64".
-        precision: of products, as in `tl.dot`: "ieee", "tf32x3" or "tf32".
+        precision: of products, as in `tl.dot`: "ieee", "tf32x3" or "tf32"; "bf16" takes matrices in bfloat16.
         layouts: of the forward and the backward kernel.
     """
     matrices: list[Matrix] = []
@@ -43,7 +43,7 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
     other = None if backward is None else backward.signature
     doubles = (frozenset(forward.doubles), frozenset() if backward is None else frozenset(backward.doubles))
     text = "\n\n".join([HEAD, *texts])
-    return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs)
+    return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs, precision == "bf16")
 
 
 class _Kernel(Values):
@@ -119,7 +119,8 @@ class _Kernel(Values):
         if depth == 1:
             load = f"tl.load({address} + {k * p.matrix.columns + n} + {wide}, mask={wide} < {size}, other=0.0)"
             self.once(matrix, self.top, f"{matrix} = {load}")
-            self.step.append(f"{name} += {self.full(x, rows)} * {matrix}")
+            number = f"{matrix}.to({self.real})" if self.precision == "bf16" else matrix
+            self.step.append(f"{name} += {self.full(x, rows)} * {number}")
             return
         deep = f"tl.arange(0, {self.padded(depth)})[:, None]"
         load = f"{address} + ({k} + {deep}) * {p.matrix.columns} + {n} + {wide}"
@@ -148,6 +149,8 @@ class _Kernel(Values):
         ]
 
     def dot(self, x: str, matrix: str, total: str) -> str:
+        if self.precision == "bf16":
+            return f"half_dot({x}, {matrix}, {total})"
         return f'tl.dot({x}, {matrix}, {total}, input_precision="{self.precision}", out_dtype={self.real})'
 
     # Results

@@ -38,8 +38,8 @@ class StagedSource(GpuSource):
     flags: dict[str, tuple[str, ...]]
 
 
-def emit(program: Program, dtype: str) -> StagedSource:
-    """The source of a program that was planned with places that stay."""
+def emit(program: Program, dtype: str, half: bool) -> StagedSource:
+    """The source of a program that was planned with places that stay; `half` if matrices will be in bfloat16."""
     matrices: list[Matrix] = []
     widest = power(max(node.width for node in program.forward.depth))
     layout = Layout(1, min(widest, PIECE), 0, max(1, min(8, widest // CHANNELS)), 1)
@@ -65,7 +65,7 @@ def emit(program: Program, dtype: str) -> StagedSource:
     whole = "\n\n".join([HEAD, *texts])
     backward = None if program.backward is None else signatures[1]
     both = (layout, layout), (1, 1), (doubles[0], doubles[1])
-    return StagedSource(whole, signatures[0], backward, matrices, *both, outs, (stages[0], stages[1]), flags)
+    return StagedSource(whole, signatures[0], backward, matrices, *both, outs, half, (stages[0], stages[1]), flags)
 
 
 class _Stage(Values):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.compiled import build
+from solvers.compiled import build, multiply
 from solvers.compiled.gpu_layout import GpuSource, Layout, power, separable
 from solvers.compiled.ir import Refused
 from solvers.compiled.plan import Plan, Program
@@ -30,6 +30,9 @@ SHARED = 227 * 1024
 #: Bytes of matrices that are tried to be held on the chip.
 HELD = 192 * 1024
 
+#: Products that have the digits of a type and take half the time or memory of float32's.
+_HALF = {torch.bfloat16: "bf16", torch.float16: "tf32"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -37,11 +40,14 @@ class Target:
 
     Attributes:
         arch: compute capability times ten; 0 for Triton's interpreter.
-        precision: of products of float32: "ieee", or "tf32" where torch was told that it is enough.
+        precision: of products: "ieee"; "tf32" where torch was told that it is enough, or for float16, which has as many
+            digits; "bf16" for bfloat16.
+        slack: by how much the comparison with the plain path is wider than that of the type asked for.
     """
 
     arch: int
     precision: str
+    slack: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,19 @@ def target(state: Tensor) -> Target:
     """
     if importlib.util.find_spec("triton") is None:
         raise Refused("Triton is not installed, which GPU kernels are written in")
+    asked = multiply.asked(state)
     if state.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(state.device)
         if torch.version.cuda is None:
             raise Refused("GPU kernels are made for CUDA alone")
+        arch = 10 * major + minor
+        if asked in _HALF and arch >= 80:
+            return Target(arch, _HALF[asked])
         # torch.set_float32_matmul_precision("high") is the user's word that fewer digits are enough.
-        return Target(10 * major + minor, "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+        return Target(arch, "tf32", 10.0) if torch.backends.cuda.matmul.allow_tf32 else Target(arch, "ieee")
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise Refused("tensors in main memory need Triton's interpreter: set TRITON_INTERPRET=1")
-    return Target(0, "ieee")
+    return Target(0, "bf16" if asked == torch.bfloat16 else "ieee")
 
 
 def layouts(plan: Plan, program: Program, size: int, precision: str) -> list[Layout]:
@@ -87,7 +97,7 @@ def layouts(plan: Plan, program: Program, size: int, precision: str) -> list[Lay
             return [Layout(1, min(64, power(program.width)), 0, 1, 1)]
         piece = min(widest, 1024)
         return [Layout(1, piece, 0, max(1, min(8, piece // 64)), 1)]
-    bytes_held = size * sum(power(m.rows) * power(m.columns) for m in matrices)
+    bytes_held = (2 if precision == "bf16" else size) * sum(power(m.rows) * power(m.columns) for m in matrices)
     piece = min(widest, power(program.width))
     found = []
     if bytes_held <= HELD:
@@ -143,6 +153,9 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     assert signature is not None
     real = "*fp32" if dtype == torch.float32 else "*fp64"
     types = {f"p{i}": "*fp64" if name in doubles else real for i, name in enumerate(signature.pointers)}
+    if source.half:
+        matrices = (i for i, name in enumerate(signature.pointers) if isinstance(name, tuple) and name[0] == "matrix")
+        types |= {f"p{i}": "*bf16" for i in matrices}
     types |= {f"n{i}": "i32" for i in range(len(signature.integers))}
     aligned: dict[Any, Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
     types |= {name: "i32" for name in ("first", "last", "batch")}

@@ -39,12 +39,14 @@ class GpuSource(Source):
         tiles: number of programs that share the channels, of each kernel.
         doubles: pointers to numbers that are kept in double precision, of each kernel.
         outs: the gradients of outputs that the backward kernel can be given, by the name of the flag that says so.
+        half: matrices are in bfloat16.
     """
 
     layouts: tuple[Layout, Layout]
     tiles: tuple[int, int]
     doubles: tuple[frozenset[Hashable], frozenset[Hashable]]
     outs: dict[str, Hashable]
+    half: bool
 
 
 def separable(plan: Plan, width: int) -> bool:

@@ -6,8 +6,12 @@ interpreter. Only generated kernels import this module, so Triton is needed for 
 
 # mypy: ignore-errors
 
+import os
+
 import triton
 import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
@@ -61,3 +65,17 @@ def larger(a, b):
 def smaller(a, b):
     """The minimum, NaN where either is."""
     return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def half_dot(x, matrix, total):
+    """`total` plus x times a matrix of bfloat16: operands in bfloat16, sums in float32."""
+    if INTERPRETED:
+        # The interpreter's products take bfloat16 for whole numbers, and its casts cut digits off: round as a GPU does.
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        total = tl.dot(x, matrix.to(tl.float32), total, input_precision="ieee")
+    else:
+        total = tl.dot(x.to(tl.bfloat16), matrix, total)
+    return total

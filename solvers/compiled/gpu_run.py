@@ -34,6 +34,10 @@ class GpuKernel(Kernel):
         """The arguments of one call, still to be filled."""
         return GpuArguments(self, steps, substeps, state.shape[0], state.dtype, {}, {})
 
+    def matrix(self, whole: Tensor) -> Tensor:
+        """A packed matrix as the kernel reads it."""
+        return whole.bfloat16() if self.half else whole
+
 
 class GpuArguments(Arguments):
     """The tensors of one call, in the layout a Triton kernel reads."""
@@ -178,5 +182,5 @@ def kernel(
         chosen.append(tried[0])
     source = emit(program, name, target.precision, (chosen[0], chosen[-1]))
     made = GpuKernel(program, source, gpu_build.module(source.text), items, scalars, dtype, wanted)
-    made.slack = 10.0 if target.precision == "tf32" else 1.0
+    made.half, made.slack = source.half, target.slack
     return made

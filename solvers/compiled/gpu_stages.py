@@ -114,7 +114,8 @@ class Work:
         self.temps = {array: start.new_empty(self.batch, width) for array, width in widths.items()}
         numbers = {matrix: i for i, matrix in enumerate(source.matrices)}
         used = {p.matrix: numbers[p.matrix] for _, products in source.stages[which] for p in products}
-        self.matrices = {matrix: start.new_empty(matrix.rows, matrix.columns) for matrix in used}
+        kind = torch.bfloat16 if kernel.half else start.dtype
+        self.matrices = {matrix: start.new_empty(matrix.rows, matrix.columns, dtype=kind) for matrix in used}
         self.packed: dict[Any, Hashable] = {matrix: ("matrix", i) for matrix, i in used.items()}
         self.signature = signature
         self.pointers = torch.zeros(max(1, len(signature.pointers)), dtype=torch.int64, device=start.device)
@@ -181,11 +182,18 @@ class Work:
                 for p in products:
                     x = self.place(p.operand, p.matrix.rows, before, after)
                     out = self.place(p.result, p.matrix.columns, before, after)
-                    if p.add:
-                        out.addmm_(x, self.matrices[p.matrix])
-                    else:
-                        torch.mm(x, self.matrices[p.matrix], out=out)
+                    self.product(x, self.matrices[p.matrix], out, p.add)
         self.integers[:1].add_(-count if backward else count)
+
+    def product(self, x: Tensor, matrix: Tensor, out: Tensor, add: bool) -> None:
+        """One product, or what it adds; in bfloat16 its result is rounded, as under autocast."""
+        if self.kernel.half:
+            result = torch.mm(x.bfloat16(), matrix)
+            out.add_(result) if add else out.copy_(result)
+        elif add:
+            out.addmm_(x, matrix)
+        else:
+            torch.mm(x, matrix, out=out)
 
     def place(self, place: Place, width: int, before: Tensor, after: Tensor) -> Tensor:
         """Columns of an array that stays."""
@@ -231,7 +239,8 @@ def kernel(
     program = plan()
     passes = [p for p in (program.forward, program.backward) if p is not None]
     matrices = {p.matrix for each in passes for level in each.levels for p in level.products}
-    read = dtype.itemsize * max((m.rows * m.columns for m in matrices), default=0)
+    half = target.precision == "bf16"
+    read = (2 if half else dtype.itemsize) * max((m.rows * m.columns for m in matrices), default=0)
     if read > CACHED:
         why = f"its largest matrix has {read >> 10} KiB, which every program would read again in every step"
     else:
@@ -240,7 +249,7 @@ def kernel(
         except Refused as error:
             why = str(error)
     program = plan(lasting=True)
-    source = emit(program, str(dtype).removeprefix("torch."))
+    source = emit(program, str(dtype).removeprefix("torch."), half)
     made = StagedKernel(program, source, gpu_build.module(source.text), items, scalars, dtype, wanted)
-    made.note, made.slack = f"in kernels of one level each: {why}", 10.0 if target.precision == "tf32" else 1.0
+    made.note, made.half, made.slack = f"in kernels of one level each: {why}", half, target.slack
     return made

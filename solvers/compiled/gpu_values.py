@@ -20,7 +20,7 @@ _CALLS |= {"log1p": "log1p", "sign": "sign", "max": "larger", "min": "smaller"}
 HEAD = """import triton
 import triton.language as tl
 
-from solvers.compiled.gpu_math import expm1, larger, log1p, sigmoid, sign, smaller, tanh
+from solvers.compiled.gpu_math import expm1, half_dot, larger, log1p, sigmoid, sign, smaller, tanh
 """
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from solvers.clock import Clock
-from solvers.compiled import multiply
 from solvers.compiled.carried import Layout
 from solvers.compiled.inputs import Columns, Item, kind_of
 from solvers.compiled.ir import Refused
@@ -165,8 +164,7 @@ class Call:
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
                 made["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(self.kernel.source.matrices):
-            whole = packed(matrix, uniform)
-            made["matrix", i] = multiply.halved(whole) if self.kernel.half else whole
+            made["matrix", i] = self.kernel.matrix(packed(matrix, uniform))
         return Prologue(inputs, results, made)
 
     def arguments(self, state: Tensor, tensors: Sequence[Tensor], prologue: Prologue) -> Arguments:
@@ -262,7 +260,7 @@ def prepare(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tens
         if key not in entry.kernels:
             try:
                 plan = functools.partial(program, traced, state.shape[2], wanted, divided)
-                made = maker.make(plan, key[1], items, scalars, state.dtype, wanted or frozenset())
+                made = maker.make(plan, key[1], items, scalars, working(state.dtype), wanted or frozenset())
                 entry.kernels[key] = made
             except Refused as error:
                 entry.kernels[key] = str(error)

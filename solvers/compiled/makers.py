@@ -23,7 +23,7 @@ class Maker:
 
     Attributes:
         key: from the packed state to what a kernel depends on besides the program.
-        make: from what plans the step, key, items, scalars, dtype of the state and gradients wanted to a kernel.
+        make: from what plans the step, key, items, scalars, `working` dtype and gradients wanted to a kernel.
         begin: what can go on while a step is recorded.
 
     All of them refuse what they cannot take.
@@ -40,10 +40,8 @@ def working(dtype: torch.dtype) -> torch.dtype:
 
 
 def _half(state: Tensor) -> bool:
-    """Whether products are those of bfloat16: of such a state, or under such autocast, where there are any."""
-    autocast = torch.is_autocast_enabled(state.device.type)
-    products = torch.get_autocast_dtype(state.device.type) if autocast else state.dtype
-    return products == torch.bfloat16 and state.dtype != torch.float64 and multiply.has_half()
+    """Whether products are those of bfloat16: where they are asked for, and the processor has any."""
+    return multiply.asked(state) == torch.bfloat16 and multiply.has_half()
 
 
 def _cpp(
@@ -54,7 +52,7 @@ def _cpp(
     dtype: torch.dtype,
     wanted: frozenset[Hashable],
 ) -> Kernel:
-    program, dtype = plan(), working(dtype)
+    program = plan()
     over = overlays(program, items)
     source = emit(program, "float" if dtype == torch.float32 else "double", over)
     multiply.gemm(dtype, half)

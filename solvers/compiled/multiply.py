@@ -209,6 +209,13 @@ def own() -> bool:
     return asked == "own" if asked else _wide_and_unused()
 
 
+def asked(state: Tensor) -> torch.dtype:
+    """The type whose digits products are to have: that of autocast, which leaves float64 alone, or of the state."""
+    device = state.device.type
+    autocast = torch.is_autocast_enabled(device) and state.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else state.dtype
+
+
 def has_half() -> bool:
     """Whether there are products of bfloat16, which take half the time of those of float32."""
     return own() and "avx512_bf16" in build.processor()

@@ -60,6 +60,10 @@ class Kernel:
         """The arguments of one call, still to be filled."""
         return Arguments(self, steps, substeps, state.shape[0], state.dtype, {}, {})
 
+    def matrix(self, whole: Tensor) -> Tensor:
+        """A packed matrix as the kernel reads it."""
+        return multiply.halved(whole) if self.half else whole
+
 
 @dataclass
 class Arguments:

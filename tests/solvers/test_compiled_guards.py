@@ -21,7 +21,7 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import gpu_build, gpu_run, run
+from solvers.compiled import gpu_build, gpu_run, multiply, run
 from solvers.compiled.gpu_layout import Layout, power
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,8 +107,8 @@ def fenced(monkeypatch):
     return passed
 
 
-def agree(rnn, backend, batch, time, clock="sample", device="cpu", dtype=torch.float64):
-    """Output, last state and all gradients are those of the plain path."""
+def agree(rnn, backend, batch, time, clock="sample", device="cpu", dtype=torch.float64, half=False):
+    """Output, last state and all gradients are those of the plain path; `half` multiplies in bfloat16."""
     rnn = rnn.to(device, dtype)
     # Views with gaps between samples and steps, which a kernel reads as they are.
     x = torch.randn(time, batch, rnn.input_size + 1, dtype=dtype, device=device).requires_grad_()
@@ -119,11 +119,11 @@ def agree(rnn, backend, batch, time, clock="sample", device="cpu", dtype=torch.f
     weight = torch.randn(batch, time, 2 * rnn.hidden_size, dtype=dtype, device=device)[..., ::2]
     found = []
     for name in ("plain", backend):
-        with solvers.backend(name):
+        with solvers.backend(name), torch.autocast(device, torch.bfloat16, enabled=half and name == backend):
             output, end = rnn(x[..., 1:].transpose(0, 1), state, timespans=spans)
             loss = (output * weight).sum() + end.sin().sum()
             found.append([output, end, *torch.autograd.grad(loss, leaves)])
-    conftest.assert_agree(found[1], found[0], 1e-12 if dtype == torch.float64 else 2e-5)
+    conftest.assert_agree(found[1], found[0], 2e-2 if half else 1e-12 if dtype == torch.float64 else 2e-5)
 
 
 class Sums(neuralosc.VectorField):
@@ -212,6 +212,25 @@ def test_compiled_loops_stay_within_their_tensors(name, dtype, network, fenced):
         agree(network(name, hidden), "compiled", batch, time, dtype=dtype)
     assert {"states", "carry0"} <= set(fenced) and {"sum", "dstep"} <= {name[0] for name in fenced}
     assert name == "hamiltonian_oscillator" or "outer" in {name[0] for name in fenced}
+
+
+@needs_triton
+@pytest.mark.parametrize(("name", "layout"), each(STEPS, (HELD, STREAMED), [("oscillator", HELD)]))
+def test_gpu_products_in_bfloat16_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
+    if name != "hamiltonian_oscillator":
+        monkeypatch.setattr(gpu_build, "layouts", lambda *_: [layout])
+    agree(network(name, 37), "triton", 18, 2, "uniform", DEVICE, torch.float32, half=True)
+    assert len(watched) >= 4
+
+
+@pytest.mark.skipif(not multiply.has_half(), reason="the processor has no products of bfloat16")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "oscillator" else [pytest.mark.slow]) for name in STEPS]
+)
+def test_compiled_products_in_bfloat16_stay_within_their_tensors(name, network, fenced):
+    for batch, time, hidden in ((1, 2, 1), (3, 5, 37)):
+        agree(network(name, hidden), "compiled", batch, time, dtype=torch.float32, half=True)
+    assert "states" in fenced
 
 
 @pytest.mark.parametrize(("name", "clock"), each(STEPS, ("uniform", "shared", "sample"), [("oscillator", "sample")]))
