@@ -81,6 +81,8 @@ class GpuArguments(Arguments):
                 mine["outer", i].addmm_(left.T, right)
             for name in added:
                 mine[name] += slabs[name].sum(0)
+                # Kernels of one level each add to what is there.
+                slabs[name].zero_()
             last = first
         for name in dropped:
             mine[name] += slabs[name].sum(0)
