@@ -76,9 +76,13 @@ class Watch:
     """Checks addresses against the elements of some guarded tensors."""
 
     def __init__(self, tensors):
-        self.tensors = sorted(tensors, key=lambda t: t.memory.data_ptr())
+        self.tensors, self.looked = [], 0
+        self.add(tensors)
+
+    def add(self, tensors):
+        """More tensors that may be looked at."""
+        self.tensors = sorted([*self.tensors, *tensors], key=lambda t: t.memory.data_ptr())
         self.starts = np.array([t.memory.data_ptr() for t in self.tensors], dtype=np.uint64)
-        self.looked = 0
 
     def check(self, addresses, mask, writes=False):
         """Every address where the mask holds is that of an element; of one that may be written."""

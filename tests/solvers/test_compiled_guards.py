@@ -21,7 +21,7 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import gpu_build, gpu_run, multiply, run
+from solvers.compiled import emit_stages, gpu_build, gpu_run, gpu_stages, multiply, run
 from solvers.compiled.gpu_layout import Layout, power
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,20 +47,38 @@ def guarded(kernel, signature, tensors, wall=False):
 @pytest.fixture
 def watched(monkeypatch):
     """Every launch of a GPU kernel has its tensors between guards; gives the number of addresses looked at."""
-    plain, looked = gpu_run.GpuArguments.launch, []
+    looked = []
 
-    def launch(self, function, signature, layout, grid, tensors, steps):
-        copies = guarded(self.kernel, signature, {n: t for n, t in tensors.items() if n in signature.pointers})
-        copies.setdefault("states", Guarded(tensors["states"], False))
-        watch = Watch(copies.values())
-        with interpreted(watch):
-            plain(self, function, signature, layout, grid, {n: c.view for n, c in copies.items()}, steps)
-        for copy in copies.values():
-            copy.close()
-        looked.append(watch.looked)
+    def wrapped(plain):
+        def launch(self, function, signature, layout, grid, tensors, steps):
+            taken = {*signature.pointers, "states", "carry0", *(n for n in tensors if n[0] == "matrix")}
+            copies = guarded(self.kernel, signature, {n: t for n, t in tensors.items() if n in taken})
+            watch = Watch([*copies.values(), *staying(self, function, tensors)])
+            with interpreted(watch):
+                plain(self, function, signature, layout, grid, {n: c.view for n, c in copies.items()}, steps)
+            for copy in watch.tensors:
+                copy.close()
+            looked.append(watch.looked)
 
-    monkeypatch.setattr(gpu_run.GpuArguments, "launch", launch)
+        return launch
+
+    for kind in (gpu_run.GpuArguments, gpu_stages.StagedArguments):
+        monkeypatch.setattr(kind, "launch", wrapped(kind.launch))
     return looked
+
+
+def staying(args, which, tensors):
+    """The places that stay from one launch to the next, between guards from now on."""
+    if not isinstance(args, gpu_stages.StagedArguments):
+        return []
+    work = args.kernel.work(which, tensors["carry0"] if which else tensors["states"][0])
+    names, arrays = ("pointers", "integers"), (*work.pair, *work.temps.values())
+    copies = [Guarded(tensor, True) for tensor in (*(getattr(work, name) for name in names), *arrays)]
+    for name, copy in zip(names, copies, strict=False):
+        setattr(work, name, copy.view)
+    views = [copy.view for copy in copies[2:]]
+    work.pair, work.temps = views[:2], dict(zip(work.temps, views[2:], strict=True))
+    return copies
 
 
 @contextlib.contextmanager
@@ -171,16 +189,29 @@ def each(first, second, quick):
 HELD, STREAMED = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1)
 
 
+def lay(monkeypatch, layout, hidden):
+    """Choose a layout, whose tiles are no wider than the state, of persistent kernels; "staged" for the others."""
+    if layout == "staged":
+        monkeypatch.setattr(gpu_stages, "CACHED", -1)
+        monkeypatch.setattr(emit_stages, "PIECE", 16)
+    elif layout is not None:
+        cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))
+        monkeypatch.setattr(gpu_build, "layouts", lambda *_: [cut])
+
+
 @needs_triton
 @pytest.mark.parametrize(
     ("name", "layout"),
-    each(STEPS, (None, HELD, STREAMED), [("oscillator", None), ("multiscale", HELD), ("oscillator", STREAMED)]),
+    each(
+        STEPS,
+        (None, HELD, STREAMED, "staged"),
+        [("oscillator", None), ("multiscale", HELD), ("oscillator", STREAMED), ("leaky", "staged")],
+    ),
 )
 def test_gpu_kernels_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
     for batch, hidden in ((1, 1), (18, 37)):
-        if layout is not None and name != "hamiltonian_oscillator":
-            cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))
-            monkeypatch.setattr(gpu_build, "layouts", lambda *_, cut=cut: [cut])
+        if name != "hamiltonian_oscillator" or layout == "staged":
+            lay(monkeypatch, layout, hidden)
         agree(network(name, hidden), "triton", batch, 2, device=DEVICE)
     assert len(watched) >= 4 and (DEVICE == "cuda" or min(watched) > 0)
 
@@ -191,9 +222,11 @@ def test_gpu_kernels_stay_within_their_tensors(name, layout, network, watched, m
 )
 def test_launches_for_some_of_the_steps_stay_within_their_tensors(name, clock, network, watched, monkeypatch):
     monkeypatch.setattr(gpu_run, "CHUNK", 1)
-    agree(network(name, 5, substeps=3, control="linear"), "triton", 3, 3, clock, DEVICE, torch.float32)
+    for layout in (None, "staged"):
+        lay(monkeypatch, layout, 5)
+        agree(network(name, 5, substeps=3, control="linear"), "triton", 3, 3, clock, DEVICE, torch.float32)
     # The self-check and the run itself, each forward and back.
-    assert len(watched) >= 4
+    assert len(watched) >= 8
 
 
 @needs_triton
@@ -215,10 +248,10 @@ def test_compiled_loops_stay_within_their_tensors(name, dtype, network, fenced):
 
 
 @needs_triton
-@pytest.mark.parametrize(("name", "layout"), each(STEPS, (HELD, STREAMED), [("oscillator", HELD)]))
+@pytest.mark.parametrize(("name", "layout"), each(STEPS, (HELD, STREAMED, "staged"), [("oscillator", HELD)]))
 def test_gpu_products_in_bfloat16_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
-    if name != "hamiltonian_oscillator":
-        monkeypatch.setattr(gpu_build, "layouts", lambda *_: [layout])
+    if name != "hamiltonian_oscillator" or layout == "staged":
+        lay(monkeypatch, layout, 37)
     agree(network(name, 37), "triton", 18, 2, "uniform", DEVICE, torch.float32, half=True)
     assert len(watched) >= 4
 
