@@ -151,7 +151,7 @@ def attempt(
             with contextlib.suppress(Refused):
                 return _at_once(ways, field, given, gradient, layout, start, reason or "a linear field on a GPU")
         try:
-            make = _maker(path, gradient, state)
+            make = _maker(path, state)
             call = _checked_call(make, field, loop, layout, start)
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
@@ -215,7 +215,7 @@ def _at_once(
         Refused: none of them does; says why not the last one.
     """
     if isinstance(gradient, Checkpoint):
-        raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
+        raise Refused("gradient 'checkpoint' is for steps taken one after the other")
     way, *others = ways
     try:
         call = _checked_call(functools.partial(parallel.prepare, way), field, loop, layout, start)
@@ -229,16 +229,14 @@ def _at_once(
     return States(loop.solver, layout, outs, end), Record(way, reason)
 
 
-def _maker(path: str, gradient: Gradient, state: Tensor) -> Callable[..., Any]:
+def _maker(path: str, state: Tensor) -> Callable[..., Any]:
     """What makes the kernel.
 
     Raises:
-        Refused: nothing does for this device and gradient.
+        Refused: nothing does for this device.
     """
     if state.device.type == "cuda" and path != "triton":
         raise Refused(f"the state is on {state.device}, for which backend 'triton' makes kernels")
-    if path != "compiled" and isinstance(gradient, Checkpoint):
-        raise Refused("gradient 'checkpoint' has a fast path in the compiled loop alone")
     return functools.partial(prepare, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
 
 

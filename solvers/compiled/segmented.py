@@ -1,9 +1,9 @@
-"""Checkpointing in the compiled loop: the states between segments are kept, the rest is computed again."""
+"""Checkpointing in the fast loop: the states between segments are kept, the rest is computed again."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -65,15 +65,18 @@ class _Segment:
         longest = max(last - first for first, last in itertools.pairwise(edges)) * args.substeps
         self.args = args
         self.states = memory.empty((longest + 1, *state.shape), state.dtype, state.device)
+        self.saved: dict[Hashable, Tensor] = {}
         for i, width in enumerate(args.kernel.program.saved):
             saved = memory.empty((longest, args.batch, width), state.dtype, state.device)
-            args.tensors["saved", i] = saved
+            self.saved["saved", i] = saved
             args.strides["saved", i, "time"], args.strides["saved", i, "sample"] = saved.stride(0), saved.stride(1)
 
     def advanced(self, first: int, last: int, carried: Tensor) -> tuple[Arguments, Tensor]:
         """The arguments of intervals `first` to `last` - 1 and the states of all their steps, the start included."""
         args = self.args.stretch(first, last)
-        self.states[0] = carried
-        args.tensors["states"] = self.states
+        states = self.states[: args.steps + 1]
+        states[0] = carried
+        args.tensors["states"] = states
+        args.tensors.update({name: saved[: args.steps] for name, saved in self.saved.items()})
         args.call(args.kernel.forward, args.kernel.source.forward, lambda part: {})
-        return args, self.states[: args.steps + 1]
+        return args, states
