@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +70,36 @@ class Reversible(Gradient):
                 f"{solver.name!r} is not one: use {listed(doing)}, or gradient 'checkpoint'"
             )
 
+    def marks(self, starts: Sequence[int]) -> list[int]:
+        """Those of the steps at which states can be stored at which they are; the first one always is."""
+        wanted = self.snapshots + 1
+        return sorted({starts[k * len(starts) // wanted] for k in range(wanted)})
+
+    def measure(self, loop: Loop, rebuilt: Parts, stored: Parts, step: int) -> None:
+        """Record the drift at a snapshot.
+
+        Raises:
+            DriftError: it is beyond the limit.
+        """
+        scale = max(float(part.abs().max()) for part in stored) if stored[0].numel() else 0.0
+        if scale == 0.0:
+            scale = 1.0
+        errors = [(a - b).abs().nan_to_num(math.inf, math.inf) for a, b in zip(rebuilt, stored, strict=True)]
+        drift = max(float(e.max()) for e in errors) / scale if stored[0].numel() else 0.0
+        if self.drifts is not None:
+            self.drifts.append(drift)
+        precision = torch.finfo(stored[0].dtype).eps
+        limit = math.sqrt(precision) if self.limit is None else self.limit
+        if drift > limit:
+            worst = max(errors, key=lambda e: float(e.max()))
+            raise DriftError(
+                f"states rebuilt backwards under solver {loop.solver.name!r} drifted by {drift:.2g} of their size, "
+                f"more than {limit:.2g}: backwards, {describe(loop.field)} is too stiff or too strongly damped",
+                sample=int(worst.reshape(worst.shape[0], -1).amax(1).argmax()) if worst.dim() > 1 else None,
+                step=step // loop.substeps,
+                time=loop.clock.time_at(step // loop.substeps),
+            )
+
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The loop, unrecorded, with its backward pass."""
         carried = loop.solver.open(state)
@@ -100,12 +130,6 @@ class _Spec:
         """Ranges of steps, none of which crosses the end of one interval in its middle unless it must."""
         size = self.gradient.chunk
         return [(m, min(m + size, self.steps)) for m in range(0, self.steps, size)]
-
-    def snapshot_steps(self) -> set[int]:
-        """The chunk starts at which states are stored; the first one always is."""
-        starts = [first for first, _ in self.chunks()]
-        wanted = self.gradient.snapshots + 1
-        return {starts[k * len(starts) // wanted] for k in range(wanted)}
 
     def form(self, parts: Parts) -> Any:
         """Parts as the solver carries them."""
@@ -140,7 +164,7 @@ class _Reversed(torch.autograd.Function):
     def forward(ctx: Any, spec: _Spec, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The parts of the carried state after every interval."""
         loop, stored = spec.loop, {}
-        wanted = spec.snapshot_steps()
+        wanted = spec.gradient.marks([first for first, _ in spec.chunks()])
 
         def interval(i: int, carried: Any) -> Any:
             base = i * loop.substeps
@@ -167,6 +191,7 @@ class _Reversed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients with respect to the start state and every tensor of the loop."""
         spec: _Spec = ctx.spec
+        loop = spec.loop
         saved, width = ctx.saved_tensors, spec.width
         snapshots = {key: saved[width * (n + 1) : width * (n + 2)] for n, key in enumerate(ctx.snapshot_keys)}
         parts: Parts = saved[:width]
@@ -176,7 +201,7 @@ class _Reversed(torch.autograd.Function):
             for first, last in reversed(spec.chunks()):
                 rebuilt = _rebuild(spec, parts, first, last)
                 if first in snapshots:
-                    _measure(spec, rebuilt, snapshots[first], first)
+                    spec.gradient.measure(loop, rebuilt, snapshots[first], first)
                     rebuilt = snapshots[first]
                 carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
                 parts = rebuilt
@@ -191,28 +216,6 @@ def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
         t, h = loop.substep(i)
         carried = loop.solver.unstep(loop.field, t + j * h if j else t, h, carried, loop.path(i, j))
     return parts_of(carried)
-
-
-def _measure(spec: _Spec, rebuilt: Parts, stored: Parts, step: int) -> None:
-    """Record the drift at a snapshot, and refuse one beyond the limit."""
-    scale = max(float(part.abs().max()) for part in stored) if stored[0].numel() else 0.0
-    if scale == 0.0:
-        scale = 1.0
-    errors = [(a - b).abs().nan_to_num(math.inf, math.inf) for a, b in zip(rebuilt, stored, strict=True)]
-    drift = max(float(e.max()) for e in errors) / scale if stored[0].numel() else 0.0
-    if spec.gradient.drifts is not None:
-        spec.gradient.drifts.append(drift)
-    precision = torch.finfo(stored[0].dtype).eps
-    limit = math.sqrt(precision) if spec.gradient.limit is None else spec.gradient.limit
-    if drift > limit:
-        worst = max(errors, key=lambda e: float(e.max()))
-        raise DriftError(
-            f"states rebuilt backwards under solver {spec.loop.solver.name!r} drifted by {drift:.2g} of their size, "
-            f"more than {limit:.2g}: backwards, {describe(spec.loop.field)} is too stiff or too strongly damped",
-            sample=int(worst.reshape(worst.shape[0], -1).amax(1).argmax()) if worst.dim() > 1 else None,
-            step=step // spec.loop.substeps,
-            time=spec.loop.clock.time_at(step // spec.loop.substeps),
-        )
 
 
 def _differentiate(
@@ -329,6 +332,34 @@ class ReversiblePair(Solver):
         c = self._mix(dt)
         z = z + self._increment(field, t + dt, -dt, y, control)
         return (y - (1 - c) * z - self._increment(field, t, dt, z, control)) / c, z
+
+
+@dataclass(frozen=True)
+class Undoing(Solver):
+    """The steps of another solver taken back: `step` is its `unstep`.
+
+    Attributes:
+        other: the solver.
+    """
+
+    other: Solver = field(kw_only=True)
+
+    @classmethod
+    def of(cls, solver: Solver) -> Undoing:
+        """What undoes the steps of a solver."""
+        return cls(solver.name, solver.order, solver.stages, other=solver)
+
+    def open(self, state: Tensor) -> Any:
+        """As the other solver."""
+        return self.other.open(state)
+
+    def close(self, carried: Any) -> Tensor:
+        """As the other solver."""
+        return self.other.close(carried)
+
+    def step(self, field: Any, t: Time, dt: Time, state: Any, control: ControlPath) -> Any:
+        """The state at t from the one at t + dt."""
+        return self.other.unstep(field, t, dt, state, control)
 
 
 register(ReversiblePair("reversible", 2, 4, reversible=True))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,13 @@ from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
 from solvers.compiled.makers import CPP, TORCH, TRITON
 from solvers.compiled.products import Products
+from solvers.compiled.segmented import Cut, Undo
 from solvers.control import Paths
 from solvers.errors import InputError, PairingError
 from solvers.gradient import Backprop, Gradient
 from solvers.leaves import Leaves
-from solvers.protocol import concrete
+from solvers.protocol import concrete, parts_of
+from solvers.reversible import Reversible, Undoing
 from solvers.series import Series
 from solvers.statistics import Counted
 
@@ -153,6 +155,7 @@ def attempt(
         try:
             make = _maker(path, state)
             call = _checked_call(make, field, loop, layout, start)
+            undo = _undo(make, field, call, gradient, start)
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
                 with contextlib.suppress(Refused):
@@ -162,18 +165,16 @@ def attempt(
         if chosen not in ("auto", "plain"):
             raise PairingError(f"backend {chosen!r} cannot take this solve: {error}: use 'auto' or 'plain'") from None
         return None, Record("plain", str(error))
-    edges = [0, len(loop)]
-    if isinstance(gradient, Checkpoint) and call.kernel.backward is not None:
-        edges = gradient.edges(loop, carried)
-    if len(edges) == 2:
+    cut = _cut(call, gradient, carried, start)
+    if cut is None:
         *outs, end = call.run(start)
     else:
         position = layout.position(loop.solver) if positions_only else None
-        *outs, end = call.run_segmented(start, edges, range(layout.total) if position is None else [position])
+        *outs, end = call.run_segmented(start, cut, range(layout.total) if position is None else [position], undo)
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
     reason = "; ".join(part for part in (reason, call.kernel.note) if part)
-    saved = _saved(call, start, edges, len(outs))
+    saved = _saved(call, start, cut, len(outs))
     record = Record(path, reason, saved, call.kernel.source.text, _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
 
@@ -214,8 +215,8 @@ def _at_once(
     Raises:
         Refused: none of them does; says why not the last one.
     """
-    if isinstance(gradient, Checkpoint):
-        raise Refused("gradient 'checkpoint' is for steps taken one after the other")
+    if not isinstance(gradient, Backprop):
+        raise Refused(f"gradient {gradient.name!r} is for steps taken one after the other")
     way, *others = ways
     try:
         call = _checked_call(functools.partial(parallel.prepare, way), field, loop, layout, start)
@@ -240,14 +241,48 @@ def _maker(path: str, state: Tensor) -> Callable[..., Any]:
     return functools.partial(prepare, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
 
 
-def _saved(call: Call, start: Tensor, edges: Sequence[int], outs: int) -> int:
+def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, start: Tensor) -> Undo | None:
+    """What takes the steps of a call back, if its gradient wants that.
+
+    Raises:
+        Refused: no kernel does.
+    """
+    if not isinstance(gradient, Reversible) or call.kernel.backward is None:
+        return None
+    loop, layout = call.loop, call.layout
+    backwards = dataclasses.replace(loop, solver=Undoing.of(loop.solver))
+    try:
+        with torch.no_grad():
+            undoing = _checked_call(make, field, backwards, layout, start.detach())
+    except Refused as error:
+        raise Refused(f"its steps cannot be taken back: {error}") from None
+
+    def measure(rebuilt: Tensor, stored: Tensor, step: int) -> None:
+        gradient.measure(loop, parts_of(layout.taken(rebuilt)), parts_of(layout.taken(stored)), step)
+
+    return Undo(undoing.sharing(call), measure)
+
+
+def _cut(call: Call, gradient: Gradient, carried: Any, start: Tensor) -> Cut | None:
+    """Where the loop is cut; None where everything is kept."""
+    loop, kernel = call.loop, call.kernel
+    if kernel.backward is None:
+        return None
+    if isinstance(gradient, Reversible):
+        size = (start[0].numel() + sum(kernel.program.saved)) * len(start) * start.element_size()
+        return Cut.rebuilt(gradient, len(loop), loop.substeps, size)
+    edges = gradient.edges(loop, carried) if isinstance(gradient, Checkpoint) else []
+    return Cut.stored_at([edge * loop.substeps for edge in edges]) if len(edges) > 2 else None
+
+
+def _saved(call: Call, start: Tensor, cut: Cut | None, outs: int) -> int:
     """Bytes kept at most: the states of all steps or, of several segments, those of one, between them and returned."""
     batch, components, width = start.shape
     kept = sum(call.kernel.program.saved) if call.kernel.backward is not None else 0
-    steps = max(last - first for first, last in itertools.pairwise(edges)) * call.substeps
+    steps = len(call.loop) * call.substeps if cut is None else cut.longest
     rows = (steps + 1) * components
-    if len(edges) > 2:
-        rows += (len(edges) - 1) * components + len(call.loop) * outs
+    if cut is not None:
+        rows += len(cut.stored) * components + len(call.loop) * outs
     return (rows * width + steps * kept) * batch * start.element_size()
 
 
@@ -261,7 +296,7 @@ def _products(call: Call, batch: int) -> Products:
 
 def _suitable(field: Any, loop: Loop, gradient: Gradient, state: Tensor) -> None:
     """Refuse what no kernel is made for, whatever the step."""
-    if type(gradient) not in (Backprop, Checkpoint):
+    if type(gradient) not in (Backprop, Checkpoint, Reversible):
         raise Refused(f"gradient {gradient.name!r} runs the plain steps")
     if loop.solver.adaptive:
         raise Refused(f"solver {loop.solver.name!r} chooses its steps as it goes")

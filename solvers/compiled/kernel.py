@@ -7,7 +7,7 @@ import threading
 import types
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from solvers.compiled.ir import Refused
 from solvers.compiled.makers import Maker, working
 from solvers.compiled.plan import program
 from solvers.compiled.run import Arguments, Kernel, Prologue, Run, packed, pass_item
-from solvers.compiled.segmented import Segmented
+from solvers.compiled.segmented import Cut, Rebuilt, Segmented, Undo
 from solvers.compiled.trace import Traced, field_tensors, trace
 from solvers.control import entries, with_path_tensors
 from solvers.errors import InputError
@@ -131,11 +131,20 @@ class Call:
         found: tuple[Tensor, ...] = Run.apply(self, state.to(self.kernel.dtype), *self.tensors)  # type: ignore[no-untyped-call]
         return tuple(t.to(state.dtype) for t in found)
 
-    def run_segmented(self, state: Tensor, edges: Sequence[int], kept: Sequence[int]) -> tuple[Tensor, ...]:
+    def run_segmented(
+        self, state: Tensor, cut: Cut, kept: Sequence[int], undo: Undo | None = None
+    ) -> tuple[Tensor, ...]:
         """The components in `kept` after every interval, and the last state, with memory for one segment at a time."""
-        start = state.to(self.kernel.dtype)
-        found: tuple[Tensor, ...] = Segmented.apply(self, edges, kept, start, *self.tensors)  # type: ignore[no-untyped-call]
+        apply, others = (Segmented.apply, []) if undo is None else (Rebuilt.apply, undo.call.tensors)
+        found: tuple[Tensor, ...] = apply(self, cut, kept, undo, state.to(self.kernel.dtype), *self.tensors, *others)  # type: ignore[no-untyped-call]
         return tuple(t.to(state.dtype) for t in found)
+
+    def sharing(self, other: Call) -> Call:
+        """The same call, with the columns of another one where that has them."""
+        known = {item.key: tensor for item, tensor in zip(other.kernel.items, other.tensors, strict=False)}
+        items, scalars, given = self.parted(self.tensors)
+        shared = [known.get(item.key, tensor) for item, tensor in zip(self.kernel.items, items, strict=True)]
+        return replace(self, tensors=[*shared, *scalars, *given])
 
     def parted(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Items, scalars and what the prologue takes."""

@@ -78,13 +78,40 @@ class Arguments:
     strides: dict[Hashable, int]
 
     def stretch(self, first: int, last: int) -> Arguments:
-        """The arguments for intervals `first` to `last` - 1 alone."""
-        sub, tensors = self.substeps, dict(self.tensors)
+        """The arguments for steps `first` to `last` - 1 alone: whole intervals, or some steps of one."""
+        sub, count, tensors = self.substeps, last - first, dict(self.tensors)
+        goes_on = last % sub != 0
         for name, tensor in self.tensors.items():
-            if isinstance(name, tuple) and name[0] in ("step", "dstep", "gout"):
-                scale = sub if name[1] == ("start",) else 1
-                tensors[name] = tensor[first * scale : last * scale]
-        return dataclasses.replace(self, steps=(last - first) * sub, tensors=tensors, strides=dict(self.strides))
+            if isinstance(name, tuple) and name[0] in ("step", "dstep"):
+                tensors[name] = tensor[self.rows(name[1], first, last)]
+            elif isinstance(name, tuple) and name[0] == "gout":
+                tensors[name] = tensor[self.rows(("span",), first, last)]
+        if goes_on:
+            # Nothing is given for a state within an interval.
+            tensors = {name: t for name, t in tensors.items() if not (isinstance(name, tuple) and name[0] == "gout")}
+        whole = first % sub == 0 and not goes_on
+        # An interval that is longer than what is run of it does not end there.
+        substeps = sub if whole else count + goes_on
+        return dataclasses.replace(self, steps=count, substeps=substeps, tensors=tensors, strides=dict(self.strides))
+
+    def rows(self, key: Hashable, first: int, last: int) -> slice:
+        """Where an item has its values for some steps: starts have one for each, all else for each interval."""
+        return slice(first, last) if key == ("start",) else slice(first // self.substeps, -(-last // self.substeps))
+
+    def backwards(self) -> Arguments:
+        """The arguments for the same steps in the opposite order."""
+        turned = dataclasses.replace(self, tensors=dict(self.tensors), strides=dict(self.strides))
+        for item in self.kernel.items:
+            for name, tensor in self.tensors.items():
+                if isinstance(name, tuple) and name[:2] == ("step", item.key):
+                    turned.put(name, tensor.flip(0), item.batch)
+        return turned
+
+    def put(self, name: tuple[Hashable, ...], tensor: Tensor, batch: bool) -> None:
+        """Pass a tensor `(time, ..)`, whose second axis may be the batch."""
+        self.tensors[name] = tensor
+        self.strides[(*name, "time")] = tensor.stride(0)
+        self.strides[(*name, "sample")] = tensor.stride(1) if batch else 0
 
     def bounds(self) -> list[tuple[int, int]]:
         """The samples of each thread."""
@@ -187,7 +214,7 @@ class Run(torch.autograd.Function):
         pass_kept(args, kept)
         over = dict(zip(kept_arrays(call.kernel), kept, strict=True))
         pullback = Pullback(ctx.prologue, args, state, tensors, grads, over)
-        pullback.run(args, 0, len(call.loop))
+        pullback.run(args, 0, args.steps)
         return (None, *pullback.gradients())
 
 
@@ -232,7 +259,7 @@ def alias(view: Tensor) -> Tensor:
 
 
 class Pullback:
-    """The backward pass of a call, over any stretches of its intervals from the last one to the first.
+    """The backward pass of a call, over any stretches of its steps from the last one to the first.
 
     Args:
         args: the arguments of the whole call.
@@ -249,7 +276,8 @@ class Pullback:
         grads: Sequence[Tensor | None],
         over: dict[Any, Tensor],
     ) -> None:
-        self.prologue, self.kernel, self.state, self.tensors = prologue, args.kernel, state, tensors
+        self.prologue, self.args, self.kernel = prologue, args, args.kernel
+        self.state, self.tensors = state, tensors
         self.carry = [torch.zeros_like(state, memory_format=torch.contiguous_format), state.new_empty(state.shape)]
         if grads[-1] is not None:
             self.carry[0].copy_(grads[-1])
@@ -268,23 +296,33 @@ class Pullback:
             self.outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
 
     def run(self, args: Arguments, first: int, last: int) -> None:
-        """The backward pass of intervals `first` to `last` - 1, which are all that `args` is about."""
+        """The backward pass of steps `first` to `last` - 1, which are all that `args` is about."""
         args.tensors["carry0"], args.tensors["carry1"] = self.carry
-        sub = args.substeps
+        shares = self._shares(args) if last % self.args.substeps else {}
 
         def own(part: int) -> dict[Hashable, Tensor]:
             found = {name: tensor[part] for name, tensor in (*self.sums.items(), *self.outers.items())}
             for name in found:
                 if name[0] == "drop":
-                    scale = sub if name[1][1] == ("start",) else 1
-                    found[name] = found[name][first * scale : last * scale]
+                    found[name] = found[name][self.args.rows(name[1][1], first, last)]
             return found
 
         signature = self.kernel.source.backward
         assert signature is not None
         args.call(self.kernel.backward, signature, own)
+        for name, whole in shares.items():
+            whole += args.tensors[name]
         if args.steps % 2:
             self.carry.reverse()
+
+    def _shares(self, args: Arguments) -> dict[Hashable, Tensor]:
+        """Give what an interval's later steps have a part in already room of its own, and say where it is added."""
+        shared: dict[Hashable, Tensor] = {}
+        for name in self.args.tensors:
+            if isinstance(name, tuple) and name[0] == "dstep" and name[1] != ("start",):
+                shared[name] = args.tensors[name]
+                args.put(name, torch.zeros_like(shared[name]), batch=True)
+        return shared
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients of state, items, scalars and what the prologue takes."""
@@ -347,9 +385,7 @@ def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
         for n in reversed(inner):
             part = part.select(-2, rest % n) if part.dim() > lead + 1 else part
             rest //= n
-        args.tensors[kind, item.key, index] = part
-        args.strides[kind, item.key, index, "time"] = part.stride(0)
-        args.strides[kind, item.key, index, "sample"] = part.stride(1) if item.batch else 0
+        args.put((kind, item.key, index), part, item.batch)
 
 
 def _sums(kernel: Kernel, args: Arguments, parts: int, device: torch.device) -> dict[Hashable, Tensor]:

@@ -1,10 +1,11 @@
-"""Checkpointing in the fast loop: the states between segments are kept, the rest is computed again."""
+"""The fast loop a segment at a time: the states between segments are kept or rebuilt, the rest is computed again."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,71 +13,183 @@ from torch import Tensor
 from solvers.compiled import memory
 from solvers.compiled.run import Arguments, Pullback, alias
 
+if TYPE_CHECKING:
+    from solvers.reversible import Reversible
+
+LONGEST = 64
+BYTES = 1 << 23
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a loop is cut, in steps from its start.
+
+    Attributes:
+        edges: where segments begin, and the end of the last one; a segment is whole intervals, or a part of one.
+        stored: the edges, the first one among them, at which the state is kept.
+    """
+
+    edges: Sequence[int]
+    stored: Sequence[int]
+
+    @classmethod
+    def stored_at(cls, edges: Sequence[int]) -> Cut:
+        """The state is kept wherever a segment begins."""
+        return cls(edges, edges[:-1])
+
+    @classmethod
+    def rebuilt(cls, gradient: Reversible, intervals: int, substeps: int, size: int) -> Cut:
+        """The state is kept at the snapshots of a gradient alone.
+
+        Args:
+            gradient: says where there can be snapshots, and how many.
+            intervals, substeps: of the loop.
+            size: bytes of what there is of one step.
+        """
+        total, longest = intervals * substeps, max(gradient.chunk, min(LONGEST, BYTES // size))
+        unit = substeps if substeps <= longest else 1
+        least = -(-gradient.chunk // unit) * unit
+        if unit == substeps:
+            starts = list(range(0, total, least))
+        else:
+            starts = [i * substeps + j for i in range(intervals) for j in range(0, substeps, least)]
+        marks = gradient.marks(starts)
+        bounds = sorted({*marks, total, *(range(0, total, substeps) if unit < substeps else ())})
+        edges = [0]
+        for first, last in itertools.pairwise(bounds):
+            units = (last - first) // unit
+            count = -(-units // (longest // unit))
+            edges += [first + units * k // count * unit for k in range(1, count + 1)]
+        return cls(edges, marks)
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest segment."""
+        return max(last - first for first, last in itertools.pairwise(self.edges))
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What rebuilds the start of a segment from its end, where the cut does not store it.
+
+    Attributes:
+        call: of the kernel of the solver's `unstep`.
+        measure: compares a state that was rebuilt with the one stored at the same step, both packed.
+    """
+
+    call: Any
+    measure: Callable[[Tensor, Tensor, int], None]
+
 
 class Segmented(torch.autograd.Function):
     """As `run.Run`, with the memory of one segment at a time above what is returned."""
 
     @staticmethod
     def forward(
-        ctx: Any, call: Any, edges: Sequence[int], kept: Sequence[int], state: Tensor, *tensors: Tensor
+        ctx: Any, call: Any, cut: Cut, kept: Sequence[int], undo: Undo | None, state: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        """The components in `kept` after every interval, and the last state; segments end at the `edges`."""
-        prologue, sub = call.prologue(tensors), call.substeps
-        args = call.arguments(state, tensors, prologue)
-        states = _Segment(args, edges, state)
-        starts = memory.empty((len(edges) - 1, *state.shape), state.dtype, state.device)
+        """The components in `kept` after every interval, and the last state; `tensors` of the call, and of the undo."""
+        own, sub = tensors[: len(call.tensors)], call.substeps
+        prologue = call.prologue(own)
+        segment = _Segment(call.arguments(state, own, prologue), cut, _room(cut, state))
+        stored = memory.empty((len(cut.stored) + 1, *state.shape), state.dtype, state.device)
         shape = (len(kept), len(call.loop), state.shape[0], state.shape[2])
         outs = memory.empty(shape, state.dtype, state.device)
-        carried = state
-        for k, (first, last) in enumerate(itertools.pairwise(edges)):
-            starts[k] = carried
-            _, reached = states.advanced(first, last, carried)
+        carried, places = state, {step: stored[k] for k, step in enumerate(cut.stored)}
+        for first, last in itertools.pairwise(cut.edges):
+            if first in places:
+                places[first].copy_(carried)
+            _, reached = segment.advanced(first, last, carried)
+            # The ends of the intervals that end here; one that goes on has none.
+            ends = slice(first // sub, last // sub)
             for out, component in zip(outs, kept, strict=True):
-                out[first:last] = reached[sub::sub, :, component]
+                out[ends] = reached[sub - first % sub :: sub, :, component]
             carried = reached[-1]
-        ctx.save_for_backward(state, *tensors, starts)
-        ctx.call, ctx.prologue, ctx.edges, ctx.kept = call, prologue, edges, kept
+        stored[-1] = carried
+        ctx.save_for_backward(state, *tensors, stored)
+        ctx.call, ctx.prologue, ctx.cut, ctx.kept, ctx.undo = call, prologue, cut, kept, undo
         ctx.set_materialize_grads(False)
         return (*(alias(out) for out in outs), carried.clone())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of state, items, scalars and uniform tensors."""
-        call, edges = ctx.call, ctx.edges
-        state, *tensors, starts = ctx.saved_tensors
-        by_component = dict(zip(ctx.kept, grads, strict=False))
-        given = [*(by_component.get(i) for i in range(state.shape[1])), grads[-1]]
-        if torch.is_grad_enabled():
-            # A gradient of the gradient is wanted: the plain path gives both.
-            return (None, None, None, *call.plainly(state, tensors, given))
-        args = call.arguments(state, tensors, ctx.prologue)
-        pullback = Pullback(ctx.prologue, args, state, tensors, given, {})
-        states = _Segment(args, edges, state)
-        for k, (first, last) in reversed(list(enumerate(itertools.pairwise(edges)))):
-            stretch, _ = states.advanced(first, last, starts[k])
-            pullback.run(stretch, first, last)
-        return (None, None, None, *pullback.gradients())
+        if not torch.is_grad_enabled():
+            return _gradients(ctx, grads)
+        # A gradient of the gradient is wanted: the plain path gives both.
+        state, *tensors, _ = ctx.saved_tensors
+        return (None, None, None, None, *ctx.call.plainly(state, tensors, _given(ctx, state, grads)))
+
+
+class Rebuilt(Segmented):
+    """The same with an undo, for a gradient that can be differentiated once."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of state, items, scalars and uniform tensors."""
+        return _gradients(ctx, grads)
+
+
+def _given(ctx: Any, state: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of all components, whether they are kept or not, and of the last state."""
+    by_component = dict(zip(ctx.kept, grads, strict=False))
+    return [*(by_component.get(i) for i in range(state.shape[1])), grads[-1]]
+
+
+def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    call, cut, undo = ctx.call, ctx.cut, ctx.undo
+    state, *tensors, stored = ctx.saved_tensors
+    own, others = tensors[: len(call.tensors)], tensors[len(call.tensors) :]
+    args = call.arguments(state, own, ctx.prologue)
+    pullback = Pullback(ctx.prologue, args, state, own, _given(ctx, state, grads), {})
+    # Rebuilding takes the same room: what it leaves is read before the steps are taken again.
+    room = _room(cut, state)
+    segment, back = _Segment(args, cut, room), None
+    if undo is not None:
+        back = _Segment(undo.call.arguments(state, others, undo.call.prologue(others)), cut, room)
+    places, start = {step: stored[k] for k, step in enumerate(cut.stored)}, stored[-1]
+    for first, last in reversed(list(itertools.pairwise(cut.edges))):
+        if back is not None:
+            start = back.rebuilt(first, last, start)
+            if first in places:
+                undo.measure(start, places[first], first)
+        stretch, states = segment.advanced(first, last, places.get(first, start))
+        pullback.run(stretch, first, last)
+        start = states[0]
+    return (None, None, None, None, *pullback.gradients(), *(None for _ in others))
+
+
+def _room(cut: Cut, state: Tensor) -> Tensor:
+    """For the states of the longest segment, used by all of them in turn."""
+    return memory.empty((cut.longest + 1, *state.shape), state.dtype, state.device)
 
 
 class _Segment:
-    """Room for the states and the saved values of the longest segment, used by all of them in turn."""
+    """Runs segments in the same room, with room of its own for what is saved."""
 
-    def __init__(self, args: Arguments, edges: Sequence[int], state: Tensor) -> None:
-        longest = max(last - first for first, last in itertools.pairwise(edges)) * args.substeps
-        self.args = args
-        self.states = memory.empty((longest + 1, *state.shape), state.dtype, state.device)
+    def __init__(self, args: Arguments, cut: Cut, room: Tensor) -> None:
+        self.args, self.room = args, room
         self.saved: dict[Hashable, Tensor] = {}
         for i, width in enumerate(args.kernel.program.saved):
-            saved = memory.empty((longest, args.batch, width), state.dtype, state.device)
+            saved = memory.empty((cut.longest, args.batch, width), room.dtype, room.device)
             self.saved["saved", i] = saved
             args.strides["saved", i, "time"], args.strides["saved", i, "sample"] = saved.stride(0), saved.stride(1)
 
     def advanced(self, first: int, last: int, carried: Tensor) -> tuple[Arguments, Tensor]:
-        """The arguments of intervals `first` to `last` - 1 and the states of all their steps, the start included."""
+        """The arguments of steps `first` to `last` - 1, and their states, the start included."""
         args = self.args.stretch(first, last)
-        states = self.states[: args.steps + 1]
+        return args, self.run(args, carried)
+
+    def rebuilt(self, first: int, last: int, carried: Tensor) -> Tensor:
+        """The state before step `first`, where these steps undo those of a segment that ended in `carried`."""
+        return self.run(self.args.stretch(first, last).backwards(), carried)[-1]
+
+    def run(self, args: Arguments, carried: Tensor) -> Tensor:
+        """The states of these steps."""
+        states = self.room[: args.steps + 1]
         states[0] = carried
         args.tensors["states"] = states
         args.tensors.update({name: saved[: args.steps] for name, saved in self.saved.items()})
         args.call(args.kernel.forward, args.kernel.source.forward, lambda part: {})
-        return args, states
+        return states
