@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from solvers import parallel
 from solvers.checkpoint import Checkpoint
+from solvers.clock import Clock
 from solvers.compiled import gpu_build, multiply, run_torch
 from solvers.compiled.carried import Layout, States
 from solvers.compiled.feed import fed
@@ -22,7 +23,7 @@ from solvers.compiled.ir import Refused
 from solvers.compiled.kernel import Call, prepare, refuse
 from solvers.compiled.makers import CPP, TORCH, TRITON
 from solvers.compiled.products import Products
-from solvers.compiled.segmented import Cut, Undo
+from solvers.compiled.segmented import BYTES, Cut, Undo
 from solvers.control import Paths
 from solvers.errors import InputError, PairingError
 from solvers.gradient import Backprop, Gradient
@@ -270,7 +271,7 @@ def _cut(call: Call, gradient: Gradient, carried: Any, start: Tensor) -> Cut | N
         return None
     if isinstance(gradient, Reversible):
         size = (start[0].numel() + sum(kernel.program.saved)) * len(start) * start.element_size()
-        return Cut.rebuilt(gradient, len(loop), loop.substeps, size)
+        return Cut.rebuilt(gradient, len(loop), loop.substeps, BYTES[start.device.type] // size)
     edges = gradient.edges(loop, carried) if isinstance(gradient, Checkpoint) else []
     return Cut.stored_at([edge * loop.substeps for edge in edges]) if len(edges) > 2 else None
 
@@ -343,7 +344,7 @@ def _self_check(
     kernel = call.kernel
     generator = torch.Generator().manual_seed(0)
     count = min(CHECKED[start.device.type], len(call.loop))
-    leaves = Leaves(call.loop, 0, count)
+    leaves = Leaves(_beginning(call.loop, count), 0, count)
     with torch.set_grad_enabled(kernel.backward is not None):
         cut = leaves.cut()
         loop = leaves.rebuilt(cut)
@@ -372,6 +373,18 @@ def _self_check(
         raise Refused(reason)
     kernel.checked = True
     mine.kernel.checked = True
+
+
+def _beginning(loop: Loop, count: int) -> Loop:
+    """The first intervals; of those of many steps as much as the first few take, in steps of the same size."""
+    few = min(loop.substeps, CHECKED["cpu"])
+    if few == loop.substeps:
+        return loop
+    spans = loop.clock.spans[:count]
+    # One tensor for all intervals stays one.
+    shares = {id(span): span * (few / loop.substeps) for span in spans}
+    clock = Clock(loop.clock.starts[:count], tuple(shares[id(span)] for span in spans))
+    return dataclasses.replace(loop, paths=loop.paths[:count], clock=clock, substeps=few)
 
 
 def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:

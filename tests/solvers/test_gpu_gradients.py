@@ -5,6 +5,7 @@ from test_compiled_gpu import agree
 
 import solvers
 from neuralosc import ContinuousRNN
+from solvers.compiled import segmented
 
 
 @pytest.mark.parametrize("segments", [2, 5])
@@ -20,3 +21,20 @@ def test_checkpoint(field, solver, options, segments, make_field):
     gradient = solvers.Checkpoint("checkpoint", segments=segments)
     rnn = ContinuousRNN(make_field(field), solver, 0.1, gradient=gradient, **options)
     agree(rnn, time=5, spans="sample", bound=1e-11)
+
+
+@pytest.mark.parametrize("longest", [1, 256])
+@pytest.mark.parametrize(
+    ("field", "solver", "options"),
+    [
+        ("hamiltonian_oscillator", "semi_implicit_euler", {}),
+        ("oscillator_uncoupled", "stormer_verlet", {"substeps": 3, "control": "linear"}),
+        ("leaky", "reversible", {"substeps": 5}),
+    ],
+)
+def test_reversible(field, solver, options, longest, make_field, monkeypatch):
+    """Intervals of more steps than a segment has are cut."""
+    monkeypatch.setattr(segmented, "LONGEST", longest)
+    gradient = solvers.Reversible("reversible", snapshots=1, chunk=2)
+    rnn = ContinuousRNN(make_field(field), solver, 0.1, gradient=gradient, **options)
+    agree(rnn, time=5, spans="sample", bound=1e-9)
