@@ -39,7 +39,8 @@ class Reversible(Gradient):
 
     Attributes:
         snapshots: states stored on the way, evenly spaced.
-        chunk: steps differentiated at a time; memory grows with it, time falls a little.
+        chunk: steps differentiated at a time; memory grows with it, time falls a little. A fast path takes more at a
+            time where that is faster: a number that does not depend on how many there are.
         limit: relative drift at which a DriftError is raised; the square root of the dtype's precision when None.
         drifts: a list that collects the relative drift at every snapshot, or None.
 

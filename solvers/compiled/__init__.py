@@ -18,7 +18,7 @@ the plain Python that takes it, and run over a whole sequence by one generated f
     makers    what makes a kernel of a plan: C++, pure torch or Triton
     kernel    one for each different step of a field, found again at the next solve
     run       its call over a sequence, on several threads, as one autograd function; gpu_run the same on a GPU
-    segmented the same with gradient 'checkpoint': a segment at a time
+    segmented the same a segment at a time, whose start is stored (gradient 'checkpoint') or rebuilt ('reversible')
     products  the matrix products of a loop alone, which no path can be faster than
     backend   which path a solve takes, a self-check against the plain path, and the record of why
 

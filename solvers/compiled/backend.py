@@ -176,7 +176,8 @@ def attempt(
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
     reason = "; ".join(part for part in (reason, call.kernel.note) if part)
     saved = _saved(call, start, cut, len(outs))
-    record = Record(path, reason, saved, call.kernel.source.text, _products(call, len(start)))
+    texts = [each.kernel.source.text for each in (call, *([] if undo is None else [undo.call]))]
+    record = Record(path, reason, saved, "\n".join(texts), _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
 
 
@@ -259,7 +260,9 @@ def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, 
         raise Refused(f"its steps cannot be taken back: {error}") from None
 
     def measure(rebuilt: Tensor, stored: Tensor, step: int) -> None:
-        gradient.measure(loop, parts_of(layout.taken(rebuilt)), parts_of(layout.taken(stored)), step)
+        # In the precision of the state, on which the limit depends; a kernel may compute in a higher one.
+        parts = (parts_of(layout.taken(packed.to(start.dtype))) for packed in (rebuilt, stored))
+        gradient.measure(loop, *parts, step=step)
 
     return Undo(undoing.sharing(call), measure)
 
