@@ -261,8 +261,8 @@ def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, 
 
     def measure(rebuilt: Tensor, stored: Tensor, step: int) -> None:
         # In the precision of the state, on which the limit depends; a kernel may compute in a higher one.
-        parts = (parts_of(layout.taken(packed.to(start.dtype))) for packed in (rebuilt, stored))
-        gradient.measure(loop, *parts, step=step)
+        mine, kept = (parts_of(layout.taken(packed.to(start.dtype))) for packed in (rebuilt, stored))
+        gradient.measure(loop, mine, kept, step)
 
     return Undo(undoing.sharing(call), measure)
 
