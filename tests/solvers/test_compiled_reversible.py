@@ -10,6 +10,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled import memory, segmented
+from solvers.protocol import structure
 from solvers.reversible import DriftError
 
 
@@ -53,8 +54,12 @@ def test_all_gradients_are_those_of_the_plain_path(name, solver, fast, make_fiel
         agree(rnn, x, state, spans, fast, **options)
 
 
+#: An impulsive field jumps at samples, which this gradient does not go back through.
+STEADY = [name for name, make in conftest.FIELDS.items() if "impulsive" not in structure(make(2, 3))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", conftest.FIELDS)
+@pytest.mark.parametrize("name", STEADY)
 def test_every_pairing(name, make_field):
     taken = undone(make_field(name))
     assert "reversible" in taken
