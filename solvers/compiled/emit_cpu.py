@@ -459,7 +459,7 @@ class _Sweep:
         if node.op == "slice":
             base = self.located(node.args[0])
             return None if base is None else f"{base} + {node.data[0]}"
-        homes = [place for place in plan.homes.get(node, []) if self.stays(place)]
+        homes = plan.homes.get(node)
         if not homes or (node.op == "cat" and plan.depth.get(node, 0) >= self.number):
             return None
         ready = node.op in ("mm", "csum") or node.op == "leaf" or plan.depth.get(node, 0) < self.number
@@ -471,10 +471,6 @@ class _Sweep:
         if place.array == "carry":
             return None
         return f"{self.pointer(place.array)} + {place.offset}"
-
-    def stays(self, place: Place) -> bool:
-        """Whether nothing is added to what is stored there."""
-        return place.array != "sent" and not (self.f.program.divided and place.array[0] == "dstep")
 
     def value(self, node: Node, width: int) -> str:
         """The C expression of a value inside the loop over `width` channels, or outside of them for a column."""

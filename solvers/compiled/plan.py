@@ -199,9 +199,11 @@ LASTING = (("state", "next", "temp"), ("temp",))
 class Planner:
     """Makes the plan of one pass."""
 
-    def __init__(self, known: dict[Node, list[Place]], width: int, lasting: Collection[str] = ()) -> None:
+    def __init__(
+        self, known: dict[Node, list[Place]], width: int, divided: bool, lasting: Collection[str] = ()
+    ) -> None:
         #: Where leaves and what another pass left are found; the arrays that alone products may use, if there are any.
-        self.known, self.width, self.lasting = known, width, lasting
+        self.known, self.width, self.divided, self.lasting = known, width, divided, lasting
         self.plan = Plan([], [], dict(known), {})
         self.wanted: list[tuple[Node, Place]] = []
         self.operands: dict[tuple[Node, str], Place] = {}
@@ -214,18 +216,19 @@ class Planner:
 
     def store(self, node: Node, place: Place) -> None:
         """Ask for a value in a place."""
-        if node.op == "cat":
+        # What others are added to cannot be read back: by a product, or by the other steps of an interval.
+        stays = place.array != "sent" and not (self.divided and place.array[0] == "dstep")
+        if stays and node not in self.known:
             self.plan.homes.setdefault(node, []).append(place)
-            at = 0
-            for part in node.args:
-                each = Place(place.array, place.offset + at)
-                self.plan.parts.add(each)
-                self.store(part, each)
-                at += part.width
+        if node.op != "cat":
+            self.wanted.append((node, place))
             return
-        self.wanted.append((node, place))
-        if node not in self.known:
-            self.plan.homes.setdefault(node, []).append(place)
+        at = 0
+        for part in node.args:
+            each = Place(place.array, place.offset + at)
+            self.plan.parts.add(each)
+            self.store(part, each)
+            at += part.width
 
     def operand(self, node: Node, kind: str = "temp") -> Place:
         """Where all columns of a value lie side by side, as a product reads it."""
@@ -352,8 +355,8 @@ def program(
     backward: Plan | None = None
     saved: list[Node] = []
     if wanted is not None:
-        backward, saved = _backward(graph, outputs, width, wanted, {**states, **leaves}, places[1])
-    planner = Planner({**states, **leaves}, width, places[0])
+        backward, saved = _backward(graph, outputs, width, wanted, {**states, **leaves}, divided, places[1])
+    planner = Planner({**states, **leaves}, width, divided, places[0])
     for output, place in zip(outputs, _state_places(count, width, "next"), strict=True):
         planner.store(output, place)
     for i, node in enumerate(saved):
@@ -377,6 +380,7 @@ def _backward(
     width: int,
     wanted: frozenset[Hashable],
     leaves: dict[Node, list[Place]],
+    divided: bool,
     lasting: Collection[str],
 ) -> tuple[Plan, list[Node]]:
     """The plan of the gradient, and what the forward pass has to save for it."""
@@ -400,7 +404,7 @@ def _backward(
     saved = _saved(roots, set(forward), known)
     for i, node in enumerate(saved):
         known[node] = [Place(("saved", i))]
-    planner = Planner(known, width, lasting)
+    planner = Planner(known, width, divided, lasting)
     for i, node in enumerate(saved):
         planner.plan.widths["saved", i] = node.width
     outers = []
