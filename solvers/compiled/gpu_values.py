@@ -183,7 +183,7 @@ class Values:
     def compute(self, node: Node, section: list[str]) -> None:
         """All pieces of a value that is no product."""
         home = self.plan.homes.get(node)
-        known = home and (node.op == "leaf" or home[0].array == "next" or home[0].array[0] == "saved")
+        known = home and node.batch and (node.op == "leaf" or home[0].array == "next" or home[0].array[0] == "saved")
         known = known and (self.name == "backward" or node.op == "leaf")
         if node.op == "slice" and node.scalar:
             # One channel of a row is a number like any other.
