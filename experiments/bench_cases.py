@@ -55,11 +55,18 @@ QUICK_SHAPES = (Shape("Q1", 64, 32, 32, 1), Shape("Q2", 96, 16, 32, 2), Shape("Q
 
 @dataclass(frozen=True)
 class Subject:
-    """One case made for one shape: `step` does a training step; `model` holds the gradients, or `norm` gives theirs."""
+    """One case made for one shape.
+
+    Attributes:
+        step: does a training step, and waits for its loss.
+        model, norm: the first holds the gradients, or the second gives their norm.
+        way: says which path the library took.
+    """
 
     step: Callable[[], float]
     model: nn.Module | None = None
     norm: Callable[[], float] | None = None
+    way: Callable[[], str] = str
 
     def gradient_norm(self) -> float:
         """Of all parameters together; 0 for a floor, which has none."""
@@ -123,10 +130,12 @@ def floor(blocks: Blocks) -> Maker:
     def make(shape: Shape, x: Tensor) -> Subject:
         matrices = tuple((k * shape.hidden, n * shape.hidden) for count, k, n in blocks for _ in range(count))
         transposed = tuple((n, k) for k, n in matrices)
-        run = Products(shape.time, shape.batch, matrices, transposed, matrices).work()
+        run = Products(shape.time, shape.batch, matrices, transposed, matrices).work(device=x.device)
 
         def step() -> float:
             run()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
             return 0.0
 
         return Subject(step)
@@ -140,7 +149,8 @@ DT = 0.1
 Pair = Callable[[Shape], tuple[nn.Module, neuralosc.ContinuousRNN]]
 
 
-def _cornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+def cornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+    """coRNN."""
     loop = loops.CoRNNLoop(shape.features, shape.hidden)
     given = {f"cell.{name}": value for name, value in loop.state_dict().items()}
     settings = {"dt": loop.dt, "gamma": loop.gamma, "epsilon": loop.epsilon}
@@ -163,15 +173,20 @@ def _lem(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
     return loop, neuralosc.ContinuousRNN(field, "semi_implicit_euler", loop.dt)
 
 
-def _unicornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
-    # Over so many undamped oscillations as long sequences have, rounding errors would decide the gradient.
-    loop = loops.UnICORNNLoop(shape.features, shape.hidden, dt=min(0.05, 40 / shape.time))
-    given: dict[str, Tensor] = {}
-    for i, layer in enumerate(loop.layers):
-        assert isinstance(layer, loops.UnICORNNLayer)
-        given |= {f"DIs.{i}.fc.weight": layer.V.weight, f"DIs.{i}.fc.bias": layer.V.bias}
-        given |= {f"RNNs.{i}.weight_hh": layer.w, f"RNNs.{i}.c_": layer.c}
-    return loop, neuralosc.from_reference("unicornn", given, dt=layer.dt, alpha=layer.alpha)[0]
+def unicornn(layers: int) -> Pair:
+    """UnICORNN of so many layers."""
+
+    def made(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
+        # Over so many undamped oscillations as long sequences have, rounding errors would decide the gradient.
+        loop = loops.UnICORNNLoop(shape.features, shape.hidden, layers, dt=min(0.05, 40 / shape.time))
+        given: dict[str, Tensor] = {}
+        for i, layer in enumerate(loop.layers):
+            assert isinstance(layer, loops.UnICORNNLayer)
+            given |= {f"DIs.{i}.fc.weight": layer.V.weight, f"DIs.{i}.fc.bias": layer.V.bias}
+            given |= {f"RNNs.{i}.weight_hh": layer.w, f"RNNs.{i}.c_": layer.c}
+        return loop, neuralosc.from_reference("unicornn", given, dt=layer.dt, alpha=layer.alpha)[0]
+
+    return made
 
 
 def _linoss(kind: type[loops.LinOSSLoop]) -> Pair:
@@ -207,21 +222,26 @@ def written(pair: Pair) -> Maker:
 
     def make(shape: Shape, x: Tensor) -> Subject:
         torch.manual_seed(0)
-        model = pair(shape)[0]
+        model = pair(shape)[0].to(x.device)
         return training_step(model, lambda: model(x))
 
     return make
 
 
-def library(pair: Pair, backend: str) -> Maker:
-    """The library with the same weights, on one of its paths."""
+def cast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to a type on the device of x; none where it is None."""
+    return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
+
+
+def library(pair: Pair, backend: str, dtype: torch.dtype | None = None) -> Maker:
+    """The library with the same weights, on one of its paths, perhaps under autocast to a type."""
 
     def make(shape: Shape, x: Tensor) -> Subject:
         torch.manual_seed(0)
-        rnn = pair(shape)[1]
+        rnn = pair(shape)[1].to(x.device)
 
         def last() -> Tensor:
-            with solvers.backend(backend):
+            with solvers.backend(backend), cast(x, dtype):
                 output: Tensor = rnn(x)[0]
             return output[:, -1]
 
@@ -236,11 +256,19 @@ def _diffrax(shape: Shape, x: Tensor) -> Subject:
     return Subject(step, norm=norm)
 
 
-def _builtin(kind: Any) -> Maker:
+def builtin(kind: Any, dtype: torch.dtype | None = None) -> Maker:
+    """A network of torch.nn of the same size, perhaps under autocast to a type."""
+
     def make(shape: Shape, x: Tensor) -> Subject:
         torch.manual_seed(0)
-        model = kind(shape.features, shape.hidden, batch_first=True)
-        return training_step(model, lambda: model(x)[0][:, -1])
+        model = kind(shape.features, shape.hidden, batch_first=True).to(x.device)
+
+        def last() -> Tensor:
+            with cast(x, dtype):
+                output: Tensor = model(x)[0]
+            return output[:, -1].float()
+
+        return training_step(model, last)
 
     return make
 
@@ -265,10 +293,10 @@ _OWN = "own field, rk4"
 ADAPTIVE = {"rtol": 1e-3, "atol": 1e-4}
 
 NETWORKS = [
-    *_family("coRNN", _cornn, CORNN_FLOOR, blocks=((1, 2, 1),)),
+    *_family("coRNN", cornn, CORNN_FLOOR, blocks=((1, 2, 1),)),
     *_family("Lipschitz RNN", _lipschitz, "Lipschitz RNN: floor", blocks=((1, 1, 2),)),
     *_family("LEM", _lem, "LEM: floor", blocks=((1, 1, 3), (1, 1, 1))),
-    *_family("UnICORNN, 2 layers", _unicornn, CORNN_FLOOR),
+    *_family("UnICORNN, 2 layers", unicornn(2), CORNN_FLOOR),
     *_family(_OWN, _field(_user, "rk4"), f"{_OWN}: floor", RK4, ((4, 1, 1),)),
     *([Case(_OWN, "diffrax rk4", _diffrax, f"{_OWN}: floor", f"{_OWN}: {RK4}")] if bench_diffrax.FOUND else []),
     *_family("coRNN field, rk4", _field(_oscillator, "rk4"), "coRNN field, rk4: floor", RK4, ((4, 2, 1),)),
@@ -280,7 +308,7 @@ NETWORKS = [
         f"coRNN field, rk4: {PLAIN}",
         2e-2,
     ),
-    *(Case("torch.nn", kind.__name__, _builtin(kind), CORNN_FLOOR) for kind in (nn.RNN, nn.GRU, nn.LSTM)),
+    *(Case("torch.nn", kind.__name__, builtin(kind), CORNN_FLOOR) for kind in (nn.RNN, nn.GRU, nn.LSTM)),
 ]
 LINEAR = [
     *_family("linear oscillators", _linoss(loops.LinOSSLoop), f"linear oscillators: {SCAN}"),

@@ -119,14 +119,17 @@ class UnICORNNLayer(nn.Module):
 
 
 class UnICORNNLoop(nn.Module):
-    """Two layers of undamped oscillators.
+    """Layers of undamped oscillators.
 
     Source: Rusch and Mishra, "UnICORNN: A recurrent model for learning very long time dependencies", ICML 2021.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, dt: float = 0.05, alpha: float = 1.0) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, layers: int = 2, dt: float = 0.05, alpha: float = 1.0
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(UnICORNNLayer(n, hidden_size, dt, alpha) for n in (input_size, hidden_size))
+        sizes = (input_size, *[hidden_size] * (layers - 1))
+        self.layers = nn.ModuleList(UnICORNNLayer(n, hidden_size, dt, alpha) for n in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """The last y of the last layer."""

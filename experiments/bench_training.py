@@ -6,6 +6,7 @@ meets all of them. What computes the same is checked to do so before it is timed
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
-from experiments.bench_cases import COMPILED, FLOOR, PLAIN, Case, Shape, Subject, cases
+from experiments.bench_cases import COMPILED, FLOOR, Case, Shape, Subject, cases
 from experiments.timing import Report, Timed, empty_table, interleaved, ratios, silent, within
 from solvers.errors import InputError, NumericalError, PairingError
 
@@ -31,6 +32,7 @@ class Timing(Timed):
         floors_of_medians, floors_of_minima: multiples of the case's floor, measured in the same rounds.
         speed_up: time of the peer over the time of this one, minima; None for a case without a peer.
         note: why it was not timed.
+        way: which path the library took, where the case tells it.
     """
 
     shape: Shape
@@ -40,6 +42,7 @@ class Timing(Timed):
     floors_of_minima: float = float("nan")
     speed_up: float | None = None
     note: str = ""
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,48 +97,76 @@ def run(shapes: Sequence[Shape], repeats: int, report: Report = silent) -> list[
     return timings
 
 
-def measure(shape: Shape, repeats: int, report: Report = silent) -> list[Timing]:
-    """Time every case at `shape`: a step or two each to warm up and to check, then interleaved rounds."""
+def measure(
+    shape: Shape,
+    repeats: int,
+    report: Report = silent,
+    todo: Mapping[str, Case] | None = None,
+    device: torch.device | str = "cpu",
+    lenient: bool = False,
+) -> list[Timing]:
+    """Time cases at `shape`: a step or two each to warm up and to check, then interleaved rounds.
+
+    Args:
+        shape: of the training step.
+        repeats: timed rounds.
+        report: called with what is being done and the fraction that is done.
+        todo: cases by name; all of the shape when None.
+        device: where they compute; every step ends with a number that is waited for.
+        lenient: a case that fails is left out and says why, as one that cannot run is.
+
+    Raises:
+        NumericalError: two cases that should compute the same do not, and that is not to be said in a note.
+    """
     torch.manual_seed(1)
-    x = torch.rand(shape.batch, shape.time, shape.features)
-    todo = cases(shape)
+    x = torch.rand(shape.batch, shape.time, shape.features).to(device)
+    todo = cases(shape) if todo is None else todo
     report(f"{shape} warming up", 0.0)
-    subjects, outcomes, notes = _prepared(todo, shape, x)
+    subjects, outcomes, notes = _prepared(todo, shape, x, (PairingError, RuntimeError) if lenient else (PairingError,))
     for name, case in todo.items():
-        if case.peer is not None and name in outcomes:
+        if case.peer not in outcomes or name not in outcomes:
+            continue
+        try:
             check_equal(case, outcomes[name], outcomes[case.peer])
+        except NumericalError as error:
+            if not lenient:
+                raise
+            notes[name] = str(error)
+            del subjects[name]
+    outcomes = {name: outcomes[name] for name in subjects}
     limits = {name: max(1, int(BUDGET / max(found.seconds, 1e-9))) for name, found in outcomes.items()}
     steps = {name: subject.step for name, subject in subjects.items()}
     counts = {name: max(1, int(ROUND / max(found.seconds, 1e-4))) for name, found in outcomes.items()}
     seconds = interleaved(steps, repeats, str(shape), report, limits, counts)
-    return [_timing(shape, case, seconds, notes.get(name, "")) for name, case in todo.items()]
+    ways = {name: subject.way() for name, subject in subjects.items()}
+    return [_timing(shape, case, seconds, notes.get(name, ""), ways.get(name, "")) for name, case in todo.items()]
 
 
 def _prepared(
-    todo: Mapping[str, Case], shape: Shape, x: torch.Tensor
+    todo: Mapping[str, Case], shape: Shape, x: torch.Tensor, excused: tuple[type[Exception], ...]
 ) -> tuple[dict[str, Subject], dict[str, Outcome], dict[str, str]]:
     """The cases that can run, what they give, and why the others cannot."""
     subjects: dict[str, Subject] = {}
     outcomes: dict[str, Outcome] = {}
     notes: dict[str, str] = {}
     for name, case in todo.items():
-        subject = case.make(shape, x)
         try:
+            subject = case.make(shape, x)
             outcomes[name] = outcome(subject)
-        except PairingError as error:
-            notes[name] = str(error)
+        except excused as error:
+            notes[name] = str(error).partition("\n")[0]
             continue
         subjects[name] = subject
     return subjects, outcomes, notes
 
 
-def _timing(shape: Shape, case: Case, seconds: Mapping[str, tuple[float, ...]], note: str) -> Timing:
+def _timing(shape: Shape, case: Case, seconds: Mapping[str, tuple[float, ...]], note: str, way: str) -> Timing:
     times = seconds.get(case.name, ())
     if not times:
         return Timing(shape, case, times, note=note)
-    floors = ratios(times, seconds[case.floor])
-    speed_up = None if case.peer is None else min(seconds[case.peer]) / min(times)
-    return Timing(shape, case, times, *floors, speed_up)
+    floors = ratios(times, seconds[case.floor]) if case.floor in seconds else (float("nan"), float("nan"))
+    speed_up = None if case.peer is None or case.peer not in seconds else min(seconds[case.peer]) / min(times)
+    return Timing(shape, case, times, *floors, speed_up, way=way)
 
 
 def table(timings: Sequence[Timing]) -> Table:
@@ -157,7 +188,7 @@ def table(timings: Sequence[Timing]) -> Table:
             result.add_section()
         other = before is None or new or timing.case.field != before.case.field
         words = str(timing.shape) if new else "", timing.case.field if other else "", timing.case.what
-        result.add_row(*words, *_numbers(timing), style=_style(timing))
+        result.add_row(*words, *numbers(timing), style=_style(timing))
         before = timing
     return result
 
@@ -166,10 +197,11 @@ def _style(timing: Timing) -> str:
     return {COMPILED: "bold", FLOOR: "dim"}.get(timing.case.what, "")
 
 
-def _numbers(timing: Timing) -> tuple[str, ...]:
+def numbers(timing: Timing) -> tuple[str, ...]:
+    """The figures of a row: median, minimum, both ratios, speed-up and rounds; or why there are none."""
     if not timing.seconds:
         return (f"left out: {timing.note}",)
-    ours = timing.case.what in (COMPILED, PLAIN)
+    ours = timing.case.what.startswith(COMPILED)
     return (
         f"{1e3 * timing.median:.2f}",
         f"{1e3 * timing.minimum:.2f}",
@@ -178,6 +210,11 @@ def _numbers(timing: Timing) -> tuple[str, ...]:
         f"{timing.speed_up:.1f}" if ours and timing.speed_up is not None else "",
         str(len(timing.seconds)),
     )
+
+
+def known(value: float) -> float | None:
+    """A figure as JSON has it: none for what was not measured."""
+    return None if math.isnan(value) else value
 
 
 def rows(timings: Sequence[Timing]) -> list[dict[str, object]]:
@@ -194,11 +231,12 @@ def rows(timings: Sequence[Timing]) -> list[dict[str, object]]:
             "floor": timing.case.floor,
             "median": timing.median if timing.seconds else None,
             "minimum": timing.minimum if timing.seconds else None,
-            "floors_of_medians": timing.floors_of_medians if timing.seconds else None,
-            "floors_of_minima": timing.floors_of_minima if timing.seconds else None,
+            "floors_of_medians": known(timing.floors_of_medians),
+            "floors_of_minima": known(timing.floors_of_minima),
             "speed_up": timing.speed_up,
             "seconds": list(timing.seconds),
             "note": timing.note,
+            **({"way": timing.way} if timing.way else {}),
         }
         for timing in timings
     ]

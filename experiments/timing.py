@@ -75,8 +75,10 @@ def ratios(times: tuple[float, ...], base: tuple[float, ...]) -> tuple[float, fl
 
 
 def machine() -> dict[str, Any]:
-    """What the timings depend on: processor, threads and versions."""
+    """What the timings depend on: processor, threads and versions, and the GPU where there is one."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
