@@ -1,4 +1,4 @@
-"""The benchmarks: training steps, their other costs, and solving alone; as tables and as JSON."""
+"""The benchmarks: training steps, their other costs, solving alone, and all of it on a GPU; as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments import bench_cases, bench_cost, bench_solvers, bench_training
+from experiments import bench_cases, bench_cost, bench_gpu, bench_solvers, bench_training
 from experiments.bench_cases import QUICK_SHAPES, SHAPES, Shape
 from experiments.timing import Report, machine, silent, within
 from solvers.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 #: The benchmarks, and the share of the time that each takes.
-PARTS = {"training": 0.8, "cost": 0.1, "solving": 0.1}
+PARTS = {"training": 0.8, "cost": 0.1, "solving": 0.1, "gpu": 0.4}
 
 
 def shapes_of(names: Sequence[str] | None, quick: bool) -> tuple[Shape, ...]:
@@ -41,15 +41,19 @@ def shapes_of(names: Sequence[str] | None, quick: bool) -> tuple[Shape, ...]:
 
 
 def parts_of(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The benchmarks with these names; all when none are given.
+    """The benchmarks with these names; all that this machine can run when none are given.
 
     Raises:
-        InputError: there is no such benchmark.
+        InputError: there is no such benchmark, or no GPU for it.
     """
     for name in names or ():
         if name not in PARTS:
             raise InputError(f"--parts holds {name!r}, expected some of {', '.join(PARTS)}")
-    return tuple(PARTS) if names is None else tuple(names)
+    if names is None:
+        return tuple(part for part in PARTS if part != "gpu" or bench_gpu.available())
+    if "gpu" in names:
+        bench_gpu.check()
+    return tuple(names)
 
 
 @contextmanager
@@ -97,6 +101,10 @@ def run(
             costs = bench_cost.run(quick, own)
             found[part] = [asdict(cost) for cost in costs]
             tables.append(bench_cost.table(costs))
+        elif part == "gpu":
+            figures = bench_gpu.run(repeats, quick, own)
+            found[part] = bench_gpu.rows(*figures)
+            tables += bench_gpu.tables(*figures)
         else:
             solving = bench_solvers.run(bench_solvers.problems(quick), repeats, own)
             found[part] = bench_solvers.rows(solving)

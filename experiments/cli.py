@@ -273,7 +273,10 @@ def bench(
     parts: Annotated[
         Any,
         typer.Option(
-            "--parts", parser=parsers.names, metavar="NAME[,...]", help="training, cost or solving; all if left out."
+            "--parts",
+            parser=parsers.names,
+            metavar="NAME[,...]",
+            help="training, cost, solving or gpu; what can run if left out.",
         ),
     ] = None,
     threads: Annotated[
