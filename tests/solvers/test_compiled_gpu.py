@@ -250,12 +250,13 @@ def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden, precis
         assert taken["shared"] <= 227 * 1024
 
 
-def reports(name, solver, hidden, precision):
-    """What both kernels take, compiled for a GPU of compute capability 9.0."""
+def reports(name, solver, hidden, precision, before="", after=""):
+    """What both kernels take, compiled for compute capability 9.0; or what code `after` that prints as JSON."""
     if os.name != "posix" or not (importlib.util.find_spec("triton.backends") and _has_assembler()):
         pytest.skip("Triton's assembler is not there")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(COMPILE), name, solver, str(hidden), precision]
+    code = "\n".join((before, textwrap.dedent(COMPILE), after))
+    command = [sys.executable, "-W", "ignore", "-c", code, name, solver, str(hidden), precision]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
