@@ -5,6 +5,7 @@ Each measurement runs in a process of its own, since memory is that of the proce
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -23,12 +24,13 @@ import neuralosc
 import solvers
 from experiments.bench_cases import COMPILED, LOOP, PLAIN, Shape, Subject, training_step
 from experiments.bench_loops import CoRNNLoop
-from experiments.timing import Report, empty_table, silent
+from experiments.timing import Report, empty_table, interleaved, silent
 from solvers.audit import SavedMemory
 from solvers.compiled.build import CACHE
 
 MEMORY_SHAPES = (Shape("S1", 784, 120, 256, 1), Shape("S3", 784, 128, 128, 1))
 QUICK_MEMORY_SHAPES = (Shape("M", 256, 64, 64, 1),)
+GRADIENTS = ("backprop", "checkpoint", "reversible")
 LENGTHS = (100, 1_000, 10_000, 100_000)
 QUICK_LENGTHS = (100, 1_000)
 
@@ -59,12 +61,7 @@ def _subject(case: str, shape: Shape, gradient: str = "backprop") -> Subject:
         loop = CoRNNLoop(shape.features, shape.hidden)
         return training_step(loop, lambda: loop(x))
     rnn = neuralosc.CoRNN(shape.features, shape.hidden, gradient=gradient)
-
-    def last() -> torch.Tensor:
-        with solvers.backend("plain" if case == PLAIN else "auto"):
-            return rnn(x)[0][:, -1]
-
-    return training_step(rnn, last)
+    return training_step(rnn, functools.partial(_last, rnn, x, case))
 
 
 # What the processes do
@@ -90,6 +87,27 @@ def measure_memory(case: str, gradient: str, shape: Shape) -> tuple[float, float
         subject.step()
     unit = 4 * shape.time * shape.batch * shape.hidden
     return kept.total / unit, (peak - before) / unit
+
+
+def measure_gradients(shape: Shape) -> list[tuple[str, str, float]]:
+    """Seconds of a training step of UnICORNN, one layer, by path and gradient; the shortest of three rounds."""
+    torch.manual_seed(0)
+    x = torch.rand(shape.batch, shape.time, shape.features)
+    pairs = [(COMPILED, gradient) for gradient in GRADIENTS] + [(PLAIN, "backprop"), (PLAIN, "reversible")]
+    steps = {}
+    for case, gradient in pairs:
+        rnn = neuralosc.UnICORNN(shape.features, shape.hidden, num_layers=1, gradient=gradient)
+        steps[f"{case}, {gradient}"] = training_step(rnn, functools.partial(_last, rnn, x, case)).step
+    for step in steps.values():
+        step()
+    seconds = interleaved(steps, 3)
+    return [(case, gradient, min(seconds[f"{case}, {gradient}"])) for case, gradient in pairs]
+
+
+def _last(rnn: neuralosc.ContinuousRNN, x: torch.Tensor, case: str) -> torch.Tensor:
+    with solvers.backend("plain" if case == PLAIN else "auto"):
+        output: torch.Tensor = rnn(x)[0]
+    return output[:, -1]
 
 
 def measure_first(case: str, shape: Shape) -> tuple[float, float]:
@@ -121,6 +139,7 @@ def measure_growth(case: str, lengths: Sequence[int]) -> list[float]:
 
 WORK: dict[str, Callable[..., Any]] = {
     "memory": lambda case, gradient, shape: measure_memory(case, gradient, Shape(**shape)),
+    "gradients": lambda shape: measure_gradients(Shape(**shape)),
     "first": lambda case, shape: measure_first(case, Shape(**shape)),
     "growth": measure_growth,
 }
@@ -158,6 +177,15 @@ def _memory(shape: Shape) -> list[Cost]:
     return found
 
 
+def _gradients(shape: Shape) -> list[Cost]:
+    found = _asked("gradients", asdict(shape))
+    base = next(seconds for case, gradient, seconds in found if (case, gradient) == (COMPILED, "backprop"))
+    unit = f"x compiled backprop at {shape}"
+    return [
+        Cost("time by gradient, UnICORNN", case, seconds / base, unit, gradient) for case, gradient, seconds in found
+    ]
+
+
 def _first(shape: Shape) -> list[Cost]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -174,12 +202,14 @@ def _growth(lengths: Sequence[int]) -> list[Cost]:
 
 
 def run(quick: bool, report: Report = silent) -> list[Cost]:
-    """Memory, first use and growth of coRNN's training step."""
+    """Memory, first use and growth of coRNN's training step, and what other gradients than backprop cost."""
     found: list[Cost] = []
     if Path("/proc/self/statm").exists():
         for shape in QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES:
             report(f"memory at {shape}", 0.0)
             found += _memory(shape)
+    report("gradients", 0.4)
+    found += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
     report("first use", 0.5)
     found += _first(Shape("S4", 64, 128, 64, 1))
     report("growth", 0.7)
@@ -190,7 +220,7 @@ def run(quick: bool, report: Report = silent) -> list[Cost]:
 def table(costs: Sequence[Cost]) -> Table:
     """The figures as a table."""
     result = empty_table(
-        "coRNN: what a training step costs besides",
+        "What a training step costs besides, of coRNN where nothing else is said",
         "Memory in units of 4 bytes for each of time, batch and hidden. Kept: by autograd, input current and output "
         "included. Peak: of the process, above what it had before the step. First use: seconds that the first step "
         "takes longer than the third.",

@@ -149,7 +149,7 @@ def test_every_pairing(make_field):
     taken = 0
     for name in conftest.FIELDS:
         for solver in solvers.compatible(make_field(name)):
-            if compiles(name, solver):
+            if compiles(make_field(name), solver):
                 agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
                 taken += 1
     assert taken > 200

@@ -146,7 +146,7 @@ def test_why_it_is_taken_is_said(make_field, monkeypatch):
 def test_every_pairing(name, make_field):
     from test_compiled_equality import compiles
 
-    taken = [s for s in solvers.compatible(make_field(name)) if compiles(name, s)]
+    taken = [s for s in solvers.compatible(make_field(name)) if compiles(make_field(name), s)]
     for solver in taken:
         agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
     assert taken

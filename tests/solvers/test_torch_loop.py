@@ -57,7 +57,7 @@ def test_every_pairing(make_field):
 
     for name in conftest.FIELDS:
         for solver in solvers.compatible(make_field(name)):
-            if compiles(name, solver):
+            if compiles(make_field(name), solver):
                 rnn = ContinuousRNN(make_field(name), solver, 0.1)
                 agree(rnn, *inputs(rnn))
 
