@@ -2,9 +2,10 @@
 
 Each program takes a tile of samples through all steps, the state in registers. Products with parameter matrices are
 "held": all matrices are read once and stay on the chip; or "streamed": operands go through memory, and tiles of the
-matrices come from the cache at each step. A step without products or sums over channels is shared out over tiles of
-channels, too. The gradient of a matrix is not added up here: the backward kernel leaves the two factors of each of its
-terms in memory, and one product over all samples and many steps makes it, the same every time and on the whole device.
+matrices come from the cache at each step, but for some that stay. A step without products or sums over channels is
+shared out over tiles of channels, too. The gradient of a matrix is not added up here: the backward kernel leaves the
+two factors of each of its terms in memory, and one product over all samples and many steps makes it, the same every
+time and on the whole device.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, La
     return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs, precision == "bf16")
 
 
+def joined(pieces: list[Piece]) -> list[tuple[int, int]]:
+    """First and last row of pieces, those that follow each other as one."""
+    found: list[tuple[int, int]] = []
+    for start, size in pieces:
+        first = found.pop()[0] if found and found[-1][1] == start else start
+        found.append((first, start + size))
+    return found
+
+
 class _Kernel(Values):
     """Writes one of the two kernels."""
 
@@ -75,6 +85,8 @@ class _Kernel(Values):
         ]
         #: Expressions of what goes to the next step, by component and first channel.
         self.sent: dict[tuple[int, int], str] = {}
+        #: Tiles of streamed matrices that stay on the chip, and their numbers.
+        self.kept: dict[tuple[Matrix, int, int], int] = {}
         self.read = {p.operand.array for level in plan.levels for p in level.products}
         if sum(self.dots(p) for level in plan.levels for p in level.products) > LARGEST:
             raise Refused(f"its products are more than {LARGEST} tiles, too many for one GPU kernel")
@@ -93,22 +105,31 @@ class _Kernel(Values):
     def product(self, p: Product) -> None:
         """A product, piece by piece of its result."""
         node, x = p.node, p.node.args[0]
-        streamed = bool(self.layout.depth) and p.matrix.rows > 1
         for start, size in self.cuts.of(node):
             tile = max(self.padded(size), TILE)
             name = f"v{node.number}_{start}" if node.width > 1 else f"v{node.number}"
             self.step.append(f"{name} = tl.zeros([{self.layout.rows}, {tile}], {self.real})")
-            if streamed:
-                self.streamed(p, name, start, size, tile)
-            else:
-                for k, depth in self.cuts.of(x):
-                    self.held(p, name, (k, depth), (start, size), tile)
+            streamed = [piece for piece in self.cuts.of(x) if not self.stays(p.matrix, piece, (start, tile))]
+            for piece in self.cuts.of(x):
+                if piece not in streamed:
+                    self.held(p, name, piece, (start, size), tile)
+            for first, last in joined(streamed):
+                self.streamed(p, name, (first, last), (start, size), tile)
             if size == 1:
                 self.step.append(f"{name} = tl.sum({name}, 1)[:, None]")
             self.names[node, start] = name
             if p.add:
                 component, at = divmod(p.result.offset + start, self.program.width)
                 self.sent[component, at] = f"{self.sent[component, at]} + {name}"
+
+    def stays(self, matrix: Matrix, rows: Piece, columns: Piece) -> bool:
+        """Whether a tile of a matrix stays on the chip: all where nothing is streamed, else the first that fit."""
+        if not self.layout.depth or matrix.rows == 1:
+            return True
+        tile, numbers = (matrix, rows[0], columns[0]), self.padded(rows[1]) * columns[1]
+        if tile not in self.kept and sum(self.kept.values()) + numbers <= self.layout.kept:
+            self.kept[tile] = numbers
+        return tile in self.kept
 
     def held(self, p: Product, name: str, rows: Piece, columns: Piece, tile: int) -> None:
         """Add the product of a piece with a tile of the matrix that stays on the chip."""
@@ -130,19 +151,19 @@ class _Kernel(Values):
         self.once(matrix, self.top, f"{matrix} = tl.load({load}{mask})")
         self.step.append(f"{name} = {self.dot(self.clean(self.full(x, rows), depth), matrix, name)}")
 
-    def streamed(self, p: Product, name: str, n: int, size: int, tile: int) -> None:
-        """The product of what lies in memory with a matrix that is read tile by tile."""
-        depth, k = self.layout.depth, p.matrix.rows
+    def streamed(self, p: Product, name: str, rows: Piece, columns: Piece, tile: int) -> None:
+        """Add the product of what lies in memory with rows of a matrix that are read some at a time."""
+        depth, (first, last), (n, size) = self.layout.depth, rows, columns
         x = f"x{p.node.number}"
         self.once(x, self.step, f"{x} = {self.base(p.operand.array)} + {p.operand.offset}")
         wide, deep = f"tl.arange(0, {tile})[None, :]", f"(k + tl.arange(0, {depth}))"
         address = self.given(("matrix", self.matrix(p.matrix)))
-        masks = [f"({deep}[:, None] < {k})"] if k % depth else []
+        masks = [f"({deep}[:, None] < {last})"] if (last - first) % depth else []
         masks += [f"({wide} < {size})"] if tile > size else []
         mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
-        tail = f" & ({deep}[None, :] < {k})" if k % depth else ""
+        tail = f" & ({deep}[None, :] < {last})" if (last - first) % depth else ""
         self.step += [
-            f"for k in range(0, {k}, {depth}):",
+            f"for k in range({first}, {last}, {depth}):",
             f"    x_{name} = tl.load({x} + {deep}[None, :], mask=here{tail}, other=0.0)",
             f"    m_{name} = tl.load({address} + {deep}[:, None] * {p.matrix.columns} + {n} + {wide}{mask})",
             f"    {name} = {self.dot(f'x_{name}', f'm_{name}', name)}",
@@ -287,7 +308,8 @@ class _Kernel(Values):
             return f"{said}; programs share the channels, {self.block} each."
         if not self.products:
             return f"{said}."
-        return f"{said}; matrices {f'streamed, {depth} rows at a time' if depth else 'held on the chip'}."
+        where = f"streamed, {depth} rows at a time" if depth else "held on the chip"
+        return f"{said}; matrices {where}{', but for what stays on the chip' if self.kept else ''}."
 
     def text(self) -> str:
         """The kernel."""

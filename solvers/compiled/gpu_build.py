@@ -97,11 +97,18 @@ def layouts(plan: Plan, program: Program, size: int, precision: str) -> list[Lay
             return [Layout(1, min(64, power(program.width)), 0, 1, 1)]
         piece = min(widest, 1024)
         return [Layout(1, piece, 0, max(1, min(8, piece // 64)), 1)]
-    bytes_held = (2 if precision == "bf16" else size) * sum(power(m.rows) * power(m.columns) for m in matrices)
+    size = 2 if precision == "bf16" else size
+    bytes_held = size * sum(power(m.rows) * power(m.columns) for m in matrices)
     piece = min(widest, power(program.width))
     found = []
     if bytes_held <= HELD:
         found.append(Layout(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
+    tile = min(piece, 128) ** 2
+    kept = HELD // (size * tile) * tile
+    if precision != "ieee" and bytes_held > HELD and 4 * size * kept >= bytes_held:
+        # Reading matrices is what takes time: a good part of them on the chip is that much less to read. Without tensor
+        # cores multiplying takes longer than reading, and such kernels spill, or break the compiler.
+        found.append(Layout(16, min(piece, 128), 32, 8, 2, kept))
     # Fewer samples a program take fewer registers a thread, and read the matrices more often.
     for rows, depth, stages in ((16, 32, 3), (8, 16, 4), (4, 16, 2)):
         found.append(Layout(rows, min(piece, 256), depth, 8, stages))

@@ -21,6 +21,7 @@ class Layout:
         depth: rows of a matrix that are taken at a time where matrices are streamed; 0 holds them on the chip.
         warps: of one program.
         stages: of the software pipeline that reads matrices ahead.
+        kept: numbers of the matrices that stay on the chip where the others are streamed.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class Layout:
     depth: int
     warps: int
     stages: int
+    kept: int = 0
 
 
 @dataclass

@@ -28,7 +28,7 @@ def kept(*args, **options):
     return made[-1]
 
 compiler.compile = kept
-gpu_build.layouts = lambda *_: [Layout(16, 64, 16, 4, 3)]
+gpu_build.layouts = lambda *_: [Layout(16, 64, 16, 4, 3, KEPT)]
 """
 AFTER = 'print(json.dumps([kernel.asm["ttgir"] for kernel in made]))'
 
@@ -61,16 +61,18 @@ def early(text):
 
 
 @pytest.mark.parametrize(
-    ("name", "solver", "precision"),
+    ("name", "solver", "precision", "kept"),
     [
-        ("multiscale", "semi_implicit_euler", "bf16"),
-        pytest.param("oscillator", "semi_implicit_euler", "tf32", marks=pytest.mark.slow),
-        pytest.param("leaky", "rk4", "ieee", marks=pytest.mark.slow),
-        pytest.param("lipschitz", "midpoint", "bf16", marks=pytest.mark.slow),
+        ("multiscale", "semi_implicit_euler", "bf16", 0),
+        pytest.param("multiscale", "semi_implicit_euler", "bf16", 4096, marks=pytest.mark.slow),
+        pytest.param("oscillator", "semi_implicit_euler", "tf32", 0, marks=pytest.mark.slow),
+        pytest.param("oscillator", "semi_implicit_euler", "bf16", 4096, marks=pytest.mark.slow),
+        pytest.param("leaky", "rk4", "ieee", 0, marks=pytest.mark.slow),
+        pytest.param("lipschitz", "midpoint", "bf16", 0, marks=pytest.mark.slow),
     ],
 )
-def test_operands_are_read_after_the_barrier(name, solver, precision):
-    texts = reports(name, solver, 64, precision, BEFORE, AFTER)
+def test_operands_are_read_after_the_barrier(name, solver, precision, kept):
+    texts = reports(name, solver, 64, precision, BEFORE.replace("KEPT", str(kept)), AFTER)
     assert len(texts) == 2
     for text in texts:
         assert "scf.if" not in text

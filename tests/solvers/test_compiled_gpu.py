@@ -108,14 +108,14 @@ def test_every_function():
     agree(ContinuousRNN(Functions(2, 3), "midpoint", 0.1), spans="sample")
 
 
-@pytest.mark.parametrize("depth", [0, 16])
+@pytest.mark.parametrize(("depth", "kept"), [(0, 0), (16, 0), (16, 512)])
 @pytest.mark.parametrize(
     ("name", "solver"),
     [("oscillator", "semi_implicit_euler"), pytest.param("multiscale", "heun", marks=pytest.mark.slow)],
 )
-def test_pieces_of_channels(name, solver, depth, make_field, monkeypatch):
-    """Held and streamed matrices, cut into tiles that do not divide the width."""
-    monkeypatch.setattr(gpu_build, "layouts", lambda *_: [Layout(16, 16, depth, 4, 1)])
+def test_pieces_of_channels(name, solver, depth, kept, make_field, monkeypatch):
+    """Held and streamed matrices, and some of both, cut into tiles that do not divide the width."""
+    monkeypatch.setattr(gpu_build, "layouts", lambda *_: [Layout(16, 16, depth, 4, 1, kept)])
     agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), batch=18, time=2, spans="sample")
 
 

@@ -24,7 +24,7 @@ from solvers.compiled.gpu_layout import Layout
 
 HALF = [torch.bfloat16, torch.float16]
 #: Where matrices are: on the chip, streamed, or with the library's products between kernels.
-WAYS = ["held", "streamed", "staged"]
+WAYS = ["held", "streamed", "both", "staged"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def lay(monkeypatch):
         if way == "staged":
             monkeypatch.setattr(gpu_stages, "CACHED", -1)
         else:
-            layout = Layout(16, 16, 16 if way == "streamed" else 0, 4, 1)
+            layout = Layout(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
             monkeypatch.setattr(gpu_build, "layouts", lambda *_: [layout])
 
     return choose
@@ -119,7 +119,7 @@ class Product(neuralosc.VectorField):
         return (h @ self.W).unsqueeze(-2)
 
 
-@pytest.mark.parametrize("way", ["held", "streamed"])
+@pytest.mark.parametrize("way", ["held", "streamed", "both"])
 @pytest.mark.parametrize("hidden", [1, 37])
 def test_operands_are_rounded_to_nearest_and_nothing_else_is(hidden, way, lay):
     lay(way)
@@ -142,6 +142,10 @@ def test_float64_is_left_alone():
     conftest.assert_agree(fast, plain, 1e-12)
 
 
-def test_a_matrix_of_256_channels_stays_on_the_chip():
-    for taken in reports("oscillator_uncoupled", "semi_implicit_euler", 256, "bf16"):
-        assert taken["stack"] == 0 and 128 << 10 <= taken["shared"] <= gpu_build.SHARED
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [("oscillator_uncoupled", 128 << 10), pytest.param("oscillator", 192 << 10, marks=pytest.mark.slow)],
+)
+def test_a_matrix_of_256_channels_stays_on_the_chip_and_of_two_such_most_does(name, held):
+    for taken in reports(name, "semi_implicit_euler", 256, "bf16"):
+        assert taken["stack"] == 0 and held <= taken["shared"] <= gpu_build.SHARED

@@ -186,7 +186,7 @@ def each(first, second, quick):
     return [pytest.param(*pair, marks=[] if pair in quick else [pytest.mark.slow]) for pair in pairs]
 
 
-HELD, STREAMED = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1)
+HELD, STREAMED, BOTH = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1), Layout(16, 16, 16, 4, 1, 512)
 
 
 def lay(monkeypatch, layout, hidden):
@@ -204,8 +204,8 @@ def lay(monkeypatch, layout, hidden):
     ("name", "layout"),
     each(
         STEPS,
-        (None, HELD, STREAMED, "staged"),
-        [("oscillator", None), ("multiscale", HELD), ("oscillator", STREAMED), ("leaky", "staged")],
+        (None, HELD, STREAMED, BOTH, "staged"),
+        [("oscillator", None), ("multiscale", HELD), ("oscillator", STREAMED), ("leaky", BOTH), ("leaky", "staged")],
     ),
 )
 def test_gpu_kernels_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
@@ -248,7 +248,7 @@ def test_compiled_loops_stay_within_their_tensors(name, dtype, network, fenced):
 
 
 @needs_triton
-@pytest.mark.parametrize(("name", "layout"), each(STEPS, (HELD, STREAMED, "staged"), [("oscillator", HELD)]))
+@pytest.mark.parametrize(("name", "layout"), each(STEPS, (HELD, STREAMED, BOTH, "staged"), [("oscillator", HELD)]))
 def test_gpu_products_in_bfloat16_stay_within_their_tensors(name, layout, network, watched, monkeypatch):
     if name != "hamiltonian_oscillator" or layout == "staged":
         lay(monkeypatch, layout, 37)
