@@ -351,8 +351,11 @@ class _Function:
                 kept = _kind(place) == "chunk" or (_kind(place) == "dstep" and not self.program.divided)
                 if other is node and kept:
                     return f"{self.steps_of(place, node.width)}.sum(0)"
+        known = ("sum of", node) in self.declared
         own = self.declare(("sum of", node), f"torch.zeros(batch, {node.width}, dtype={self.dtype()})")
-        self.line(f"{own}.add_({self.value(node)})")
+        if not known:
+            # The gradients of two rows may be the same sum.
+            self.line(f"{own}.add_({self.value(node)})")
         return f"{own}.sum(0)"
 
     def outer(self, number: int, outer: Outer) -> str:

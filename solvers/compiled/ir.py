@@ -246,10 +246,14 @@ class Graph:
 
     def csum(self, x: Node) -> Node:
         """Sum over channels."""
+        if x.op == "cat":
+            return self.sum(self.csum(part) for part in x.args)
         return x if x.width == 1 else self._node("csum", (x,), None, x.batch, 1, x.varies)
 
     def bsum(self, x: Node) -> Node:
         """Sum over samples."""
+        if x.op == "cat" and all(part.batch or (part.op == "leaf" and part.data[0] == "zeros") for part in x.args):
+            return self.cat([self.bsum(part) if part.batch else part for part in x.args])
         return self._node("bsum", (x,), None, False, x.width, True)
 
     def stop(self, x: Node) -> Node:
