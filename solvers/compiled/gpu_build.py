@@ -8,7 +8,9 @@ import importlib
 import importlib.util
 import json
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -174,6 +176,38 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     return found
 
 
+#: What the other process does.
+_APART = "import pickle, sys; from solvers.compiled import gpu_build; gpu_build.report(*pickle.load(sys.stdin.buffer))"
+
+
+def report_apart(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Report:
+    """As `report`, which is done once, in a process of its own: the compiler may abort, and would take this one along.
+
+    Raises:
+        Refused: it does not compile, with the last that was said.
+    """
+    if not (build.cache() / f"{_name(source, which, arch)}.json").exists():
+        paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), *sys.path)))
+        kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-W", "ignore", "-c", _APART]
+        asked = pickle.dumps((source, which, arch, dtype))
+        try:
+            run = subprocess.run(
+                command, input=asked, capture_output=True, timeout=600, env={**kept, "PYTHONPATH": paths}, check=False
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Refused(f"the process that was to compile it did not: {error}") from None
+        if run.returncode:
+            raise Refused(_last_words(run.returncode, run.stderr.decode(errors="replace")))
+    return report(source, which, arch, dtype)
+
+
+def _last_words(code: int, errors: str) -> str:
+    """Why a process that compiles failed: a refusal, or how it ended."""
+    reason = errors.rpartition("Refused: ")[2].partition("\n")[0] if "Refused: " in errors else ""
+    return reason or f"Triton's compiler ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
+
+
 def taken(
     function: Any, types: dict[str, str], flags: dict[str, Any], known: dict[Any, Any], layout: Layout, arch: int
 ) -> Report:
@@ -229,7 +263,7 @@ def best(sources: Sequence[GpuSource], which: int, arch: int, dtype: torch.dtype
     reasons = []
     for i, source in enumerate(sources):
         try:
-            taken = report(source, which, arch, dtype)
+            taken = report_apart(source, which, arch, dtype)
         except Refused as error:
             reasons.append(str(error))
             continue

@@ -208,12 +208,14 @@ class Graph:
         if x.op == "slice":
             return self.slice(x.args[0], x.data[0] + start, width)
         if x.op == "cat":
-            at = 0
+            at, found = 0, []
             for part in x.args:
-                if at <= start and start + width <= at + part.width:
-                    return self.slice(part, start - at, width)
+                first, last = max(start - at, 0), min(start + width - at, part.width)
+                if first < last:
+                    found.append(self.slice(part, first, last - first))
                 at += part.width
-        if x.op not in ("leaf", "mm", "cat", "bsum"):
+            return self.cat(found)
+        if x.op not in ("leaf", "mm", "bsum"):
             # Of an entry-by-entry function: of its arguments.
             return self._renewed(x, tuple(self.slice(a, start, width) for a in x.args))
         return self._node("slice", (x,), (start, width), x.batch, width, x.varies)

@@ -38,6 +38,9 @@ def overlays(program: Program, items: Sequence[Item]) -> Overlays:
 
 def _shared(plan: Plan, array: Hashable, free: dict[int, Node]) -> Overlays:
     found: Overlays = {}
+    if any(p.result.array == array for level in plan.levels for p in level.products):
+        # A product is there before the level that stores it.
+        return found
     for number, level in enumerate(plan.levels):
         for node, place in level.stores:
             if place.array != array:

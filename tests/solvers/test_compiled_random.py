@@ -122,7 +122,9 @@ def agree(seed, backend, device="cpu", bound=1e-11):
     conftest.assert_agree(results[1], results[0], bound)
 
 
-SEEDS = [pytest.param(seed, marks=[] if seed < 4 else [pytest.mark.slow]) for seed in range(60)]
+#: Those that something was once wrong with on some path, and more for the slow run.
+SHOWN = (14, 21, 53, 133, 257, 359)
+SEEDS = [pytest.param(n, marks=[] if n in SHOWN else [pytest.mark.slow]) for n in sorted({*SHOWN, *range(100)})]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

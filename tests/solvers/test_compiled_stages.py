@@ -25,7 +25,7 @@ if importlib.util.find_spec("triton") is None:
 
 from test_compiled_gpu import DEVICE, QUICK, Functions, agree, solved
 
-from solvers.compiled import emit_gpu, emit_stages, gpu_run, gpu_stages
+from solvers.compiled import emit_gpu, emit_stages, gpu_build, gpu_run, gpu_stages
 
 SAID = "in kernels of one level each"
 
@@ -139,6 +139,29 @@ def test_why_it_is_taken_is_said(make_field, monkeypatch):
     assert SAID not in reason()
     monkeypatch.setattr(emit_gpu, "LARGEST", 1)
     assert SAID in reason() and "too many for one GPU kernel" in reason()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="kernels for another device than this")
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os; os.abort()", "Triton's compiler ended with SIGABRT"),
+        ("raise SystemExit(3)", "Triton's compiler ended with code 3"),
+        ("from solvers.compiled.ir import Refused; raise Refused('of a reason')", "of a reason"),
+    ],
+)
+def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, monkeypatch, tmp_path):
+    """What it compiled for is a GPU that is not here, so that the kernels of stages are refused, too, when they run."""
+    kernels = []
+    monkeypatch.setenv("NEURALOSC_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    monkeypatch.setattr(gpu_build, "_APART", code)
+    monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
+    monkeypatch.setattr(gpu_stages.Work, "run", lambda work, *_: kernels.append(work.kernel) or 1 / 0)
+    rnn = ContinuousRNN(make_field("oscillator", 2, 8), "semi_implicit_euler", 0.1)
+    with solvers.backend("triton"), pytest.raises(solvers.PairingError, match="ZeroDivisionError"):
+        rnn(torch.randn(2, 3, 2, dtype=torch.float64))
+    assert kernels[0].note.endswith(f"no layout of a GPU kernel fits: {reason}")
 
 
 @pytest.mark.slow
