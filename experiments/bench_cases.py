@@ -273,6 +273,7 @@ def builtin(kind: Any, dtype: torch.dtype | None = None) -> Maker:
     return make
 
 
+HALF = "neuralosc, bfloat16"
 COMPILED, PLAIN, LOOP, FLOOR = "neuralosc", "neuralosc, plain path", "loop", "floor"
 
 
@@ -294,6 +295,7 @@ ADAPTIVE = {"rtol": 1e-3, "atol": 1e-4}
 
 NETWORKS = [
     *_family("coRNN", cornn, CORNN_FLOOR, blocks=((1, 2, 1),)),
+    Case("coRNN", HALF, library(cornn, "compiled", torch.bfloat16), CORNN_FLOOR, f"coRNN: {LOOP}", 2e-2),
     *_family("Lipschitz RNN", _lipschitz, "Lipschitz RNN: floor", blocks=((1, 1, 2),)),
     *_family("LEM", _lem, "LEM: floor", blocks=((1, 1, 3), (1, 1, 1))),
     *_family("UnICORNN, 2 layers", unicornn(2), CORNN_FLOOR),

@@ -154,7 +154,7 @@ def attempt(
             with contextlib.suppress(Refused):
                 return _at_once(ways, field, given, gradient, layout, start, reason or "a linear field on a GPU")
         try:
-            make = _maker(path, state)
+            make = _maker(path, reason, state)
             call = _checked_call(make, field, loop, layout, start)
             undo = _undo(make, field, call, gradient, start)
         except Refused as error:
@@ -182,15 +182,14 @@ def attempt(
 
 
 def _path(chosen: str, state: Tensor) -> tuple[str, str]:
-    """The path to try with a backend, and why it is not that of the compiled loop or of a GPU kernel.
-
-    Raises:
-        Refused: "auto" has none for the device.
-    """
+    """The path to try with a backend, and why it is not that of the compiled loop or of a GPU kernel."""
     if chosen != "auto":
         return chosen, "" if chosen == "compiled" else f"the backend is {chosen!r}"
     if state.device.type == "cuda":
-        gpu_build.target(state)
+        try:
+            gpu_build.target(state)
+        except Refused as error:
+            return "plain", str(error)
         return "triton", ""
     lacking = run_torch.missing()
     return ("torch", lacking) if lacking else ("compiled", "")
@@ -232,12 +231,14 @@ def _at_once(
     return States(loop.solver, layout, outs, end), Record(way, reason)
 
 
-def _maker(path: str, state: Tensor) -> Callable[..., Any]:
+def _maker(path: str, reason: str, state: Tensor) -> Callable[..., Any]:
     """What makes the kernel.
 
     Raises:
         Refused: nothing does for this device.
     """
+    if path == "plain":
+        raise Refused(reason)
     if state.device.type == "cuda" and path != "triton":
         raise Refused(f"the state is on {state.device}, for which backend 'triton' makes kernels")
     return functools.partial(prepare, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])

@@ -1,9 +1,11 @@
 """What the fast path does not take runs on the plain path, and says why."""
 
+import importlib
 import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import build
+from solvers.compiled import build, gpu_build
+from solvers.compiled.ir import Refused
 
 X = torch.randn(2, 70, 3, generator=torch.Generator().manual_seed(1))
 
@@ -199,6 +202,25 @@ def test_the_backends(one_line):
     with solvers.backend("compiled"), pytest.raises(solvers.PairingError) as error:
         rnn.with_solver("dopri5")(X)
     one_line(error, "dopri5", "'auto'")
+
+
+def test_what_is_taken_on_a_gpu(monkeypatch):
+    """GPU kernels where they can be made; else what needs none."""
+    backend = importlib.import_module("solvers.compiled.backend")
+    state = types.SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
+    assert backend._path("auto", state) == ("triton", "")
+    assert backend._path("plain", state)[0] == "plain" and backend._path("scan", state)[0] == "scan"
+
+    def refuse(state):
+        raise Refused("Triton is not installed")
+
+    monkeypatch.setattr(gpu_build, "target", refuse)
+    path, reason = backend._path("auto", state)
+    assert path == "plain"
+    for asked in (path, "compiled"):
+        with pytest.raises(Refused, match=reason if asked == path else "backend 'triton'"):
+            backend._maker(asked, reason, state)
 
 
 def test_an_empty_batch_and_function_transforms_stay_plain():
