@@ -33,6 +33,7 @@ QUICK_MEMORY_SHAPES = (Shape("M", 256, 64, 64, 1),)
 GRADIENTS = ("backprop", "checkpoint", "reversible")
 LENGTHS = (100, 1_000, 10_000, 100_000)
 QUICK_LENGTHS = (100, 1_000)
+BATCHES = (8, 64, 512, 4_096)
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,19 @@ def measure_first(case: str, shape: Shape) -> tuple[float, float]:
     return seconds[0], seconds[-1]
 
 
-def measure_growth(case: str, lengths: Sequence[int]) -> list[float]:
-    """Microseconds of a training step per interval, at each length; batch 8, hidden 32."""
+def measure_growth(case: str, sizes: Sequence[tuple[int, int]]) -> list[float]:
+    """Seconds of a training step at each length and batch; hidden 32, 6 features."""
     found = []
-    for length in lengths:
-        subject = _subject(case, Shape("", length, 8, 32, 6))
+    for length, batch in sizes:
+        subject = _subject(case, Shape("", length, batch, 32, 6))
         subject.step()
-        repeats = max(2, min(20, 20_000 // length))
+        repeats = max(2, min(20, 160_000 // (length * batch)))
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
             subject.step()
             seconds.append(time.perf_counter() - start)
-        found.append(1e6 * min(seconds) / length)
+        found.append(min(seconds))
     return found
 
 
@@ -195,10 +196,15 @@ def _first(shape: Shape) -> list[Cost]:
     return found
 
 
-def _growth(lengths: Sequence[int]) -> list[Cost]:
-    values = _asked("growth", COMPILED, list(lengths))
-    unit = "us per step, (T, 8, 32, 6)"
-    return [Cost("time", COMPILED, v, unit, f"T = {n:,}") for n, v in zip(lengths, values, strict=True)]
+def _growth(lengths: Sequence[int], batches: Sequence[int]) -> list[Cost]:
+    sizes = [(length, 8) for length in lengths] + [(1_000, batch) for batch in batches]
+    values = _asked("growth", COMPILED, sizes)
+    found = []
+    for number, ((length, batch), seconds) in enumerate(zip(sizes, values, strict=True)):
+        along, count = ("step", length) if number < len(lengths) else ("sample", batch)
+        unit = f"us per {along}, (T, B, 32, 6)"
+        found.append(Cost("time", COMPILED, 1e6 * seconds / count, unit, f"T = {length:,}, B = {batch:,}"))
+    return found
 
 
 def run(quick: bool, report: Report = silent) -> list[Cost]:
@@ -213,7 +219,7 @@ def run(quick: bool, report: Report = silent) -> list[Cost]:
     report("first use", 0.5)
     found += _first(Shape("S4", 64, 128, 64, 1))
     report("growth", 0.7)
-    found += _growth(QUICK_LENGTHS if quick else LENGTHS)
+    found += _growth(QUICK_LENGTHS if quick else LENGTHS, BATCHES[:2] if quick else BATCHES)
     return found
 
 

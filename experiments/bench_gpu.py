@@ -16,14 +16,11 @@ from rich.table import Table
 
 from experiments import bench_cases, bench_training
 from experiments.bench_cases import LOOP, Maker, Shape, library
-from experiments.bench_cost import LENGTHS, QUICK_LENGTHS, Cost
+from experiments.bench_cost import BATCHES, LENGTHS, QUICK_LENGTHS, Cost
 from experiments.bench_gpu_cases import LAYER, LSTM, UNICORNN, groups
 from experiments.bench_training import Timing
 from experiments.timing import Report, empty_table, silent, within
 from solvers.errors import InputError, PairingError
-
-#: Batch sizes at which the time of a step is measured.
-BATCHES = (8, 64, 512, 4096)
 
 
 @dataclass(frozen=True)
