@@ -13,7 +13,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from test_compiled_gpu import reports
+from test_compiled_gpu import REPORTS, reports
 
 BEFORE = """
 import importlib
@@ -30,7 +30,7 @@ def kept(*args, **options):
 compiler.compile = kept
 gpu_build.layouts = lambda *_: [Layout(16, 64, 16, 4, 3, KEPT)]
 """
-AFTER = 'print(json.dumps([kernel.asm["ttgir"] for kernel in made]))'
+AFTER = f'{REPORTS}\nprint(json.dumps([kernel.asm["ttgir"] for kernel in made]))'
 
 #: What reads, writes, waits, and where loops begin and end, in the compiler's own language.
 EVENT = re.compile(r"scf\.for|scf\.yield|tt\.store|ttg\.barrier|gpu\.barrier|ttg\.async_copy_global_to_local|tt\.load")

@@ -216,8 +216,8 @@ except solvers.PairingError as error:
     if not calls:
         raise
 source = calls[0].kernel.source
-print(json.dumps([vars(gpu_build.report(source, which, 90, torch.float32)) for which in (0, 1)]))
 """
+REPORTS = "print(json.dumps([vars(gpu_build.report(source, which, 90, torch.float32)) for which in (0, 1)]))"
 
 COMPILED = [
     pytest.param(name, solver, hidden, precision, marks=[] if quick else [pytest.mark.slow])
@@ -250,8 +250,8 @@ def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden, precis
         assert taken["shared"] <= 227 * 1024
 
 
-def reports(name, solver, hidden, precision, before="", after=""):
-    """What both kernels take, compiled for compute capability 9.0; or what code `after` that prints as JSON."""
+def reports(name, solver, hidden, precision, before="", after=REPORTS):
+    """What both kernels take, compiled for compute capability 9.0; or what other code prints of `source` as JSON."""
     if os.name != "posix" or not (importlib.util.find_spec("triton.backends") and _has_assembler()):
         pytest.skip("Triton's assembler is not there")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

@@ -5,11 +5,6 @@ what launches the same kernels again.
 """
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import conftest
 import pytest
@@ -23,7 +18,7 @@ from neuralosc import ContinuousRNN
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from test_compiled_gpu import DEVICE, QUICK, Functions, agree, solved
+from test_compiled_gpu import DEVICE, QUICK, Functions, agree, reports, solved
 
 from solvers.compiled import emit_gpu, emit_stages, gpu_build, gpu_run, gpu_stages
 
@@ -175,33 +170,9 @@ def test_every_pairing(name, make_field):
     assert taken
 
 
-COMPILE = """
-import importlib, json, sys
-import torch
-from solvers.compiled import gpu_build, gpu_stages
-from solvers.compiled.ir import Refused
-sys.path[:0] = ["tests"]
-import conftest, neuralosc, solvers
-
-name, solver, hidden = sys.argv[1:]
-calls = []
-
-def stop(field, call, *_):
-    calls.append(call)
-    raise Refused("only compiled")
-
-importlib.import_module("solvers.compiled.backend")._self_check = stop
-gpu_build.target = lambda state: gpu_build.Target(90, "ieee")
-gpu_stages.CACHED = -1
-rnn = neuralosc.ContinuousRNN(conftest.make_field(name, 2, int(hidden)).float(), solver, 0.1)
-try:
-    with solvers.backend("triton"):
-        rnn.solve(torch.randn(2, 3, 2))
-except solvers.PairingError as error:
-    if not calls:
-        raise
-source = calls[0].kernel.source
-print(json.dumps({name: vars(report) for name, report in gpu_stages.reports(source, 90, torch.float32).items()}))
+STAGES = """
+found = gpu_stages.reports(source, 90, torch.float32)
+print(json.dumps({name: vars(report) for name, report in found.items()}))
 """
 
 
@@ -214,15 +185,8 @@ print(json.dumps({name: vars(report) for name, report in gpu_stages.reports(sour
     ],
 )
 def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden):
-    from test_compiled_gpu import _has_assembler
-
-    if os.name != "posix" or not (importlib.util.find_spec("triton.backends") and _has_assembler()):
-        pytest.skip("Triton's assembler is not there")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(COMPILE), name, solver, str(hidden)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    before = "from solvers.compiled import gpu_stages\ngpu_stages.CACHED = -1"
+    found = reports(name, solver, hidden, "ieee", before, STAGES)
     assert {key.split("_")[0] for key in found} == {"forward", "backward"}
     for taken in found.values():
         assert taken["stack"] == 0 and 0 < taken["registers"] <= 255
