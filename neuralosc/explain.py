@@ -127,11 +127,15 @@ def _measured(rnn: ContinuousRNN, index: int, solution: Solution) -> tuple[int, 
     uniform = spans.dim() == 1 and bool((spans == 1).all())
     wanted = [p for p in rnn.layer(index).parameters() if p.requires_grad]
 
-    def step() -> None:
-        loss = rnn.run_from(index, x, start, None if uniform else spans).positions()[:, -1:].square().mean()
-        if loss.requires_grad:
-            torch.autograd.grad(loss, wanted, allow_unused=True)
+    def loss() -> Tensor:
+        return rnn.run_from(index, x, start, None if uniform else spans).positions()[:, -1:].square().mean()
 
+    def step() -> None:
+        found = loss()
+        if found.requires_grad:
+            torch.autograd.grad(found, wanted, allow_unused=True)
+
+    # What a backward pass computes again and keeps meanwhile is not kept until then.
     with SavedMemory((x, *rnn.layer(index).parameters())) as memory:
-        step()
+        loss()
     return memory.total, shortest(step, 3, x.device)

@@ -55,6 +55,17 @@ def test_a_layer_on_the_plain_path_says_why(backend, settings, reason):
     assert layer.floor is None and layer.floors is None and layer.saved > 0 and layer.source == ""
 
 
+@pytest.mark.parametrize("gradient", ["adjoint", "checkpoint", "reversible"])
+def test_what_the_backward_pass_computes_again_is_not_counted_as_kept(gradient):
+    """A state and a position for each sample, at most, where backprop keeps what is between the stages, too."""
+    kept, field = {}, neuralosc.Oscillator(1, 8, coupled=False)
+    for name in (gradient, "backprop"):
+        rnn = neuralosc.ContinuousRNN(field, "stormer_verlet", 0.01, gradient=name)
+        with solvers.backend("plain"):
+            kept[name] = rnn.explain(X[:, :66], show=False).layers[0].units
+    assert 0 < kept[gradient] < 3.5 < kept["backprop"]
+
+
 def test_no_gradient_and_no_random_number_is_left_behind():
     rnn = neuralosc.ContinuousRNN(neuralosc.Noisy(neuralosc.Lipschitz(1, 6), 0.1), "euler_maruyama", 0.1)
     before = torch.random.get_rng_state()
