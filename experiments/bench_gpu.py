@@ -162,15 +162,8 @@ def _cases(timings: Sequence[Timing]) -> Table:
         ("shape", "field", "case"),
         ("median ms", "min ms", "ratio: medians", "minima", "speed-up", "rounds", "way"),
     )
-    before: Timing | None = None
-    for timing in timings:
-        new = before is None or timing.shape != before.shape
-        if new and before is not None:
-            result.add_section()
-        other = before is None or new or timing.case.field != before.case.field
-        words = str(timing.shape) if new else "", timing.case.field if other else "", timing.case.what
+    for words, timing in bench_training.sectioned(result, timings):
         result.add_row(*words, *bench_training.numbers(timing), timing.way)
-        before = timing
     return result
 
 

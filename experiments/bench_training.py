@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -181,16 +181,21 @@ def table(timings: Sequence[Timing]) -> Table:
         ("shape", "field", "case"),
         ("median ms", "min ms", "floors: medians", "minima", "speed-up", "rounds"),
     )
+    for words, timing in sectioned(result, timings):
+        result.add_row(*words, *numbers(timing), style=_style(timing))
+    return result
+
+
+def sectioned(result: Table, timings: Sequence[Timing]) -> Iterator[tuple[tuple[str, str, str], Timing]]:
+    """Each timing with the words that begin its row: shape and field where they are new; a section for each shape."""
     before: Timing | None = None
     for timing in timings:
         new = before is None or timing.shape != before.shape
         if new and before is not None:
             result.add_section()
         other = before is None or new or timing.case.field != before.case.field
-        words = str(timing.shape) if new else "", timing.case.field if other else "", timing.case.what
-        result.add_row(*words, *numbers(timing), style=_style(timing))
+        yield (str(timing.shape) if new else "", timing.case.field if other else "", timing.case.what), timing
         before = timing
-    return result
 
 
 def _style(timing: Timing) -> str:
