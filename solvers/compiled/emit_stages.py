@@ -211,17 +211,16 @@ class _Stage(Values):
         level: Level = self.plan.levels[self.number_of_level]
         sums = [node for node in level.sums if node.op == "csum" and node.batch]
         ends = [node for _, node in (*self.plan.sinks, *self.plan.drops)] if self.last else []
-        stores = [(node, place) for node, place in level.stores]
-        if not (sums or ends or stores):
+        if not (sums or ends or level.stores):
             return ""
         stop = {node for node in self.plan.depth if self.left(node) is not None} - set(sums)
-        for node in ordered([*(node for node, _ in stores), *(node.args[0] for node in sums), *ends], stop):
+        for node in ordered([*(node for node, _ in level.stores), *(node.args[0] for node in sums), *ends], stop):
             self.compute(node, self.step)
         for node in sums:
             place = self.plan.homes[node][0]
             address = f"{self.base(place.array)} + {place.offset}"
             self.step.append(f"tl.store({address}, {self.channel_sum(node.args[0])}{self.mask(1)})")
-        for node, place in stores:
+        for node, place in level.stores:
             self.store(node, place)
         if self.last:
             self.endings()

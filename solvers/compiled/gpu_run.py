@@ -117,14 +117,12 @@ class GpuArguments(Arguments):
         steps: tuple[int, int],
     ) -> None:
         """Start a kernel for some of the steps."""
-        source, which = self.kernel.source, int(signature is self.kernel.source.backward)
+        which = int(signature is self.kernel.source.backward)
         numbers = self.numbers(signature, tensors)
         nothing = tensors["states"]
         pointers = [tensors.get(name, nothing) for name in signature.pointers]
         integers = [numbers.get(name, 0) for name in signature.integers]
-        flags: dict[str, Any] = {"SUBSTEPS": self.substeps}
-        if which:
-            flags |= {flag: name in tensors for flag, name in source.outs.items()}
+        flags = self.flags(which, tensors)
 
         def launch() -> None:
             function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(layout))
@@ -135,6 +133,11 @@ class GpuArguments(Arguments):
         """The strides that a kernel is given."""
         dropped = [name for name in signature.integers if isinstance(name, tuple) and name[0] == "drop"]
         return {**self.strides, **{name: tensors["drop", name[1]].shape[1] for name in dropped}}
+
+    def flags(self, which: int, tensors: dict[Hashable, Tensor]) -> dict[str, Any]:
+        """The constants of a pass: steps of an interval and, backward, which outputs have a gradient."""
+        outs = self.kernel.source.outs if which else {}
+        return {"SUBSTEPS": self.substeps, **{flag: name in tensors for flag, name in outs.items()}}
 
     def guarded(self, run: Callable[[], None]) -> None:
         """Run kernels on the device of the call.

@@ -80,14 +80,11 @@ class StagedArguments(GpuArguments):
         """Take some of the steps."""
         (first, last), backward = steps, bool(function)
         start = tensors["carry0"] if backward else tensors["states"][first]
-        flags: dict[str, Any] = {"SUBSTEPS": self.substeps}
-        if backward:
-            flags |= {flag: name in tensors for flag, name in self.kernel.source.outs.items()}
         work = self.kernel.work(function, start)
         with work.lock:
             numbers = {**self.numbers(signature, tensors), "first": first}
             work.fill(start, tensors, numbers, last if backward else first)
-            self.guarded(functools.partial(work.run, last - first, flags))
+            self.guarded(functools.partial(work.run, last - first, self.flags(function, tensors)))
             if backward:
                 start.copy_(work.pair[(last - first) % 2])
 
