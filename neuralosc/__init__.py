@@ -1,9 +1,5 @@
 """Continuous-time recurrent networks: a vector field, a solver and a gradient, chosen independently."""
 
-__version__ = "0.1.0"
-
-from neuralosc.blocks import LinOSSBlock, LinOSSNetwork
-from neuralosc.exports import Step, export, export_onnx
 from neuralosc.field import Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
@@ -22,7 +18,15 @@ from neuralosc.fields import (
     Relaxation,
     Residual,
 )
-from neuralosc.linoss import LinOSS
+from neuralosc.files.programs import Step, export, export_onnx
+from neuralosc.files.saved import load, save
+from neuralosc.layers.blocks import LinOSSBlock, LinOSSNetwork
+from neuralosc.layers.linoss import LinOSS
+from neuralosc.layers.readout import READOUTS, Readout
+from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.layers.solution import Solution
+from neuralosc.layers.stream import Stream
 from neuralosc.named import (
     CTRNN,
     GRU,
@@ -41,14 +45,9 @@ from neuralosc.named import (
     UnICORNN,
 )
 from neuralosc.named.baselines import Baseline
-from neuralosc.networks import ModelCard, make, model, models
-from neuralosc.online import Stream
-from neuralosc.persistence import load, save
-from neuralosc.readout import READOUTS, Readout
-from neuralosc.recurrent import RecurrentLayer
-from neuralosc.reference import from_reference
-from neuralosc.rnn import ContinuousRNN
-from neuralosc.stack import Solution
+from neuralosc.named.cards import ModelCard, make, model, models
+from neuralosc.named.published import from_reference
+from neuralosc.version import __version__
 from solvers.errors import InputError
 
 __all__ = [

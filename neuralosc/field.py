@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solvers.base.modules import has_hooks
+from solvers.base.series import Mapped, Series
 from solvers.errors import InputError
-from solvers.hooks import has_hooks
-from solvers.linear import LinearOperator, linear_part
+from solvers.numerics.linear import LinearOperator, linear_part
 from solvers.protocol import Time
-from solvers.series import Mapped, Series
 
 
 class VectorField(nn.Module):
@@ -170,7 +170,9 @@ class Semilinear(VectorField):
 
     def operator(self, terms: frozenset[str] | None = None) -> LinearOperator:
         """L, with the chosen terms."""
-        raise InputError(f"{type(self).__name__} defines no operator(terms): return one of solvers.linear")
+        raise InputError(
+            f"{type(self).__name__} defines no operator(terms): return a solvers.LinearOperator such as solvers.OscillatorOperator"
+        )
 
     def linear(self, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """L x."""

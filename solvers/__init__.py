@@ -4,20 +4,34 @@
 package names no network and can be used without any.
 """
 
-from solvers import explicit as explicit
-from solvers import exponential as exponential
-from solvers import imex as imex
-from solvers import implicit as implicit
-from solvers import native_implicit as native_implicit
-from solvers import partitioned as partitioned
-from solvers.adaptive import Adaptive
-from solvers.adjoint import Adjoint
-from solvers.audit import audit
-from solvers.checkpoint import Checkpoint
-from solvers.clock import Clock
-from solvers.compiled import Record, backend, get_backend, set_backend
-from solvers.control import CONTROLS, Control, get_control
-from solvers.driver import Status
+# A module registers its methods when it is imported, and tables, hints and the help of the command line follow that
+# order: it is this one.
+# isort: off
+from solvers.methods import explicit as explicit
+from solvers.methods import exponential as exponential
+from solvers.methods import imex as imex
+from solvers.methods import implicit as implicit
+from solvers.adaptive import native_implicit as native_implicit
+from solvers.methods import partitioned as partitioned
+from solvers.gradients.adjoint import Adjoint
+from solvers.gradients.checkpoint import Checkpoint
+from solvers.adaptive.shared import Adaptive
+from solvers.methods.stochastic import Stochastic
+from solvers.methods.reversible import ReversiblePair
+from solvers.gradients.reversible import Reversible
+# isort: on
+
+from solvers.adaptive.driver import Status
+from solvers.adaptive.events import Event, Occurrences
+from solvers.adaptive.native import Native
+from solvers.base.clock import Clock
+from solvers.base.control import CONTROLS, Control, get_control
+from solvers.base.counted import Counted
+from solvers.base.gradient import GRADIENTS, Backprop, Gradient, get_gradient, gradient_spec
+from solvers.base.loop import Loop
+from solvers.base.pairing import check, compatible
+from solvers.base.registry import Registry
+from solvers.base.solver import SOLVERS, Solver, SolverInfo, available, get, register, spec
 from solvers.errors import (
     InputError,
     NonFiniteStateError,
@@ -27,25 +41,19 @@ from solvers.errors import (
     StepUnderflowError,
     UnknownNameError,
 )
-from solvers.events import Event, Occurrences
-from solvers.explicit import RungeKutta, runge_kutta
-from solvers.exponential import ExponentialRungeKutta
-from solvers.gradient import GRADIENTS, Backprop, Gradient, get_gradient, gradient_spec
-from solvers.imex import ImexEuler, ImexRungeKutta
-from solvers.integrate import Integration, Statistics, integrate
-from solvers.linear import DenseOperator, DiagonalOperator, LinearOperator, OscillatorOperator, SkewOperator
-from solvers.loop import Loop, Trajectory, solve
-from solvers.native import Native
-from solvers.pairing import check, compatible
-from solvers.partitioned import Composition
+from solvers.methods.explicit import RungeKutta, runge_kutta
+from solvers.methods.exponential import ExponentialRungeKutta
+from solvers.methods.imex import ImexEuler, ImexRungeKutta
+from solvers.methods.partitioned import Composition
+from solvers.numerics.linear import DenseOperator, DiagonalOperator, LinearOperator, OscillatorOperator, SkewOperator
+from solvers.numerics.tableau import ButcherTableau, ExponentialTableau, ImexTableau, Splitting
 from solvers.protocol import STRUCTURES, Field, Time
-from solvers.registry import Registry
-from solvers.reversible import Reversible, ReversiblePair
-from solvers.sampled import Sampled
-from solvers.solver import SOLVERS, Solver, SolverInfo, available, get, register, spec
-from solvers.statistics import Counted
-from solvers.stochastic import Stochastic
-from solvers.tableau import ButcherTableau, ExponentialTableau, ImexTableau, Splitting
+from solvers.run.audit import audit
+from solvers.run.choice import backend, get_backend, set_backend
+from solvers.run.integrate import Integration, Statistics, integrate
+from solvers.run.record import Record
+from solvers.run.sampled import Sampled
+from solvers.run.solve import Trajectory, solve
 
 __all__ = [
     "CONTROLS",

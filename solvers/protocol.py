@@ -6,11 +6,9 @@ what it cannot do without. Nothing is guessed from the presence of a method.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from solvers.errors import InputError
@@ -66,22 +64,6 @@ def describe(field: object) -> str:
     return getattr(field, "__name__", None) or type(field).__name__
 
 
-def concrete(x: Tensor) -> bool:
-    """Whether the values of a tensor can be looked at: not while compiling, nor inside a function transform."""
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def finite(x: Tensor) -> bool:
-    """Whether all values are numbers; so taken while they cannot be looked at."""
-    # The sum is cheap; it may overflow where no entry does.
-    return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
-
-
-def exporting() -> bool:
-    """Whether `torch.export` is writing the operations down, as a program for all values: none can be looked at."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
 def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:
     """The slope, refused if it does not have the shape of the state.
 
@@ -97,44 +79,7 @@ def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:
     return slope
 
 
-def components(state: State) -> tuple[Tensor, ...]:
-    """The components of a state, each `(*batch, hidden)`."""
-    return state if isinstance(state, tuple) else state.unbind(-2)
-
-
-def parts_of(carried: Any) -> tuple[Tensor, ...]:
-    """The tensors of a state in the form a solver carries it: one, or a tuple of them."""
-    return carried if isinstance(carried, tuple) else (carried,)
-
-
-def packed(state: State) -> Tensor:
-    """The state as one tensor `(*batch, components, hidden)`."""
-    return torch.stack(state, dim=-2) if isinstance(state, tuple) else state
-
-
 def bind(field: Any) -> Any:
     """The field with everything that depends on its parameters alone computed once, if it offers that."""
     offered = getattr(field, "bind", None)
     return field if offered is None else offered()
-
-
-def increment(field: Any, dt: Time) -> Time:
-    """The step size that multiplies slopes: dt times the field's `time_scale()` per channel, where it has one."""
-    scale = getattr(field, "time_scale", None)
-    factor = None if scale is None else scale()
-    return dt if factor is None else dt * factor
-
-
-def over_state(h: Time) -> Time:
-    """A step size that broadcasts against one component, made to broadcast against the whole state."""
-    return h.unsqueeze(-2) if isinstance(h, Tensor) and h.dim() > 0 else h
-
-
-def affine(u: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """u + x M with `matrix` M acting from the right, fused where the shapes allow."""
-    return torch.addmm(u, x, matrix) if u.dim() == x.dim() == 2 else u + x @ matrix
-
-
-def axpy(x: Tensor, h: Time, slope: Tensor) -> Tensor:
-    """x + h * slope in one pass over memory."""
-    return x.addcmul(slope, h) if isinstance(h, Tensor) else x.add(slope, alpha=h)

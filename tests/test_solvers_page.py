@@ -8,7 +8,7 @@ import torch
 
 import neuralosc
 import solvers
-from experiments import cli, listing
+from experiments.command import cli, listing
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "solvers.md").read_text(encoding="utf-8")

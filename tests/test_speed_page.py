@@ -6,26 +6,27 @@ from pathlib import Path
 import torch
 
 import neuralosc
-import solvers
-from experiments import bench
-from solvers.compiled import build, multiply
-from solvers.compiled.backend import WORTHWHILE
+from experiments.bench import suite as bench
+from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import gemm as multiply
+from solvers.compiled.passes import cache
+from solvers.run.choice import BACKENDS, WORTHWHILE
 
 TEXT = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
 def test_the_backends_and_the_paths_are_all_there():
     (choices,) = re.findall(r"set_backend\((.*?)\)", TEXT)
-    assert set(re.findall(r'"(\w+)"', choices)) == set(solvers.compiled.BACKENDS)
+    assert set(re.findall(r'"(\w+)"', choices)) == set(BACKENDS)
     paths = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
-    assert set(paths[: len(solvers.compiled.BACKENDS) - 1]) == set(solvers.compiled.BACKENDS) - {"auto"}
+    assert set(paths[: len(BACKENDS) - 1]) == set(BACKENDS) - {"auto"}
     assert f"from {WORTHWHILE} steps on" in TEXT
 
 
 def test_the_variables_are_those_that_are_read():
     assert set(re.findall(r"^\| `(NEURALOSC_\w+)` \|", TEXT, re.MULTILINE)) == {
         build.COMPILER,
-        build.CACHE,
+        cache.CACHE,
         multiply.PRODUCTS,
     }
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from neuralosc import arguments
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import uniform_
+from solvers.base.state import affine
 from solvers.errors import unknown
-from solvers.linear import DiagonalOperator
-from solvers.protocol import Time, affine
+from solvers.numerics.linear import DiagonalOperator
+from solvers.protocol import Time
 
 NONLINEARITIES = {"tanh": torch.tanh, "relu": torch.relu}
 

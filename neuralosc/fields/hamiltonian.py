@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from neuralosc.field import LinearDrive, Partitioned
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
+from solvers.base.state import affine
+from solvers.base.unhooked import unhooked
 from solvers.errors import InputError
-from solvers.hooks import unhooked
-from solvers.protocol import Time, affine
+from solvers.protocol import Time
 
 
 class Hamiltonian(Partitioned):

@@ -12,10 +12,11 @@ from neuralosc import arguments
 from neuralosc.field import Partitioned, Semilinear
 from neuralosc.fields import discretizations
 from neuralosc.fields.parameters import divisor, uniform_
+from solvers.base.series import Mapped, Series
+from solvers.base.state import axpy
 from solvers.errors import InputError
-from solvers.linear import OscillatorOperator
-from solvers.protocol import Time, axpy
-from solvers.series import Mapped, Series
+from solvers.numerics.linear import OscillatorOperator
+from solvers.protocol import Time
 
 
 class LinearOscillator(Partitioned, Semilinear):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import Paced, Value, number, skew_mix
-from solvers.linear import DenseOperator
-from solvers.protocol import Time, affine
+from solvers.base.state import affine
+from solvers.numerics.linear import DenseOperator
+from solvers.protocol import Time
 
 
 def _input_map(input_size: int, hidden_size: int) -> nn.Linear:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import Coefficient, Value, choice, uniform_
-from solvers.linear import DiagonalOperator
-from solvers.protocol import Time, affine, axpy
+from solvers.base.state import affine, axpy
+from solvers.numerics.linear import DiagonalOperator
+from solvers.protocol import Time
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,

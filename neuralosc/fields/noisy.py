@@ -11,7 +11,7 @@ from torch import Tensor
 from neuralosc.field import VectorField
 from neuralosc.fields.parameters import Coefficient, Value
 from solvers.errors import InputError
-from solvers.linear import LinearOperator
+from solvers.numerics.linear import LinearOperator
 from solvers.protocol import Time
 
 

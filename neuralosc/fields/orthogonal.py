@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import choice, number
+from solvers.base.state import affine
 from solvers.errors import InputError
-from solvers.linear import SkewOperator
-from solvers.protocol import Time, affine
+from solvers.numerics.linear import SkewOperator
+from solvers.protocol import Time
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from neuralosc.field import LinearDrive, Partitioned, Semilinear
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
-from solvers.linear import OscillatorOperator
-from solvers.protocol import Time, affine, axpy
+from solvers.base.state import affine, axpy
+from solvers.numerics.linear import OscillatorOperator
+from solvers.protocol import Time
 
 
 class Oscillator(LinearDrive, Paced, Partitioned, Semilinear):

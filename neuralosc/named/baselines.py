@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from neuralosc import arguments, inputs
-from neuralosc.inputs import Lengths
-from neuralosc.networks import named
-from neuralosc.recurrent import RecurrentLayer
+from neuralosc import arguments
+from neuralosc.layers import inputs
+from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.named.cards import named
 from solvers.errors import InputError
 
 #: What to do with the timespans of a call.

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+import solvers
 from neuralosc import arguments
 from neuralosc.fields import GatedRelaxation, Relaxation
-from neuralosc.networks import Choices, configuration, equal_fields, named
-from neuralosc.reference import fill
-from neuralosc.rnn import ContinuousRNN
+from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.named.cards import Choices, configuration, equal_fields, named
+from neuralosc.named.published import fill
 from solvers.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-    import solvers
 
 
 class _TorchEqual(ContinuousRNN):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuralosc.blocks import LinOSSNetwork
+import solvers
 from neuralosc.fields import LinearOscillator
-from neuralosc.linoss import LinOSS
-from neuralosc.networks import named
-from neuralosc.reference import Keys, fill, published
+from neuralosc.layers.blocks import LinOSSNetwork
+from neuralosc.layers.linoss import LinOSS
+from neuralosc.named.cards import named
+from neuralosc.named.published import Keys, fill, published
 from solvers.errors import InputError
-
-if TYPE_CHECKING:
-    import solvers
 
 
 @named(

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import solvers
 from neuralosc.fields import Antisymmetric, Lipschitz
 from neuralosc.fields.parameters import Value
-from neuralosc.networks import Choices, named, network
-from neuralosc.reference import Keys, Loaded, fill, published
-from neuralosc.rnn import ContinuousRNN
+from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.named.cards import Choices, named, network
+from neuralosc.named.published import Keys, Loaded, fill, published
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    import solvers
 
 
 @named(

@@ -6,17 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import solvers
 from neuralosc.fields import Lipschitz, Noisy
 from neuralosc.fields.parameters import Value, inverse_softplus, number
-from neuralosc.networks import Choices, named, network
-from neuralosc.reference import Keys, Loaded, fill, published
-from neuralosc.rnn import ContinuousRNN
+from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.named.cards import Choices, named, network
+from neuralosc.named.published import Keys, Loaded, fill, published
 from solvers.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    import solvers
 
 
 @named(

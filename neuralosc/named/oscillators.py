@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import solvers
 from neuralosc.fields import DenseHamiltonian, HamiltonianOscillator, Oscillator
 from neuralosc.fields.parameters import Value
-from neuralosc.networks import Choices, named, network
-from neuralosc.reference import Keys, Loaded, fill, published
-from neuralosc.rnn import ContinuousRNN
+from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.named.cards import Choices, named, network
+from neuralosc.named.published import Keys, Loaded, fill, published
 from solvers.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    import solvers
 
 
 @named(

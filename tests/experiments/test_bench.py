@@ -5,10 +5,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import bench, bench_training
-from experiments.bench_cases import COMPILED, PLAIN, SHAPES, Shape, Subject, cases
-from experiments.bench_loops import CoRNNLoop, LEMLoop, LinOSSLoop, LinOSSScan, LipschitzLoop, UnICORNNLayer
-from experiments.bench_training import check_equal, outcome
+from experiments.bench import suite as bench
+from experiments.bench import training as bench_training
+from experiments.bench.cases import COMPILED, PLAIN, SHAPES, Shape, Subject, cases
+from experiments.bench.loops import CoRNNLoop, LEMLoop, LinOSSLoop, LinOSSScan, LipschitzLoop, UnICORNNLayer
+from experiments.bench.training import check_equal, outcome
 from solvers.errors import InputError, NumericalError
 
 F64 = torch.float64

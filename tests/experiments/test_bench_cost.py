@@ -5,9 +5,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import bench_cost
-from experiments.bench_cases import COMPILED, LOOP, PLAIN, Shape
-from experiments.bench_cost import Cost
+from experiments.bench import cost as bench_cost
+from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape
+from experiments.bench.cost import Cost
 
 SHAPE = Shape("M", 300, 64, 64, 1)
 

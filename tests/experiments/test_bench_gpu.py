@@ -8,10 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import bench, bench_gpu, bench_gpu_cases, bench_training
-from experiments.bench_cases import LOOP, PLAIN, Case, Shape, Subject
-from experiments.bench_gpu import Goal
-from experiments.cli import main
+from experiments.bench import gpu as bench_gpu
+from experiments.bench import gpu_cases as bench_gpu_cases
+from experiments.bench import suite as bench
+from experiments.bench import training as bench_training
+from experiments.bench.cases import LOOP, PLAIN, Case, Shape, Subject
+from experiments.bench.gpu import Goal
+from experiments.command.cli import main
 from solvers.errors import InputError
 
 FAST = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"

@@ -5,8 +5,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import bench, bench_solvers
-from experiments.bench_solvers import BARE, BARE_LOOPS, SHARED, Oscillators, Problem, Solve, overhead, stiffness_spread
+from experiments.bench import solving as bench_solvers
+from experiments.bench import suite as bench
+from experiments.bench.solving import BARE, BARE_LOOPS, SHARED, Oscillators, Problem, Solve, overhead, stiffness_spread
 from solvers.errors import InputError, NumericalError
 
 

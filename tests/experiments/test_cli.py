@@ -11,10 +11,14 @@ import torch
 
 import neuralosc
 import solvers
-from experiments import bench, cli, comparison, demo, listing, options, tasks, training
-from experiments.cli import main
-from experiments.config import RunConfig, load_yaml
-from experiments.options import Setting, descriptions, resolve, settings
+from experiments import tasks
+from experiments.bench import suite as bench
+from experiments.command import cli, demo, listing, options
+from experiments.command.cli import main
+from experiments.command.options import Setting, descriptions, resolve, settings
+from experiments.compare import comparison
+from experiments.train import training
+from experiments.train.config import RunConfig, load_yaml
 from solvers.errors import InputError, NumericalError
 
 ROOT = Path(__file__).parents[2]

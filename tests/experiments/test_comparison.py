@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import comparison, contenders, demo, figures, reports
-from experiments.comparison import compare, select
-from experiments.config import RunConfig
-from experiments.contenders import PUBLISHED, TRAINED, Contender, sweep_of
-from experiments.training import evaluate, load_model, train
+from experiments.command import demo
+from experiments.compare import comparison, contenders, figures, reports
+from experiments.compare.comparison import compare, select
+from experiments.compare.contenders import PUBLISHED, TRAINED, Contender, sweep_of
+from experiments.train.config import RunConfig
+from experiments.train.training import evaluate, load_model, train
 from solvers.errors import InputError, NumericalError, UnknownNameError
 
 PNG = b"\x89PNG\r\n\x1a\n"

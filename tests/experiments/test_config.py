@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from experiments.config import RunConfig, load_yaml, save_yaml
+from experiments.train.config import RunConfig, load_yaml, save_yaml
 from solvers.errors import InputError, UnknownNameError
 
 FULL = RunConfig(

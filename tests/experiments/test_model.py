@@ -5,12 +5,12 @@ import safetensors.torch
 import torch
 
 import neuralosc
-from experiments.cli import main
-from experiments.comparison import compare
-from experiments.config import READOUTS_OF_A_SEQUENCE, RunConfig
-from experiments.model import SequenceModel, build, load_saved, make_task, save_model
-from experiments.runs import RunFolder
-from experiments.training import evaluate, load_model, train
+from experiments.command.cli import main
+from experiments.compare.comparison import compare
+from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
+from experiments.train.model import SequenceModel, build, load_saved, make_task, save_model
+from experiments.train.runs import RunFolder
+from experiments.train.training import evaluate, load_model, train
 from solvers.errors import InputError
 
 SHORT = {"hidden_size": 6, "num_layers": 2}

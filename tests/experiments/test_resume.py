@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import history
-from experiments.checkpointing import load_checkpoint
-from experiments.config import RunConfig
-from experiments.runs import RunFolder
-from experiments.training import load_model, resume, train
+from experiments.train import history
+from experiments.train.checkpoints import load_checkpoint
+from experiments.train.config import RunConfig
+from experiments.train.runs import RunFolder
+from experiments.train.training import load_model, resume, train
 from solvers.errors import InputError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed in the manner of POSIX")
@@ -40,9 +40,9 @@ ADDING = {"length": 12, "train_size": 100, "validation_size": 300, "test_size": 
 DRIVER = """
 import itertools, json, os, signal, sys
 from pathlib import Path
-import experiments.training as training
+import experiments.train.training as training
 from experiments import files
-from experiments.config import RunConfig
+from experiments.train.config import RunConfig
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -108,8 +108,8 @@ MOMENTS = {
 
 TRAIN = """
 import json, sys
-from experiments.config import RunConfig
-from experiments.training import train
+from experiments.train.config import RunConfig
+from experiments.train.training import train
 train(RunConfig.from_dict(json.loads(sys.argv[1])), root=sys.argv[2], name=sys.argv[3], progress=False)
 """
 

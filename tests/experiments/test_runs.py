@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import RunConfig, read_yaml
 from experiments.files import write_atomically
-from experiments.runs import RunFolder
+from experiments.train.config import RunConfig, read_yaml
+from experiments.train.runs import RunFolder
 from solvers.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
         pass
     # Free again, also after a process that held it was killed.
     code = (
-        "import os, signal, sys; from pathlib import Path; from experiments.runs import RunFolder\n"
+        "import os, signal, sys; from pathlib import Path; from experiments.train.runs import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).locked(): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(folder.path)], cwd=ROOT, check=False)

@@ -8,8 +8,8 @@ import torch
 
 import neuralosc
 import solvers
-from experiments import table
-from experiments.cli import main
+from experiments.command import table
+from experiments.command.cli import main
 from neuralosc import fields
 from solvers.errors import PairingError
 from solvers.protocol import STRUCTURES

@@ -12,14 +12,15 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 
 import neuralosc
-from experiments import history, tasks, training
-from experiments.checkpointing import load_checkpoint
-from experiments.config import RunConfig, load_yaml
-from experiments.loop import Batches, NonFiniteLossError, Totals
-from experiments.model import SequenceModel
-from experiments.progress import Reporter
-from experiments.runs import RunFolder
-from experiments.training import build, evaluate, load_model, make_task, resume, train
+from experiments import tasks
+from experiments.train import history, training
+from experiments.train.checkpoints import load_checkpoint
+from experiments.train.config import RunConfig, load_yaml
+from experiments.train.model import SequenceModel
+from experiments.train.progress import Reporter
+from experiments.train.runs import RunFolder
+from experiments.train.trainer import Batches, NonFiniteLossError, Totals
+from experiments.train.training import build, evaluate, load_model, make_task, resume, train
 from solvers.errors import InputError, NonFiniteStateError, UnknownNameError
 
 OSCILLATOR = {"hidden_size": 16, "dt": 0.2, "gamma": 1.0, "epsilon": 2.0}
@@ -381,8 +382,8 @@ def test_finished_run_says_so_when_resumed(finished, capsys):
 
 
 def test_full_disk_is_one_line_and_loses_no_epoch(monkeypatch, tmp_path):
-    from experiments import checkpointing
     from experiments.files import write_atomically
+    from experiments.train import checkpoints as checkpointing
 
     def full(path, content):
         if path.name == "last.ckpt" and path.exists():

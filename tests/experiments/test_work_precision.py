@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import work_precision
-from experiments.cli import main
-from experiments.work_precision import Curve, Problem, apart, evaluations_for, measure
+from experiments.command.cli import main
+from experiments.compare import work_precision
+from experiments.compare.work_precision import Curve, Problem, apart, evaluations_for, measure
 
 SMALL = Problem("small", 4.0, 0.5, 1.0, ("rk4", "imex_euler", "native_dopri5"))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import neuralosc
 import solvers
-from solvers.compiled import Products
+from solvers.compiled.products import Products
 
 X = torch.rand(4, 80, 1)
 

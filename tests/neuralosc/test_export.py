@@ -11,7 +11,7 @@ from torch.export import Dim
 import neuralosc
 import solvers
 from solvers.errors import PairingError
-from solvers.phi import MOST, matrix_phis
+from solvers.numerics.phi import MOST, matrix_phis
 
 BATCH = Dim("batch")
 

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN, InputError, LinOSS, LinOSSBlock, LinOSSNetwork
-from neuralosc.blocks import SampleNorm
 from neuralosc.fields import discretizations
+from neuralosc.layers.blocks import SampleNorm
 
 F64 = torch.float64
 MADE = {

@@ -150,16 +150,16 @@ def test_a_state_dict_that_does_not_fit(name, change, words, one_line):
     model, settings = published(name)
     state_dict = dict(model.state_dict())
     change(state_dict)
-    with pytest.raises(neuralosc.networks.InputError) as error:
+    with pytest.raises(neuralosc.InputError) as error:
         neuralosc.from_reference(name.split()[0], state_dict, **settings)
     one_line(error, *words)
 
 
 def test_unknown_references_and_missing_settings(one_line):
-    with pytest.raises(neuralosc.networks.InputError) as error:
+    with pytest.raises(neuralosc.InputError) as error:
         neuralosc.from_reference("conn", {})
     one_line(error, "unknown reference 'conn'", "did you mean 'cornn'")
     model, _ = published("cornn")
-    with pytest.raises(neuralosc.networks.InputError) as error:
+    with pytest.raises(neuralosc.InputError) as error:
         neuralosc.from_reference("cornn", model.state_dict(), dt=0.1)
     one_line(error, "gamma", "epsilon")

@@ -17,8 +17,8 @@ from test_compiled_gpu import REPORTS, reports
 
 BEFORE = """
 import importlib
-from solvers.compiled import gpu_build
-from solvers.compiled.gpu_layout import Layout
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton.tiling import Layout
 
 compiler = importlib.import_module("triton.compiler")
 compile, made = compiler.compile, []

@@ -6,7 +6,7 @@ import torch
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.linear import DenseOperator, linear_part
+from solvers.numerics.linear import DenseOperator, linear_part
 from solvers.protocol import structure
 
 #: Families whose steps hold an iteration, or draw noise.

@@ -14,8 +14,9 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import build, gpu_build
-from solvers.compiled.ir import Refused
+from solvers.compiled.cpp import compiler as build
+from solvers.compiled.step.refused import Refused
+from solvers.compiled.triton import compiler as gpu_build
 
 X = torch.randn(2, 70, 3, generator=torch.Generator().manual_seed(1))
 
@@ -206,7 +207,7 @@ def test_the_backends(one_line):
 
 def test_what_is_taken_on_a_gpu(monkeypatch):
     """GPU kernels where they can be made; else what needs none."""
-    backend = importlib.import_module("solvers.compiled.backend")
+    backend = importlib.import_module("solvers.run.backend")
     state = types.SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
     assert backend._path("auto", state) == ("triton", "")

@@ -5,8 +5,8 @@ import ctypes
 import numpy as np
 import pytest
 
-from solvers.compiled import build
-from solvers.compiled.emit_cpu import HEADER
+from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp.emit import HEADER
 
 #: Largest error, in units in the last place of the result.
 ULP = {"exp": 4, "expm1": 4, "tanh": 4, "sigmoid": 4, "log": 4, "log1p": 4}

@@ -19,8 +19,9 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import gpu_build, gpu_run
-from solvers.compiled.gpu_layout import Layout
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import persistent as gpu_run
+from solvers.compiled.triton.tiling import Layout
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -194,8 +195,8 @@ def test_what_is_missing_is_said(make_field, monkeypatch, one_line):
 COMPILE = """
 import importlib, sys
 import torch
-from solvers.compiled import gpu_build
-from solvers.compiled.ir import Refused
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.step.refused import Refused
 sys.path[:0] = ["tests"]
 import conftest, json, neuralosc, solvers
 
@@ -206,7 +207,7 @@ def stop(field, call, *_):
     calls.append(call)
     raise Refused("only compiled")
 
-importlib.import_module("solvers.compiled.backend")._self_check = stop
+importlib.import_module("solvers.run.backend").self_check = stop
 gpu_build.target = lambda state: gpu_build.Target(90, precision)
 rnn = neuralosc.ContinuousRNN(conftest.make_field(name, 2, int(hidden)).float(), solver, 0.1)
 try:

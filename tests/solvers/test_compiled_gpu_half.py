@@ -19,8 +19,9 @@ if importlib.util.find_spec("triton") is None:
 
 from test_compiled_gpu import DEVICE, reports
 
-from solvers.compiled import gpu_build, gpu_stages
-from solvers.compiled.gpu_layout import Layout
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import kernel as choice
+from solvers.compiled.triton.tiling import Layout
 
 HALF = [torch.bfloat16, torch.float16]
 #: Where matrices are: on the chip, streamed, or with the library's products between kernels.
@@ -31,7 +32,7 @@ WAYS = ["held", "streamed", "both", "staged"]
 def lay(monkeypatch):
     def choose(way):
         if way == "staged":
-            monkeypatch.setattr(gpu_stages, "CACHED", -1)
+            monkeypatch.setattr(choice, "CACHED", -1)
         else:
             layout = Layout(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
             monkeypatch.setattr(gpu_build, "layouts", lambda *_: [layout])

@@ -21,8 +21,14 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import emit_stages, gpu_build, gpu_run, gpu_stages, multiply, run
-from solvers.compiled.gpu_layout import Layout, power
+from solvers.compiled.cpp import gemm as multiply
+from solvers.compiled.passes import arguments
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import emit_staged as emit_stages
+from solvers.compiled.triton import kernel as choice
+from solvers.compiled.triton import persistent as gpu_run
+from solvers.compiled.triton import staged as gpu_stages
+from solvers.compiled.triton.tiling import Layout, power
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -104,7 +110,7 @@ def interpreted(watch):
 @pytest.fixture
 def fenced(monkeypatch):
     """Every call of a C++ kernel has its tensors between guards and walls; gives the names of what was passed."""
-    plain, passed = run.Arguments.call, []
+    plain, passed = arguments.Arguments.call, []
 
     def call(self, function, signature, own):
         given = {name: tensor for name, tensor in self.tensors.items() if name in signature.pointers}
@@ -121,7 +127,7 @@ def fenced(monkeypatch):
             for copy in found.values():
                 copy.close()
 
-    monkeypatch.setattr(run.Arguments, "call", call)
+    monkeypatch.setattr(arguments.Arguments, "call", call)
     return passed
 
 
@@ -192,7 +198,7 @@ HELD, STREAMED, BOTH = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1), Layout(
 def lay(monkeypatch, layout, hidden):
     """Choose a layout, whose tiles are no wider than the state, of persistent kernels; "staged" for the others."""
     if layout == "staged":
-        monkeypatch.setattr(gpu_stages, "CACHED", -1)
+        monkeypatch.setattr(choice, "CACHED", -1)
         monkeypatch.setattr(emit_stages, "PIECE", 16)
     elif layout is not None:
         cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))

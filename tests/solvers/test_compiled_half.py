@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 import neuralosc
 import solvers
-from solvers.compiled import multiply
+from solvers.compiled.cpp import gemm as multiply
 
 HALF = [torch.bfloat16, torch.float16]
 MODELS = ["cornn", "lem", "lipschitz", "hamiltonian", "antisymmetric"]

@@ -5,7 +5,7 @@ import torch
 
 import neuralosc
 import solvers
-from solvers.compiled import memory
+from solvers.compiled.passes import memory
 
 BATCH, HIDDEN = 3, 16
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import neuralosc
 import solvers
-from solvers.compiled import build, multiply
+from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import gemm as multiply
 
 REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 

@@ -138,7 +138,7 @@ def test_random_fields(seed, backend):
 def test_random_fields_in_gpu_kernels(seed, kind, monkeypatch):
     from test_compiled_gpu import DEVICE  # which is skipped without Triton
 
-    from solvers.compiled import gpu_stages
+    from solvers.compiled.triton import kernel as choice
 
-    monkeypatch.setattr(gpu_stages, "CACHED", -1 if kind == "staged" else 1 << 20)
+    monkeypatch.setattr(choice, "CACHED", -1 if kind == "staged" else 1 << 20)
     agree(seed, "triton", DEVICE)

@@ -9,9 +9,10 @@ from test_compiled_equality import compiles, inputs
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import memory, segmented
+from solvers.compiled.passes import memory
+from solvers.gradients import reversible
+from solvers.gradients.reversible import DriftError
 from solvers.protocol import structure
-from solvers.reversible import DriftError
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -79,7 +80,7 @@ def test_every_pairing(name, make_field):
 )
 def test_clocks_controls_and_substeps(substeps, chunk, clock, control, fast, make_field, monkeypatch):
     """Intervals of more steps than a segment has are cut."""
-    monkeypatch.setattr(segmented, "LONGEST", 1)
+    monkeypatch.setattr(reversible, "LONGEST", 1)
     rnn = ContinuousRNN(make_field("oscillator_uncoupled"), "stormer_verlet", 0.1, substeps=substeps, control=control)
     x, state, spans = inputs(rnn)
     chosen = {"uniform": None, "shared": spans[0].detach().requires_grad_()}

@@ -20,14 +20,19 @@ if importlib.util.find_spec("triton") is None:
 
 from test_compiled_gpu import DEVICE, QUICK, Functions, agree, reports, solved
 
-from solvers.compiled import emit_gpu, emit_stages, gpu_build, gpu_run, gpu_stages
+from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import emit_persistent as emit_gpu
+from solvers.compiled.triton import emit_staged as emit_stages
+from solvers.compiled.triton import kernel as choice
+from solvers.compiled.triton import persistent as gpu_run
+from solvers.compiled.triton import staged as gpu_stages
 
 SAID = "in kernels of one level each"
 
 
 @pytest.fixture(autouse=True)
 def no_persistent_kernel(monkeypatch):
-    monkeypatch.setattr(gpu_stages, "CACHED", -1)
+    monkeypatch.setattr(choice, "CACHED", -1)
 
 
 @pytest.mark.parametrize(("name", "solver"), [*QUICK, ("hamiltonian_oscillator", "stormer_verlet")])
@@ -112,7 +117,7 @@ class Rotated(neuralosc.VectorField):
 
 def test_a_state_put_together_from_parts(monkeypatch):
     """No persistent kernel takes it."""
-    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    monkeypatch.setattr(choice, "CACHED", 1 << 20)
     torch.manual_seed(0)
     rnn = ContinuousRNN(Rotated(2, 6), "heun", 0.1).to(DEVICE, torch.float64)
     agree(rnn, spans="sample")
@@ -130,7 +135,7 @@ def test_why_it_is_taken_is_said(make_field, monkeypatch):
             return rnn.solve(x).trajectories[0].record.reason
 
     assert SAID in reason() and "its largest matrix has 0 KiB" in reason()
-    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    monkeypatch.setattr(choice, "CACHED", 1 << 20)
     assert SAID not in reason()
     monkeypatch.setattr(emit_gpu, "LARGEST", 1)
     assert SAID in reason() and "too many for one GPU kernel" in reason()
@@ -142,14 +147,14 @@ def test_why_it_is_taken_is_said(make_field, monkeypatch):
     [
         ("import os; os.abort()", "Triton's compiler ended with SIGABRT"),
         ("raise SystemExit(3)", "Triton's compiler ended with code 3"),
-        ("from solvers.compiled.ir import Refused; raise Refused('of a reason')", "of a reason"),
+        ("from solvers.compiled.step.refused import Refused; raise Refused('of a reason')", "of a reason"),
     ],
 )
 def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, monkeypatch, tmp_path):
     """What it compiled for is a GPU that is not here, so that the kernels of stages are refused, too, when they run."""
     kernels = []
     monkeypatch.setenv("NEURALOSC_CACHE", str(tmp_path))
-    monkeypatch.setattr(gpu_stages, "CACHED", 1 << 20)
+    monkeypatch.setattr(choice, "CACHED", 1 << 20)
     monkeypatch.setattr(gpu_build, "_APART", code)
     monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
     monkeypatch.setattr(gpu_stages.Work, "run", lambda work, *_: kernels.append(work.kernel) or 1 / 0)
@@ -185,7 +190,7 @@ print(json.dumps({name: vars(report) for name, report in found.items()}))
     ],
 )
 def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden):
-    before = "from solvers.compiled import gpu_stages\ngpu_stages.CACHED = -1"
+    before = "from solvers.compiled.triton import kernel, staged as gpu_stages\nkernel.CACHED = -1"
     found = reports(name, solver, hidden, "ieee", before, STAGES)
     assert {key.split("_")[0] for key in found} == {"forward", "backward"}
     for taken in found.values():

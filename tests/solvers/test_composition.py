@@ -26,7 +26,7 @@ from one_step import (
 
 import solvers
 from solvers import Splitting
-from solvers.partitioned import FOREST_RUTH, YOSHIDA6, YOSHIDA8, verlets
+from solvers.methods.partitioned import FOREST_RUTH, YOSHIDA6, YOSHIDA8, verlets
 
 NAMES = named("symplectic")
 EXACT = [name for name in NAMES if not solvers.get(name).published]

@@ -8,7 +8,7 @@ import torch
 
 import solvers
 from solvers import Event, Sampled, Status, integrate
-from solvers.events import find_roots
+from solvers.adaptive.events import find_roots
 
 F64 = torch.float64
 NATIVE = ["native_bosh3", "native_dopri5", "native_tsit5", "native_kencarp4"]

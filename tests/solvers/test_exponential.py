@@ -21,9 +21,9 @@ from one_step import (
 import neuralosc
 import solvers
 from solvers import DenseOperator, DiagonalOperator, ExponentialTableau
-from solvers.explicit import RK4
-from solvers.exponential import ETD2RK, KROGSTAD
-from solvers.linear import Memo
+from solvers.methods.explicit import RK4
+from solvers.methods.exponential import ETD2RK, KROGSTAD
+from solvers.numerics.linear import Memo
 
 NAMES = named("exponential")
 ETD = ["exponential_euler", "etd2rk", "etd4rk"]
@@ -213,7 +213,7 @@ class TestMatrixFunctions:
     @pytest.fixture
     def made(self, monkeypatch):
         """The matrices of which functions were made."""
-        calls, original = [], solvers.linear.matrix_phis
+        calls, original = [], solvers.numerics.linear.matrix_phis
         monkeypatch.setattr(solvers.linear, "matrix_phis", lambda *a: calls.append(a[0]) or original(*a))
         return calls
 
@@ -278,11 +278,11 @@ class TestMatrixFunctions:
 
     def test_bound_fields_keep_their_operators_and_free_ones_do_not(self):
         field = neuralosc.Lipschitz(2, 4)
-        assert solvers.linear.linear_part(field) is not solvers.linear.linear_part(field)
+        assert solvers.numerics.linear.linear_part(field) is not solvers.numerics.linear.linear_part(field)
         bound = field.bind()
-        kept = solvers.linear.linear_part(bound)
-        assert solvers.linear.linear_part(solvers.Counted(bound)) is kept
-        assert solvers.linear.linear_part(bound.bind()) is not kept
+        kept = solvers.numerics.linear.linear_part(bound)
+        assert solvers.numerics.linear.linear_part(solvers.Counted(bound)) is kept
+        assert solvers.numerics.linear.linear_part(bound.bind()) is not kept
 
     def test_the_memory_is_bounded(self):
         operator, x = DenseOperator(matrix(3, 1)), torch.ones(1, 1, 3, dtype=F64)

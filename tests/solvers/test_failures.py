@@ -9,7 +9,7 @@ import torch
 from ode_problems import DrivenOscillator, FirstOrder, Pendulum, run
 
 import solvers
-from solvers.registry import Registry
+from solvers.base.registry import Registry
 
 F64 = torch.float64
 ADAPTIVE = [name for name in solvers.SOLVERS if isinstance(solvers.get(name), solvers.Adaptive)]

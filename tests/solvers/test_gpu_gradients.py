@@ -5,14 +5,15 @@ from test_compiled_gpu import agree
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import gpu_stages, segmented
+from solvers.compiled.triton import kernel as choice
+from solvers.gradients import reversible
 
 
 @pytest.fixture(params=["persistent", pytest.param("staged", marks=pytest.mark.slow)])
 def kernels(request, monkeypatch):
     """Each of the two ways in which kernels take steps."""
     if request.param == "staged":
-        monkeypatch.setattr(gpu_stages, "CACHED", -1)
+        monkeypatch.setattr(choice, "CACHED", -1)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -41,7 +42,7 @@ def test_checkpoint(field, solver, options, make_field):
 )
 def test_reversible(field, solver, options, longest, make_field, monkeypatch):
     """Intervals of more steps than a segment has are cut."""
-    monkeypatch.setattr(segmented, "LONGEST", longest)
+    monkeypatch.setattr(reversible, "LONGEST", longest)
     gradient = solvers.Reversible("reversible", snapshots=1, chunk=2)
     rnn = ContinuousRNN(make_field(field), solver, 0.1, gradient=gradient, **options)
     agree(rnn, time=5, spans="sample", bound=1e-9)

@@ -9,7 +9,7 @@ from one_step import F64, Dense, Newtonian, check_gradients, check_zero_and_cloc
 import neuralosc
 import solvers
 from solvers import DenseOperator, ImexTableau
-from solvers.imex import ARS222, IMEX_MIDPOINT, IMPLICIT_TERMS, KENCARP4
+from solvers.methods.imex import ARS222, IMEX_MIDPOINT, IMPLICIT_TERMS, KENCARP4
 
 NAMES = named("imex")
 PAIRS = [name for name in NAMES if name != "imex_euler"]

@@ -12,8 +12,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import neuralosc
 import solvers
-from solvers.implicit import ImplicitRungeKutta, ImplicitTableau, implicit_runge_kutta
-from solvers.newton import Newton
+from solvers.methods.implicit import ImplicitRungeKutta, implicit_runge_kutta
+from solvers.numerics.newton import Newton
+from solvers.numerics.tableau import ImplicitTableau
 
 F64 = torch.float64
 NAMES = [info.name for info in solvers.available() if info.family == "implicit"]

@@ -7,7 +7,7 @@ import torch
 
 import neuralosc
 import solvers
-from solvers.audit import PeakMemory, audit
+from solvers.run.audit import PeakMemory, audit
 
 REVERSIBLE = [
     ("unicornn", "symplectic_euler"),

@@ -9,9 +9,9 @@ from detest import PROBLEMS, reference
 from ode_problems import DrivenOscillator, FirstOrder, TimedOscillator, held, run
 
 import solvers
-from solvers.driver import Driver
-from solvers.embedded import BOSH3, DOPRI5, KENCARP4, TSIT5, EmbeddedPair, ImplicitPair, dense_weights, hermite
-from solvers.rows import Rows
+from solvers.adaptive.batch import Rows
+from solvers.adaptive.driver import Driver
+from solvers.adaptive.embedded import BOSH3, DOPRI5, KENCARP4, TSIT5, EmbeddedPair, ImplicitPair, dense_weights, hermite
 
 F64 = torch.float64
 NATIVE = [info.name for info in solvers.available() if info.name.startswith("native_")]

@@ -9,8 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import solvers
 from solvers.errors import ConvergenceError, InputError, NonFiniteStateError
-from solvers.jacobian import DenseSystem, KrylovSystem, StageEquations, gmres
-from solvers.newton import DENSE_LIMIT, LINEAR_SOLVERS, Newton, _Inverse
+from solvers.numerics.jacobian import DenseSystem, KrylovSystem, StageEquations, gmres
+from solvers.numerics.newton import DENSE_LIMIT, LINEAR_SOLVERS, Newton, _Inverse
 
 F64 = torch.float64
 METHODS = ["newton", "simplified", "krylov", "auto"]
@@ -180,8 +180,8 @@ def test_auto_chooses_by_size():
 
 def test_auto_falls_back_on_factors_where_gmres_fails(monkeypatch):
     """Eigenvalues over eight decades, which GMRES does not resolve within few restarts; the second sample is mild."""
-    monkeypatch.setattr("solvers.jacobian.gmres", partial(gmres, restart=6, cycles=2))
-    monkeypatch.setattr("solvers.newton.DENSE_LIMIT", 16)
+    monkeypatch.setattr("solvers.numerics.jacobian.gmres", partial(gmres, restart=6, cycles=2))
+    monkeypatch.setattr("solvers.numerics.newton.DENSE_LIMIT", 16)
     rate = torch.stack((torch.logspace(-2, 6, 24, dtype=F64), torch.full((24,), 2.0, dtype=F64))).unsqueeze(-2)
     base = randn(2, 24)
     with pytest.raises(ConvergenceError) as error:

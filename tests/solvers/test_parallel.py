@@ -10,10 +10,11 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from neuralosc.field import LinearDrive
-from solvers import parallel, scan
-from solvers.compiled import build
+from solvers.compiled.cpp import compiler as build
 from solvers.errors import InputError, PairingError
-from solvers.linear import DenseOperator, DiagonalOperator
+from solvers.numerics.linear import DenseOperator, DiagonalOperator
+from solvers.parallel import linear as parallel
+from solvers.parallel import scan
 
 F64 = torch.float64
 #: Solvers that choose their steps, or draw noise, have no step of a known size.

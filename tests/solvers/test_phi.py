@@ -8,7 +8,7 @@ import torch
 from one_step import F64, matrix
 
 from solvers import DenseOperator, DiagonalOperator, OscillatorOperator
-from solvers.phi import matrix_phis, oscillator_phis, phi_action, phis
+from solvers.numerics.phi import matrix_phis, oscillator_phis, phi_action, phis
 
 POSITIVE = [1e-300, 1e-12, 1e-5, 0.0999, 0.1, 0.1001, 0.5, 0.999, 1.0, 1.001, 1.5, 3.0, 20.0]
 REAL = [0.0, *POSITIVE, *(-z for z in POSITIVE), -50.0, -1e4, -1e8]

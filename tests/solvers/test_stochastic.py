@@ -9,8 +9,8 @@ from torch import nn
 
 import neuralosc
 import solvers
-from solvers.brownian import Brownian, Driven, Noise
-from solvers.control import Held
+from solvers.base.control import Held
+from solvers.methods.brownian import Brownian, Driven, Noise
 
 F64 = torch.float64
 METHODS = [info.name for info in solvers.available() if info.family == "stochastic"]

@@ -7,7 +7,7 @@ from ode_problems import FirstOrder, held
 
 import solvers
 from solvers import ButcherTableau
-from solvers.adaptive import TSIT5_A, TSIT5_ERROR, _tsit5_dense
+from solvers.adaptive.shared import TSIT5_A, TSIT5_ERROR, _tsit5_dense
 
 HALF = 1 / 2
 

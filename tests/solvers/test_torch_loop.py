@@ -7,7 +7,7 @@ from test_compiled_equality import inputs
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled import build
+from solvers.compiled.cpp import compiler as build
 from solvers.errors import InputError, PairingError
 
 QUICK = [

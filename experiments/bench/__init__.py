@@ -1,0 +1,1 @@
+"""Speed and memory, measured: what `make bench` runs."""

@@ -1,0 +1,372 @@
+"""The command line: `python -m experiments list | table | train | compare | evaluate | demo | bench | work-precision`.
+
+Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import neuralosc
+from experiments.command import options, parsers
+from experiments.command.options import has_settings
+from solvers.errors import InputError, NumericalError
+
+PROGRAM = "python -m experiments"
+
+# What typer raises for a wrong command line; the class is public only through its children.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120},
+    help="Recurrent networks as ODEs: train one, swap its solver, see what changes.",
+)
+
+
+def console() -> Console:
+    """Where results are printed: as wide as the terminal, 120 columns elsewhere; colours in a terminal only."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    # With a height too: rich takes a width alone for a wish, and falls back to 80 where TERM is dumb.
+    columns = os.environ.get("COLUMNS", "")
+    return Console(width=int(columns) if columns.isdigit() else 120, height=40, highlight=False)
+
+
+@contextmanager
+def progress_of(out: Console, what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar for work that reports what it is doing and the fraction done; silent outside a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda doing, done: bar.update(task, description=doing, completed=done)
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/digits-cornn-001.")]
+RootOption = Annotated[
+    Path, typer.Option("--root", metavar="PATH", help="Folder of the run folders.", rich_help_panel="Output")
+]
+SplitOption = Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")]
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[WHAT]", help="tasks, models, solvers, gradients or controls; all if left out."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
+) -> None:
+    """Show what there is: tasks, models, solvers, gradients, controls."""
+    from experiments.command import listing
+
+    out = console()
+    for table in listing.tables(what):
+        if markdown:
+            out.print(listing.markdown(table), soft_wrap=True, markup=False)
+        else:
+            out.print(table)
+        out.print()
+
+
+@app.command("table")
+def table_(
+    solvers: Annotated[
+        Any,
+        typer.Option(
+            "--solvers",
+            parser=parsers.names,
+            metavar="NAME[,...]",
+            help="Columns, or all; if left out the solvers of published networks, rk4, stormer_verlet and dopri5.",
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Run every cell that works: forward, backward, to dopri5 and back, one step that lowers a loss.",
+        ),
+    ] = False,
+) -> None:
+    """Show the periodic table: which field works under which solver, and what the pairing is called."""
+    from experiments.command import table
+
+    out = console()
+    if markdown:
+        out.print(table.markdown(solvers), soft_wrap=True, markup=False)
+    else:
+        parts, notes = table.tables(solvers, out.width)
+        for part in parts:
+            out.print(part)
+        out.print("\n".join(notes), markup=False)
+    if not verify:
+        return
+    failures: list[str] = []
+    cells = 0
+    with progress_of(out, "verifying") as report:
+        for name, count, failed in table.verified(solvers, report):
+            out.print(f"{name}: {count - len(failed)} of {count} cells", soft_wrap=True, markup=False)
+            failures, cells = failures + failed, cells + count
+    for line in failures:
+        out.print(line, soft_wrap=True, markup=False)
+    out.print(
+        f"{cells - len(failures)} of {cells} cells go forward, backward, to dopri5 and back, and lower the loss of the "
+        "adding problem by a step",
+        soft_wrap=True,
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+@has_settings()
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="YAML file; options given on the command line override it.", rich_help_panel="Output"
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", rich_help_panel="Output"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the run folder; must be new.", rich_help_panel="Output"),
+    ] = None,
+    root: RootOption = Path("runs"),
+    **values: Any,
+) -> None:
+    """Train a network on a task and keep everything about it in a new folder.
+
+    Every option that is left out has the default of the task, the model or the solver that was chosen.
+    """
+    from experiments.compare import reports
+    from experiments.train import training
+
+    if resume is not None:
+        extra = [*options.given(values), *(["config"] if config else []), *(["name"] if name else [])]
+        if extra:
+            raise InputError(f"--resume goes on with the run's own configuration: leave out {options.flags(extra)}")
+        result = training.resume(resume)
+    else:
+        settings = options.resolve(options.read_base(config), values)
+        result = training.train(settings, root=root, name=name)
+    out = console()
+    out.print(reports.result_table(result))
+    if neuralosc.model(result.folder.config().model).solver is not None:
+        out.print("\nSwap its solver:")
+        out.print(f"  {PROGRAM} compare {result.folder.path}", soft_wrap=True, markup=False)
+
+
+@app.command()
+@has_settings(lambda setting: setting.panel == "Solver" or setting.key in ("dt", "device"))
+def evaluate(run: RunArgument, split: SplitOption = "test", **values: Any) -> None:
+    """Loss and accuracy (or mean squared error) of a run, under its own solver or another."""
+    from experiments.compare import reports
+    from experiments.train import training
+
+    given = options.given(values)
+    chosen = {key: given.pop(key) for key in options.solver_option_names() if key in given}
+    figures = training.evaluate(run, split, solver_options=chosen or None, **given)
+    console().print(reports.figures_table(figures))
+
+
+@app.command()
+@has_settings(lambda setting: setting.section == "solver_options")
+def compare(
+    run: RunArgument,
+    solvers: Annotated[
+        Any,
+        typer.Option(
+            "--solvers",
+            parser=parsers.names,
+            metavar="NAME[,...]",
+            help="Solvers to compare; if left out the run's own, the published step, imex_euler, stormer_verlet, rk4 "
+            "and dopri5.",
+        ),
+    ] = None,
+    substeps: Annotated[
+        Any,
+        typer.Option(
+            "--substeps",
+            parser=parsers.whole_numbers,
+            metavar="N[,...]",
+            help="Substeps per sample; if left out the run's own.",
+        ),
+    ] = None,
+    split: SplitOption = "test",
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            parser=parsers.whole_number,
+            metavar="N",
+            help="How many samples; if left out as many as take a moment.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", parser=parsers.whole_number, metavar="N", help="Chooses the samples, if not all are used."
+        ),
+    ] = 0,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Also measure other step sizes and tolerances, and draw.")
+    ] = True,
+    **values: Any,
+) -> None:
+    """Swap the integrator of a trained run: accuracy, state deviation, evaluations and time of each solver."""
+    from experiments.compare import reports
+    from experiments.compare.comparison import compare as swap
+
+    out = console()
+    with progress_of(out, "comparing") as report:
+        comparison = swap(
+            run,
+            solvers or (),
+            substeps or (),
+            options.given(values),
+            split=split,
+            samples=samples,
+            seed=seed,
+            sweep=figures,
+            report=report,
+        )
+    paths = reports.publish(comparison, reports.new_folder(run), out, draw=figures)
+    out.print("\nWritten:")
+    reports.print_paths(out, paths)
+
+
+@app.command()
+def demo(root: RootOption = Path("runs")) -> None:
+    """Train a coRNN on handwritten digits, then swap its integrator: two to three minutes."""
+    from experiments.command import demo as demonstration
+
+    out = console()
+    demonstration.demo(root, out, lambda what: progress_of(out, what))
+
+
+@app.command()
+def bench(
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats", parser=parsers.whole_number, metavar="N", help="Timed rounds, every case once in each."
+        ),
+    ] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, less than a minute.")] = False,
+    shapes: Annotated[
+        Any,
+        typer.Option("--shapes", parser=parsers.names, metavar="NAME[,...]", help="S1 to S5 and L1; all if left out."),
+    ] = None,
+    parts: Annotated[
+        Any,
+        typer.Option(
+            "--parts",
+            parser=parsers.names,
+            metavar="NAME[,...]",
+            help="training, cost, solving or gpu; what can run if left out.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option("--threads", parser=parsers.whole_number, metavar="N", help="CPU threads; 0: PyTorch's choice."),
+    ] = 0,
+    json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write all times to a file.")] = None,
+) -> None:
+    """Time training steps in units of their matrix products, what else they cost, and solving alone."""
+    from experiments.bench import suite as benchmark
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise InputError(f"--json {json}: there is no folder {json.absolute().parent}, make it first")
+    chosen, wanted = benchmark.shapes_of(shapes, quick), benchmark.parts_of(parts)
+    out = console()
+    with benchmark.threads(threads), progress_of(out, "benchmark") as report:
+        values, tables = benchmark.run(chosen, repeats, wanted, quick, report)
+    for table in tables:
+        out.print(table)
+    if json is not None:
+        benchmark.write_json(values, json)
+        out.print(f"Written: {json}", soft_wrap=True, markup=False)
+
+
+@app.command("work-precision")
+def work_precision(
+    to: Annotated[Path, typer.Option("--out", metavar="PATH", help="The picture to write.")] = Path(
+        "work-precision.png"
+    ),
+) -> None:
+    """Draw the error of solvers against their evaluations, on an oscillator and on a stiff one: a minute or two."""
+    from experiments.compare import work_precision as diagram
+
+    if not to.absolute().parent.is_dir():
+        raise InputError(f"--out {to}: there is no folder {to.absolute().parent}, make it first")
+    out = console()
+    with progress_of(out, "work-precision") as report:
+        panels = diagram.measure(report=report)
+    diagram.draw(panels, to)
+    out.print(diagram.table(panels))
+    out.print(f"Written: {to}", soft_wrap=True, markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (that of this process if left out) and return its exit code.
+
+    This is the one place where a failure becomes a message: `error:` and one line on standard error.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context(PROGRAM, arguments or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (Exception, KeyboardInterrupt, SystemExit) as failure:
+        code, message = verdict(failure)
+        if message:
+            print("error:", " ".join(message.split()), file=sys.stderr)
+        return code
+
+
+def verdict(failure: BaseException) -> tuple[int, str]:
+    """The exit code and the message of a failure; what is no failure of the input or the numerics is raised again."""
+    if _is_broken_pipe(failure):
+        # Nobody reads any more: what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141, ""
+    match failure:
+        case KeyboardInterrupt():
+            return 130, str(failure) or "interrupted"
+        case InputError():
+            return 2, str(failure)
+        case NumericalError():
+            return 1, str(failure)
+        case OSError(filename=str() | bytes() | os.PathLike()):
+            return 2, f"{failure.filename}: {failure.strerror}"
+    if isinstance(failure, UsageError):
+        context = getattr(failure, "ctx", None)
+        path = context.command_path if context is not None else PROGRAM
+        return 2, f"{failure.format_message()} (see {path} --help)"  # type: ignore[attr-defined]
+    raise failure
+
+
+def _is_broken_pipe(failure: BaseException | None) -> bool:
+    # rich turns a broken pipe into SystemExit.
+    return isinstance(failure, BrokenPipeError) or (
+        isinstance(failure, SystemExit) and _is_broken_pipe(failure.__context__)
+    )

@@ -1,0 +1,289 @@
+"""The options of the command line, derived from what they set.
+
+Every attribute of `RunConfig`, every option of every task and solver and every hyperparameter of every network is an
+option, with its description and default taken from where it is defined. Nothing is listed here, so nothing new can be
+forgotten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import neuralosc
+import solvers
+from experiments import tasks
+from experiments.command import parsers
+from experiments.train.config import RunConfig, load_yaml
+from experiments.train.model import HIDDEN_SIZE
+from solvers.errors import InputError
+from solvers.methods.imex import IMPLICIT_TERMS
+
+SECTIONS = ("task_options", "model_options", "solver_options")
+SOLVING = ("solver", "substeps", "max_dt", "gradient", "control")
+"""Hyperparameters of every network that choose how it is solved, and are shown with the solver's options."""
+
+# What the command line says of names and numbers that are described elsewhere in a programmer's words.
+WORDING = {
+    "hidden_size": "channels of the hidden state",
+    "num_layers": "layers of the stack",
+    "dt": "time between two samples; one number, or one per layer",
+    "energy_layers": "layers of the energy, 1 or 2",
+    "epsilon": "damping, a number or one per channel",
+    "bidirectional": "run every layer in both directions",
+    "dropout": "probability of dropping a channel after each layer, one mask per sequence; in a baseline as in torch",
+    "solver": "how a step is taken; see `list solvers`",
+    "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
+    "max_dt": "the longest step, in the units of dt: longer intervals are split",
+    "missing": "what to do with missing values (NaN) in the input: error or hold (the last value seen)",
+    "control": f"the input between two samples: {', '.join(solvers.CONTROLS)}",
+    "implicit_terms": f"terms that are solved for: {', '.join(IMPLICIT_TERMS)}",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a run's configuration: where it is stored, and what it looks like as an option."""
+
+    key: str
+    section: str
+    panel: str
+    kind: Callable[..., Any]
+    help: str
+    default: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed."""
+        return f"--{self.key.replace('_', '-')}"
+
+    def parameter(self) -> inspect.Parameter:
+        """The parameter of a command from which typer makes the option; None when it is left out."""
+        declaration = f"{self.flag}/--no-{self.flag[2:]}" if self.kind is bool else self.flag
+        parsed = None if self.kind in (bool, str) else self.kind
+        # Escaped, or rich would read the brackets as markup.
+        default = rf" \[default: {self.default}]" if self.default else ""
+        option = typer.Option(
+            declaration,
+            help=self.help + default,
+            metavar="PATH" if self.key.endswith("_dir") else parsers.METAVARS[self.kind],
+            parser=parsed,
+            rich_help_panel=self.panel,
+            show_default=False,
+        )
+        kind: Any = str if parsed else self.kind
+        annotation = typing.Annotated[kind | None, option]
+        return inspect.Parameter(self.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def descriptions(owner: object) -> dict[str, str]:
+    """What the `Args:` or `Attributes:` section of a docstring (for a class, of its bases too) says of each name."""
+    if isinstance(owner, type):
+        return {key: text for base in reversed(owner.__mro__) for key, text in _section(base.__doc__).items()}
+    return _section(getattr(owner, "__doc__", None))
+
+
+def _section(doc: str | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    names: list[str] = []
+    inside = False
+    for line in inspect.cleandoc(doc or "").splitlines():
+        entry = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
+        if line and not line.startswith(" "):
+            inside = line in ("Args:", "Attributes:")
+        elif inside and entry:
+            names = entry[1].split(", ")
+            found.update(dict.fromkeys(names, entry[2]))
+        elif inside and line.startswith(" " * 8):
+            found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    return found
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting, in the order in which the help shows them."""
+    elsewhere = ("task", "data_dir", "model", "readout", *SECTIONS)
+    training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in elsewhere]
+    return (
+        *_run_settings("Task", ("task", "data_dir")),
+        *_task_settings(),
+        *_run_settings("Model", ("model", "readout")),
+        *_model_settings(),
+        *_solver_settings(),
+        *_run_settings("Training", training),
+    )
+
+
+def _run_settings(panel: str, names: Iterable[str]) -> list[Setting]:
+    text, hints, standard = descriptions(RunConfig), typing.get_type_hints(RunConfig), RunConfig()
+    result = []
+    for name in names:
+        default = getattr(standard, name)
+        shown = "" if default in (None, []) else str(default)
+        result.append(Setting(name, "", panel, parsers.of_hint(hints[name]), _sentence(text.get(name, "")), shown))
+    return result
+
+
+def _task_settings() -> list[Setting]:
+    owners = {name: _defaults(task) for name, task in tasks.TASKS.items()}
+    text = {name: descriptions(task) for name, task in tasks.TASKS.items()}
+    return [_shared_setting(key, "task_options", "Task", owners, text) for key in _union(owners) if key != "data_dir"]
+
+
+def _model_settings() -> list[Setting]:
+    owners, text = {}, {}
+    for card in neuralosc.models():
+        owners[card.name] = {"hidden_size": HIDDEN_SIZE, **card.defaults}
+        field = getattr(neuralosc, card.field, None) if card.field and not card.blocks else None
+        own = {**descriptions(field), **descriptions(card.make)}
+        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **own, **WORDING}
+    keys = sorted(_union(owners), key=lambda key: key in SOLVING)
+    found = [_shared_setting(k, "model_options", "Solver" if k in SOLVING else "Model", owners, text) for k in keys]
+    return [
+        dataclasses.replace(s, kind=parsers.numbers) if s.kind is parsers.number and _may_be_several(s.key) else s
+        for s in found
+    ]
+
+
+def _may_be_several(key: str) -> bool:
+    """Whether some network takes one value per layer or channel for this number."""
+    signatures = [inspect.signature(card.make).parameters for card in neuralosc.models()]
+    return any(key in known and known[key].annotation not in ("float", float) for known in signatures)
+
+
+def _solver_settings() -> list[Setting]:
+    owners: dict[str, dict[str, Any]] = {}
+    text: dict[str, dict[str, str]] = {}
+    for info in solvers.available():
+        # The solvers of a family take the same options.
+        owners.setdefault(info.family, {}).update(info.options)
+        text.setdefault(info.family, {}).update({**descriptions(type(solvers.get(info.name))), **WORDING})
+    return [_shared_setting(key, "solver_options", "Solver", owners, text) for key in _union(owners)]
+
+
+def _shared_setting(
+    key: str, section: str, panel: str, owners: Mapping[str, Mapping[str, Any]], text: Mapping[str, Mapping[str, str]]
+) -> Setting:
+    """The option `key` of all its owners (tasks, networks or solvers): what it means to each, and the defaults."""
+    meanings: dict[str, list[str]] = {}
+    standards: dict[str, list[str]] = {}
+    for name, options in owners.items():
+        if key in options:
+            meanings.setdefault(text[name].get(key, "").rstrip("."), []).append(name)
+            standards.setdefault(_shown(options[key]), []).append(name)
+    help_ = "; ".join(f"{m} ({', '.join(names)})" if len(meanings) > 1 else m for m, names in meanings.items() if m)
+    # What most of them take needs no list of names.
+    usual = 2 * sum(key in options for options in owners.values()) > len(owners)
+    default = "; ".join(d if usual and len(standards) == 1 else f"{', '.join(n)} {d}" for d, n in standards.items())
+    kind = parsers.of_values([options[key] for options in owners.values() if key in options])
+    return Setting(key, section, panel, kind, _sentence(help_), default)
+
+
+def _union(owners: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for options in owners.values() for key in options))
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _shown(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else "none" if value is None else f"{value}"
+
+
+def has_settings(
+    only: Callable[[Setting], bool] = lambda _: True,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command, which takes them as `**values`, the options of every setting that `only` lets through."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> Any:
+            return command(**values)
+
+        signature = inspect.signature(command, eval_str=True)
+        derived = [setting.parameter() for setting in settings() if only(setting)]
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = [*derived, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the `values` of a command that were given on the command line."""
+    known = {setting.key for setting in settings()}
+    return {key: value for key, value in values.items() if key in known and value is not None}
+
+
+def resolve(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """`base` with the settings given on the command line in its place.
+
+    Raises:
+        InputError: a hyperparameter that the network does not take, or a value that cannot be used.
+    """
+    chosen = given(values)
+    changes: dict[str, Any] = {section: dict(getattr(base, section)) for section in SECTIONS}
+    for setting in settings():
+        if setting.key in chosen:
+            target = changes[setting.section] if setting.section else changes
+            target[setting.key] = chosen[setting.key]
+    if chosen.get("milestones") and "schedule" not in chosen:
+        changes["schedule"] = "milestones"
+    result = RunConfig.from_dict({**base.to_dict(), **changes})
+    _check_model_options(result)
+    _check_solver_options(result)
+    return result
+
+
+def _check_model_options(config: RunConfig) -> None:
+    card = neuralosc.model(config.model)
+    takes = ["hidden_size", *(key for key in card.defaults if key != "hidden_size")]
+    for key in config.model_options:
+        if key not in takes:
+            raise InputError(f"model {card.name!r} takes no {flags([key])}: it takes {flags(takes)}")
+
+
+def _check_solver_options(config: RunConfig) -> None:
+    chosen = config.model_options.get("solver") or neuralosc.model(config.model).solver
+    if chosen is None:
+        if config.solver_options:
+            raise InputError(f"model {config.model!r} has no solver and takes no {flags(config.solver_options)}")
+        return
+    solver = solvers.get(chosen)
+    takes = solver.option_names()
+    for key in config.solver_options:
+        if key not in takes:
+            raise InputError(f"solver {solver.name!r} takes no {flags([key])}: it takes {flags(takes) or 'no options'}")
+    solver.with_options(**config.solver_options)
+
+
+def flags(keys: Iterable[str]) -> str:
+    """Settings as they are typed: `--lr, --batch-size`."""
+    return ", ".join(f"--{key.replace('_', '-')}" for key in keys)
+
+
+def solver_option_names() -> list[str]:
+    """Every option that some solver takes."""
+    return [setting.key for setting in settings() if setting.section == "solver_options"]
+
+
+def read_base(path: Path | None) -> RunConfig:
+    """The configuration in a file, or the standard one where no file is named."""
+    return RunConfig() if path is None else load_yaml(path)

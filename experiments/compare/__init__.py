@@ -1,0 +1,1 @@
+"""Solvers and models side by side: accuracies, trajectories, figures and reports."""

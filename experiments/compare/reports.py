@@ -1,0 +1,216 @@
+"""A comparison as a table to read, as files to work with and as figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.compare import figures
+from experiments.compare.comparison import CONFIRMED_SAMPLES, Comparison, Measurement
+from experiments.compare.contenders import CONFIRMATION, TRAINED
+from experiments.files import write_atomically
+from experiments.train.training import RunResult
+from solvers.errors import InputError
+
+# Accuracies that differ by no more than this are as good as the same.
+DEPENDENT = 0.02
+
+METRICS = {"accuracy": "Accuracy", "mse": "Mean squared error"}
+COLUMNS = (
+    "part",
+    "solver",
+    "substeps",
+    "options",
+    "role",
+    "metric",
+    "deviation",
+    "evaluations",
+    "seconds",
+    "samples",
+    "reason",
+)
+
+
+def publish(comparison: Comparison, folder: Path, out: Console, draw: bool = True) -> list[Path]:
+    """Print the table, what could not run and what follows; write files and figures into `folder`.
+
+    Args:
+        comparison: what to show.
+        folder: an existing folder.
+        out: where to print.
+        draw: whether to draw the figures.
+
+    Returns:
+        The paths of what was written.
+    """
+    out.print()
+    out.print(table(comparison))
+    notes = [f"{row.contender.label} did not run: {row.reason}" for row in comparison.rows if row.reason]
+    for note in (*notes, finding(comparison)):
+        if note:
+            out.print(Text(note), soft_wrap=True)
+    return [*write(comparison, folder), *(figures.draw(comparison, folder) if draw else ())]
+
+
+def new_folder(run: Path) -> Path:
+    """A new folder in the run for one comparison; earlier ones stay."""
+    for number in itertools.count(1):
+        folder = run / (f"comparison-{number}" if number > 1 else "comparison")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from error
+        return folder
+    raise AssertionError("unreachable")
+
+
+def table(comparison: Comparison) -> Table:
+    """The solvers, one a row, and the reference at the end."""
+    c = comparison
+    result = Table(
+        title=f"{c.model} on {c.task}: the trained weights under each solver",
+        caption=caption(c),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
+    result.add_column("solver", no_wrap=True)
+    result.add_column("substeps or rtol", justify="right")
+    for heading in (c.metric_name, "largest deviation", "evaluations", "time"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("", no_wrap=True)
+    for row in c.rows:
+        result.add_row(*_cells(row, c.metric_name), row.contender.role, style="bold" if row.contender.role else "")
+    result.add_section()
+    result.add_row(*_cells(c.reference, c.metric_name), "reference", style="dim")
+    return result
+
+
+def caption(comparison: Comparison) -> str:
+    """What the columns of the table mean."""
+    c = comparison
+    which = f"all {c.samples} {c.split} samples"
+    if c.samples < c.available:
+        which = f"{c.samples} of {c.available} {c.split} samples, drawn at random"
+    return (
+        f"On {which}, in float64. Deviation: the largest difference of a state from the reference "
+        f"solution; the reference is checked against {CONFIRMATION.label} on {CONFIRMED_SAMPLES} samples. "
+        "Evaluations: of the right-hand side, per sequence. Time: for all samples."
+    )
+
+
+def finding(comparison: Comparison) -> str:
+    """What the comparison says in a sentence: whether the answers depend on the integrator."""
+    c = comparison
+    own = next((row.metric for row in c.rows if row.contender.role == TRAINED), None)
+    exact = c.reference.metric
+    if own is None or exact is None:
+        return ""
+    text = (
+        f"{METRICS.get(c.metric_name, c.metric_name)} {number(c.metric_name, own)} under the solver of the training, "
+        f"{number(c.metric_name, exact)} under the exact solution of the same ODE"
+    )
+    if c.metric_name != "accuracy":
+        return f"{text}."
+    if abs(own - exact) <= DEPENDENT:
+        return f"{text}: the network has learnt the field."
+    # Two standard errors of the difference of two proportions: what fewer samples show may be chance.
+    chance = 2 * math.sqrt((own * (1 - own) + exact * (1 - exact)) / c.samples)
+    if abs(own - exact) <= chance:
+        return f"{text}: too few samples to say that they differ."
+    return f"{text}: the network has learnt field and step together."
+
+
+def _cells(row: Measurement, metric_name: str) -> list[str]:
+    name = [row.contender.solver, row.contender.steps]
+    if row.reason:
+        return [*name, "-", "-", "-", "-"]
+    assert row.metric is not None and row.deviation is not None
+    assert row.evaluations is not None and row.seconds is not None
+    return [
+        *name,
+        number(metric_name, row.metric),
+        f"{row.deviation:.1e}",
+        f"{row.evaluations:,.0f}",
+        f"{row.seconds:.2f} s",
+    ]
+
+
+def number(metric_name: str, value: float) -> str:
+    """A metric as it is shown: accuracy in percent, an error to four digits."""
+    return f"{value:.2%}" if metric_name == "accuracy" else f"{value:.4g}"
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every measurement as CSV and JSON."""
+    parts = (("table", comparison.rows), ("sweep", comparison.sweep), ("reference", (comparison.reference,)))
+    records = [{"part": part, **_record(row)} for part, rows in parts for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({**record, "options": json.dumps(record["options"])})
+    about = {key: value for key, value in vars(comparison).items() if isinstance(value, str | int | float | None)}
+    paths = [folder / "comparison.csv", folder / "comparison.json"]
+    write_atomically(paths[0], text.getvalue().encode())
+    write_atomically(paths[1], (json.dumps({**about, "measurements": records}, indent=2) + "\n").encode())
+    return paths
+
+
+def _record(row: Measurement) -> dict[str, Any]:
+    values = asdict(row)
+    contender = values.pop("contender")
+    return {**contender, **values}
+
+
+def result_table(result: RunResult) -> Table:
+    """How a training run ended."""
+    grid = _pairs(f"run {result.folder.path}")
+    grid.add_row("best epoch", f"{result.best_epoch} of {result.epochs}")
+    for split, values in (("validation", result.validation), ("test", result.test)):
+        grid.add_row(split, "  ".join(f"{name} {number(name, value)}" for name, value in values.items()))
+    grid.add_row("parameters", f"{result.parameters:,}")
+    grid.add_row("time", f"{result.seconds:.1f} s")
+    return grid
+
+
+def figures_table(values: Mapping[str, Any]) -> Table:
+    """What an evaluation found."""
+    grid = _pairs("evaluation")
+    for name, value in values.items():
+        if value is None:
+            continue
+        shown = (
+            f"{value:.1f} s" if name == "seconds" else number(name, value) if isinstance(value, float) else str(value)
+        )
+        grid.add_row(name, shown)
+    return grid
+
+
+def _pairs(title: str) -> Table:
+    grid = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    return grid
+
+
+def print_paths(out: Console, paths: Sequence[Path]) -> None:
+    """Print paths, one a line, unbroken so that they can be copied."""
+    for path in paths:
+        out.print(Text(f"  {path}"), soft_wrap=True)

@@ -1,0 +1,142 @@
+"""What is trained: a recurrent network with a read-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import neuralosc
+import solvers
+from experiments import tasks
+from experiments.files import write_atomically
+from experiments.tasks import Task
+from experiments.train.config import RunConfig
+from experiments.train.runs import RunFolder
+from solvers.errors import InputError
+
+HIDDEN_SIZE = 128
+
+
+class SequenceModel(nn.Module):
+    """Answer = what the read-out makes of the outputs of the network.
+
+    Args:
+        rnn: the recurrent network.
+        readout: from its outputs to one answer for each sequence.
+    """
+
+    def __init__(self, rnn: neuralosc.RecurrentLayer, readout: neuralosc.Readout) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.readout = readout
+
+    def forward(self, x: Tensor, timespans: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Answers (batch, output) for sequences x (batch, time, input).
+
+        Args:
+            x: the sequences.
+            timespans: as for the network.
+            lengths: valid samples of each sequence (batch,); what follows them does not count.
+        """
+        output, _ = self.rnn(x, timespans=timespans, lengths=lengths)
+        return self.readout(output, lengths)
+
+    @property
+    def swappable(self) -> neuralosc.ContinuousRNN:
+        """The network, which must have a solver.
+
+        Raises:
+            InputError: it is a baseline, which has none, or a stack of blocks with several.
+        """
+        if isinstance(self.rnn, neuralosc.LinOSSNetwork):
+            raise InputError("a stack of blocks has layers between its recurrences: compare a network without blocks")
+        if not isinstance(self.rnn, neuralosc.ContinuousRNN):
+            name = (self.rnn.config or {}).get("model")
+            raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")
+        return self.rnn
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task of a configuration, told where the data files are if it needs any."""
+    options = dict(config.task_options)
+    if config.data_dir is not None and "data_dir" in tasks.options(config.task):
+        options.setdefault("data_dir", config.data_dir)
+    return tasks.get(config.task, **options)
+
+
+def build(config: RunConfig, task: Task) -> SequenceModel:
+    """The model of a configuration, with initial weights that depend on its seed alone.
+
+    Raises:
+        InputError: a name or a hyperparameter that the network or the solver does not take.
+        PairingError: a network, solver and gradient that cannot work together.
+    """
+    options: dict[str, Any] = {"hidden_size": HIDDEN_SIZE, **config.model_options}
+    if "input_size" in options:
+        raise InputError("model_options.input_size is given: the task decides it, leave it out")
+    if config.solver_options:
+        name = options.get("solver") or neuralosc.model(config.model).solver
+        if name is None:
+            raise InputError(f"solver_options are given, and model {config.model!r} has no solver: leave them out")
+        options["solver"] = solvers.get(name, **config.solver_options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, 0))
+        rnn = neuralosc.make(config.model, input_size=task.input_size, **options)
+        readout = neuralosc.Readout(rnn.output_size, task.output_size, config.readout, rnn.bidirectional)
+    return SequenceModel(rnn, readout).to(dtype(config))
+
+
+def dtype(config: RunConfig) -> torch.dtype:
+    """The type of the weights and of the data."""
+    return torch.float64 if config.precision == "64" else torch.float32
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers; different numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def save_model(model: SequenceModel, folder: RunFolder) -> None:
+    """Write the weights into the folder: the network as `neuralosc.load` reads it, the read-out beside it."""
+    neuralosc.save(model.rnn, folder.model_file)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.readout.state_dict().items()}
+    write_atomically(folder.readout_file, safetensors.torch.save(weights, {"kind": model.readout.kind}))
+
+
+def load_saved(folder: RunFolder) -> SequenceModel:
+    """The model that `save_model` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged, or holds something else.
+    """
+    rnn = neuralosc.load(folder.model_file)
+    path = folder.readout_file
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kind = (file.metadata() or {}).get("kind", "last")
+        answers, features = weights["weight"].shape
+        with torch.random.fork_rng(devices=[]):
+            readout = neuralosc.Readout(features, answers, kind, rnn.bidirectional).to(weights["weight"].dtype)
+        readout.load_state_dict(weights)
+    except OSError as error:
+        raise InputError(f"read-out {path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} holds no read-out ({reason}): resume the run to write it anew") from error
+    if features != rnn.output_size:
+        raise InputError(
+            f"{path} holds a read-out of shape {(answers, features)}: expected (output, {rnn.output_size})"
+        )
+    return SequenceModel(rnn, readout)

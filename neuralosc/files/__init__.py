@@ -1,0 +1,1 @@
+"""Networks as files: saved weights and configurations, and exported programs."""

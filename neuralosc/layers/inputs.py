@@ -1,0 +1,190 @@
+"""Checks of what a recurrent layer is given, each failure one line: what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from solvers.base.values import concrete, finite
+from solvers.errors import InputError
+from solvers.protocol import Time
+
+Lengths = Tensor | Sequence[int]
+
+
+def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
+    """Refuse inputs of the wrong type, shape, dtype or device."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is a {type(x).__name__}, expected a tensor (batch, time, input): use torch.as_tensor(x)")
+    if x.dim() != 3 or x.shape[-1] != input_size:
+        hint = "add a batch axis with x.unsqueeze(0)" if x.dim() == 2 else "batch first, features last"
+        raise InputError(f"x has shape {tuple(x.shape)}, expected (batch, time, {input_size}): {hint}")
+    if x.shape[1] == 0:
+        raise InputError(f"x has shape {tuple(x.shape)}, expected at least one sample in time")
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return
+    if x.device != parameter.device:
+        raise InputError(f"x is on {x.device}, the parameters are on {parameter.device}: move one with .to(device)")
+    if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise InputError(
+            f"x has dtype {x.dtype}, the parameters have {parameter.dtype}: use x.to({parameter.dtype}) "
+            f"or rnn.to({x.dtype})"
+        )
+
+
+def filled(x: Tensor, missing: str) -> Tensor:
+    """x `(batch, time, input)` with finite values only: NaN replaced by what was last seen under missing = "hold".
+
+    Raises:
+        InputError: infinite values, or NaN under missing = "error".
+    """
+    if missing == "hold":
+        x = _last_seen(x)
+    if finite(x):
+        return x
+    sample, step, feature = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
+    value = float(x.detach()[sample, step, feature])
+    advice = "clean or fill the data"
+    if value != value:
+        advice += ', or use missing="hold"'
+    raise InputError(
+        f"x is {value} at sample {sample}, step {step}, feature {feature}, expected finite values: {advice}"
+    )
+
+
+def _last_seen(x: Tensor) -> Tensor:
+    """The last value of each feature that is not NaN, zero before there is one."""
+    seen = ~x.isnan()
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(-1, 1)
+    last = torch.where(seen, steps, 0).cummax(1).values
+    return torch.where(last > 0, x.nan_to_num(0.0, math.inf, -math.inf).gather(1, (last - 1).clamp_min(0)), 0.0)
+
+
+def without_padding(x: Tensor, valid: Tensor) -> Tensor:
+    """x with the last valid sample repeated in the padding."""
+    last = (valid.sum(1) - 1).view(-1, 1, 1)
+    return torch.where(valid.unsqueeze(-1), x, x.gather(1, last.expand(-1, 1, x.shape[2])))
+
+
+def pack_like(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """Pack a padded batch in exactly the order of another PackedSequence, ties included."""
+    if like.sorted_indices is not None:
+        output = output.index_select(0, like.sorted_indices)
+        lengths = lengths.index_select(0, like.sorted_indices.cpu())
+    packed = pack_padded_sequence(output, lengths, batch_first=True)
+    return PackedSequence(packed.data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def _as_tensor(name: str, value: Any, expected: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected {expected}") from None
+
+
+def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
+    """True for samples within `lengths`, `(batch, time)`.
+
+    Raises:
+        InputError: a wrong number of lengths, or one outside 1 .. time.
+    """
+    batch, time = x.shape[:2]
+    given = _as_tensor("lengths", lengths, f"{batch} integers, one per sample").to(x.device)
+    if given.numel() == 0:
+        given = given.long()
+    if given.shape != (batch,) or given.is_floating_point() or given.dtype == torch.bool:
+        raise InputError(
+            f"lengths has shape {tuple(given.shape)} and dtype {given.dtype}, expected {batch} integers, one per sample"
+        )
+    wrong = (given < 1) | (given > time)
+    if concrete(given) and bool(wrong.any()):
+        sample = int(wrong.nonzero()[0])
+        raise InputError(
+            f"lengths[{sample}] is {int(given[sample])}, expected between 1 and {time}, the padded length: "
+            "leave out empty sequences"
+        )
+    return torch.arange(time, device=x.device) < given.unsqueeze(-1)
+
+
+def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The timespans as a tensor like x, `(time,)` or `(batch, time)`; zero where not `valid`.
+
+    Raises:
+        InputError: wrong shape, negative or non-finite.
+    """
+    batch, time = x.shape[:2]
+    spans = _as_tensor("timespans", timespans, f"a tensor ({time},) or ({batch}, {time})")
+    if spans.is_complex():
+        raise InputError(f"timespans has dtype {spans.dtype}, expected real numbers")
+    if spans.device != x.device:
+        raise InputError(f"timespans is on {spans.device}, x is on {x.device}: use timespans.to(x)")
+    # One comparison alone: a second one of the batch with the time would be a condition of an exported program.
+    if spans.shape != ((time,) if spans.dim() == 1 else (batch, time)):
+        raise InputError(
+            f"timespans has shape {tuple(spans.shape)}, expected ({time},) or ({batch}, {time}): the time elapsed "
+            "since the previous sample, in units of dt"
+        )
+    if valid is not None:
+        # Padding may hold anything; no time passes there.
+        spans = torch.where(valid, spans, 0)
+    wrong = ~torch.isfinite(spans) | (spans < 0)
+    if concrete(spans) and bool(wrong.any()):
+        place = tuple(int(i) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"timespans{list(place)} is {float(spans.detach()[place]):g}, expected finite and at least 0: "
+            "time must not run backwards"
+        )
+    return spans.to(x.dtype)
+
+
+def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:
+    """A number, or one value per sample `(batch, 1)`, finite and at least 0."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value:g}, expected finite and at least 0")
+        return float(value)
+    batch = x.shape[0]
+    given = _as_tensor(name, value, f"a number or a tensor ({batch},)")
+    if given.shape not in ((), (batch,)) or given.is_complex():
+        raise InputError(f"{name} has shape {tuple(given.shape)}, expected a number or a tensor ({batch},)")
+    wrong = ~torch.isfinite(given) | (given < 0)
+    if concrete(given) and bool(wrong.any()):
+        raise InputError(f"{name} is {float(given[wrong][0]):g}, expected finite and at least 0")
+    given = given.to(x)
+    return (given if given.dim() else given.expand(batch)).unsqueeze(-1)
+
+
+def check_times(at: Any, x: Tensor) -> Tensor:
+    """Times since the start, `(times,)` or `(batch, times)`, as `(batch, times)` in the precision of clocks."""
+    batch = x.shape[0]
+    given = _as_tensor("at", at, f"times (times,) or ({batch}, times)")
+    if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != batch) or given.is_complex():
+        raise InputError(
+            f"at has shape {tuple(given.shape)}, expected (times,) or ({batch}, times): times since the start, "
+            "in units of dt"
+        )
+    wrong = ~torch.isfinite(given) | (given < 0)
+    if bool(wrong.any()):
+        raise InputError(f"at holds {float(given[wrong][0]):g}, expected finite times of at least 0")
+    return given.to(x.device, x.dtype if x.device.type == "mps" else torch.float64).expand(batch, -1)
+
+
+def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """The given initial state, refused if it does not fit."""
+    if not isinstance(state, Tensor) or tuple(state.shape) != shape:
+        given = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise InputError(
+            f"state has shape {given}, expected {shape}: ([layers * directions,] batch, components, hidden)"
+        )
+    if state.dtype != x.dtype or state.device != x.device:
+        raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
+    if not finite(state):
+        raise InputError("state has NaN or infinite entries, expected finite values: start from zeros or a valid state")
+    return state

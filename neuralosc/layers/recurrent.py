@@ -1,0 +1,142 @@
+"""What every recurrent layer shares: how it is called, and what is checked of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from neuralosc import arguments
+from neuralosc.layers import inputs
+from neuralosc.layers.inputs import Lengths
+from solvers.errors import InputError
+
+
+class RecurrentLayer(nn.Module):
+    """A layer called like `torch.nn.RNN`, batch first: `output, state = layer(x, state, timespans, lengths)`.
+
+    Attributes:
+        input_size: features of a sample.
+        hidden_size: channels of each component of the state.
+        components: components of the state; the first is the output.
+        num_layers: layers of the stack.
+        directions: 2 in a bidirectional network, else 1.
+        dropout: probability of dropping a channel.
+        missing: what to do with NaN in x.
+        config: what `neuralosc.make` needs to build this network again; None for one that it did not make.
+    """
+
+    config: dict[str, Any] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        components: int,
+        num_layers: int,
+        bidirectional: bool,
+        dropout: float,
+        missing: str,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.components = input_size, hidden_size, components
+        self.num_layers, self.directions = num_layers, 2 if bidirectional else 1
+        self.dropout = arguments.probability("dropout", dropout)
+        self.missing = arguments.choice("missing", missing, arguments.MISSING)
+        self.config = None
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every layer sees the samples in both orders."""
+        return self.directions == 2
+
+    @property
+    def output_size(self) -> int:
+        """Features of the output: `hidden_size` from each direction."""
+        return self.directions * self.hidden_size
+
+    @overload
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, timespans: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, x: PackedSequence, state: Tensor | None = None, timespans: Tensor | None = None, lengths: None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self,
+        x: Tensor | PackedSequence,
+        state: Tensor | None = None,
+        timespans: Tensor | None = None,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run over a batch of sequences.
+
+        Args:
+            x: `(batch, time, input)`, or a PackedSequence, which also comes back.
+            state: initial state, `(batch, components, hidden)`, with a leading axis for the layers of a stack and the
+                directions of each (layer 0, layer 0 reversed, layer 1, ...); zeros when left out.
+            timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
+                left out.
+            lengths: number of valid samples of each sequence, `(batch,)`. No time passes in padded samples: the state
+                stays, and so does the output.
+
+        Returns:
+            output `(batch, time, hidden)`, position after every sample, and the state after the last valid sample. Of a
+            bidirectional network the output is `(batch, time, 2 hidden)`, at each sample what the forward direction
+            knows of it and the samples before, then what the reverse direction knows of it and those after; the state
+            of the reverse direction is the one after the first sample, which is its last.
+
+        Raises:
+            InputError: shapes, dtypes, devices or values that do not fit.
+            NumericalError: the state became non-finite, or an adaptive solver gave up.
+        """
+        if not isinstance(x, PackedSequence):
+            return self._run(x, state, timespans, lengths)
+        if lengths is not None:
+            raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
+        padded, found = pad_packed_sequence(x, batch_first=True)
+        output, end = self._run(padded, state, timespans, found)
+        return inputs.pack_like(output, found, x), end
+
+    def _run(
+        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and state of padded sequences."""
+        raise NotImplementedError
+
+    def checked(
+        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x without padding and missing values, the timespans if any are needed, and which samples are valid if given.
+
+        Timespans are `(time,)` or `(batch, time)`; with lengths they are `(batch, time)`, 0 in the padding.
+        """
+        inputs.check_sequence(x, self.input_size, self)
+        valid = None if lengths is None else inputs.valid_steps(lengths, x)
+        spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
+        if valid is not None:
+            # Padding may hold anything, NaN included; it must not reach the arithmetic.
+            x = inputs.without_padding(x, valid)
+            spans = valid.to(x.dtype) if spans is None else spans
+        return inputs.filled(x, self.missing), spans, valid
+
+    def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
+        """The state of each layer and direction to start from: the one given, checked, or zeros."""
+        shape: tuple[int, ...] = (x.shape[0], self.components, self.hidden_size)
+        count = self.num_layers * self.directions
+        if state is None:
+            return [x.new_zeros(shape)] * count
+        if count == 1:
+            return [inputs.check_state(state, shape, x)]
+        return inputs.check_state(state, (count, *shape), x).unbind(0)
+
+
+def gathered(states: Sequence[Tensor]) -> Tensor:
+    """The states of all layers and directions as one tensor, without a leading axis where there is only one."""
+    return torch.stack(tuple(states)) if len(states) > 1 else states[0]

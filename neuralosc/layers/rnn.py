@@ -1,0 +1,280 @@
+"""The recurrent layer: fields, a solver and a gradient, used like `torch.nn.RNN`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+import solvers
+from neuralosc import arguments
+from neuralosc.field import VectorField
+from neuralosc.layers import explain, queries
+from neuralosc.layers import solution as stack
+from neuralosc.layers import stream as online
+from neuralosc.layers.explain import Explanation
+from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.solution import Solution
+from neuralosc.layers.stack import skip_map as stack_skip_map
+from neuralosc.layers.stream import Stream
+from solvers.base.clock import Clock
+from solvers.errors import InputError
+
+
+class ContinuousRNN(RecurrentLayer):
+    """A recurrent layer: a vector field stepped by a solver from sample to sample.
+
+    Between sample i-1 and sample i the state follows d state/dt = f(t, state, u(t)) for timespans_i * dt, driven by
+    the input current u; the output is the position component after every sample.
+
+    Args:
+        field: the vector field, or a sequence of them for a stack of layers; each layer is driven by the output of
+            the one before. A bidirectional layer has two, in the order of torch: layer 0, layer 0 reversed, layer 1,
+            layer 1 reversed, ...
+        solver: a name of `solvers.available()` or a Solver value.
+        dt: time between two samples whose timespan is 1; one number, or one per layer.
+        substeps: equal steps per interval.
+        gradient: a name of `solvers.GRADIENTS` or a value.
+        control: u between the samples, a name of `solvers.CONTROLS` or a value.
+        dropout: probability of dropping a channel after each layer, the last included; one mask per sequence, shared
+            over time.
+        missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
+            seen, and zero before there was one.
+        max_dt: the longest step, in the units of dt. An interval that is longer for a sample is split into equal steps
+            of that sample.
+        bidirectional: run every layer in both directions and give the next one both outputs beside each other.
+        residual: add what goes into a layer to what it gives, through a linear map where the sizes differ.
+
+    The reverse direction sees the valid samples from the last to the first. The time that passes before it sees a
+    sample is the time between that sample and the one it saw before; before the last sample, which it sees first, it is
+    the timespan of the first. A skip connection goes around each layer and its dropout (He et al., Deep Residual
+    Learning, CVPR 2016): the identity where the sizes are equal, else, which can only be at the first layer, `skip`, a
+    learned map without bias.
+
+    Raises:
+        PairingError: the solver cannot work with the field.
+    """
+
+    def __init__(
+        self,
+        field: VectorField | Sequence[VectorField],
+        solver: str | dict[str, Any] | solvers.Solver = "rk4",
+        dt: float | Sequence[float] = 1.0,
+        substeps: int = 1,
+        gradient: str | solvers.Gradient = "backprop",
+        control: str | solvers.Control = "hold",
+        dropout: float = 0.0,
+        missing: str = "error",
+        max_dt: float | None = None,
+        bidirectional: bool = False,
+        residual: bool = False,
+    ) -> None:
+        directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
+        fields = arguments.layers(field, directions)
+        first, layers = fields[0], len(fields) // directions
+        super().__init__(first.input_size, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
+        self.fields = nn.ModuleList(fields)
+        self.residual = arguments.flag("residual", residual)
+        self.skip = stack_skip_map(first, self.input_size, self.output_size) if residual else None
+        self._choose(solver, dt, substeps, gradient, control, max_dt)
+
+    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
+        """Set the independent choices, checked."""
+        self.solver = solvers.get(solver)
+        self.gradient = solvers.get_gradient(gradient)
+        self.control = solvers.get_control(control)
+        self.dts = arguments.steps(dt, self.num_layers)
+        self.substeps = arguments.count("substeps", substeps)
+        self.max_dt = None if max_dt in (None, math.inf) else arguments.positive("max_dt", max_dt)
+        for field in self.fields:
+            solvers.check(field, self.solver, self.gradient)
+
+    @property
+    def field(self) -> VectorField:
+        """The vector field of a network with one layer and one direction."""
+        if len(self.fields) > 1:
+            ways = " in two directions" if self.bidirectional else ""
+            raise InputError(f"this network has {self.num_layers} layers{ways}: take one of rnn.fields")
+        return self.layer(0)
+
+    def layer(self, index: int) -> VectorField:
+        """The vector field at a place in `fields`: that of a layer, or of a direction of it."""
+        field = self.fields[index]
+        assert isinstance(field, VectorField)
+        return field
+
+    @property
+    def dt(self) -> float | tuple[float, ...]:
+        """Time between two samples whose timespan is 1; one per layer where they differ."""
+        return self.dts[0] if len(set(self.dts)) == 1 else self.dts
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        return (
+            f"solver={self.solver.name!r}, dt={self.dt}, substeps={self.substeps}, gradient={self.gradient.name!r}, "
+            f"control={self.control.name!r}, dropout={self.dropout:g}, missing={self.missing!r}, "
+            f"max_dt={self.max_dt}, bidirectional={self.bidirectional}, residual={self.residual}"
+        )
+
+    def with_solver(
+        self,
+        solver: str | dict[str, Any] | solvers.Solver,
+        *,
+        dt: float | Sequence[float] | None = None,
+        substeps: int | None = None,
+        gradient: str | solvers.Gradient | None = None,
+        control: str | solvers.Control | None = None,
+        max_dt: float | None = None,
+    ) -> ContinuousRNN:
+        """The same weights (shared, not copied) under another solver; what is not given stays (max_dt: inf for none).
+
+        Raises:
+            PairingError: the solver cannot work with the field.
+        """
+        swapped = copy.copy(self)
+        swapped._modules = dict(self._modules)
+        swapped._choose(
+            solver,
+            self.dts if dt is None else dt,
+            self.substeps if substeps is None else substeps,
+            self.gradient if gradient is None else gradient,
+            self.control if control is None else control,
+            self.max_dt if max_dt is None else max_dt,
+        )
+        if self.config is not None:
+            swapped.config = {**self.config, **swapped.choices()}
+        return swapped
+
+    def choices(self) -> dict[str, Any]:
+        """The independent choices, as configurations store them."""
+        return {
+            "dt": list(self.dts) if isinstance(self.dt, tuple) else self.dt,
+            "solver": solvers.spec(self.solver),
+            "substeps": self.substeps,
+            "gradient": solvers.gradient_spec(self.gradient),
+            "control": self.control.name,
+            "max_dt": self.max_dt,
+        }
+
+    def _run(
+        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor]:
+        solution = stack.run(self, x, state, timespans, lengths, positions_only=True)
+        return solution.output, solution.state
+
+    def solve(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        timespans: Tensor | None = None,
+        lengths: Lengths | None = None,
+    ) -> Solution:
+        """Like calling the layer, with the states of every layer at every sample and the cost."""
+        return stack.run(self, x, state, timespans, lengths, positions_only=False)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        timespans: Tensor | None = None,
+        at: Tensor | Sequence[float] = (),
+        state: Tensor | None = None,
+        lengths: Lengths | None = None,
+    ) -> Tensor:
+        """States of the last layer at any times: between the samples, and after the last one, where there is no input.
+
+        The run from sample to sample is the one of `forward`, whatever times are asked for; a time between two samples
+        is reached by a step (or `substeps`, or as many as `max_dt` asks for) from the sample before it. After the last
+        sample x is zero.
+
+        Args:
+            x, timespans, state, lengths: see `forward`.
+            at: times since the start, in units of dt, `(times,)` or one row per sample `(batch, times)`, in any order.
+                Sample i was taken at the sum of the timespans up to its own.
+
+        Returns:
+            `(batch, times, components, hidden)`, differentiable also in `at`. In a bidirectional network the channels
+            of the reverse direction follow: its run goes from the last sample, before which it rests for the timespan
+            of the first, to the first, before which there is no input.
+        """
+        return queries.states_at(self, self.solve(x, state, timespans, lengths), at)
+
+    def step(
+        self,
+        x: Tensor,
+        state: Tensor | Stream | None = None,
+        timespan: Tensor | float | None = None,
+        time: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Tensor | Stream]:
+        """One sample at a time: fed back its own state, it equals the call on the whole sequence.
+
+        Args:
+            x: the sample, `(batch, input)`.
+            state: what the step before returned; None, or a state, at the beginning.
+            timespan: time elapsed since the sample before, in units of dt: a number or `(batch,)`; 1 when left out.
+            time: time of the sample before, in units of dt; only a field that depends on time sees it.
+
+        Returns:
+            output `(batch, hidden)`, and what the next step needs: the state, `([layers,] batch, components, hidden)`;
+            a `Stream`, which holds it, where earlier samples matter too (a control other than "hold", or
+            `missing="hold"`).
+        """
+        return online.step(self, x, state, timespan, time)
+
+    def explain(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        timespans: Tensor | None = None,
+        lengths: Lengths | None = None,
+        source: bool = False,
+        show: bool = True,
+    ) -> Explanation:
+        """Say which path each layer takes and why, what it keeps for the backward pass, and how fast it is.
+
+        Runs some training steps: forward and backward of the mean square of a layer's last output, parameters only;
+        no gradient is left behind. The products are those of the compiled step, forward, backward and for the
+        gradients of its matrices, timed alone; a layer without any has no floor.
+
+        Args:
+            x, state, timespans, lengths: see `forward`.
+            source: show the generated code too.
+            show: print it.
+        """
+        return explain.explain(self, x, state, timespans, lengths, source, show)
+
+    def run_layer(
+        self,
+        index: int,
+        control: solvers.Control,
+        clock: Clock,
+        samples: Sequence[Tensor],
+        state: Tensor,
+        positions_only: bool = False,
+        jumps: bool = True,
+    ) -> solvers.Trajectory:
+        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
+        return solvers.solve(
+            self.layer(index),
+            self.solver.branch(index),
+            self.gradient,
+            control,
+            clock,
+            samples,
+            state,
+            self.substeps,
+            self.max_dt,
+            positions_only,
+            jumps,
+        )
+
+    def run_from(
+        self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
+    ) -> solvers.Trajectory:
+        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
+        dt = self.dts[index // self.directions]
+        clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
+        return self.run_layer(index, self.control, clock, self.layer(index).currents(x), state, positions_only)

@@ -1,0 +1,1 @@
+"""Methods that choose their steps: per sample (native), or for the whole batch (torchdiffeq)."""

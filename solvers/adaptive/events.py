@@ -1,0 +1,250 @@
+"""Events: where a scalar function of time and state crosses zero, for each sample of a batch on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.adaptive.batch import Array, Rows, Stride
+from solvers.errors import InputError
+
+#: Parts of a step at whose ends the sign of an event function is looked at.
+PARTS = 4
+
+
+@dataclass(frozen=True)
+class Event:
+    """A zero crossing of g(t, state).
+
+    Attributes:
+        function: g, from times `(batch,)` and states `(batch, components, hidden)` to `(batch,)`; samples that have
+            arrived are left out of the batch.
+        direction: 1 for crossings from below, -1 from above, 0 for both. What starts at zero has not crossed it.
+        terminal: stop the sample there; otherwise record the crossing and go on.
+
+    A pair of crossings closer to each other than a quarter of a step can be missed: bound the step with `max_dt`.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    direction: int = 0
+    terminal: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise InputError(f"the function of an event is {self.function!r}, expected a callable g(t, state)")
+        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
+            raise InputError(f"the direction of an event is {self.direction!r}, expected -1, 0 or 1")
+        if not isinstance(self.terminal, bool):
+            raise InputError(f"terminal of an event is {self.terminal!r}, expected True or False")
+
+    def __call__(self, time: Tensor, state: Tensor) -> Tensor:
+        """G at times `(batch, 1)`, checked."""
+        value = self.function(time.squeeze(-1).to(state.dtype), state)
+        if not isinstance(value, Tensor) or value.shape != state.shape[:1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"an event function gave {got} for states of shape {tuple(state.shape)}, expected one number per "
+                f"sample, {tuple(state.shape[:1])}: take the entry that should cross zero, such as state[:, 0, 0]"
+            )
+        return value
+
+    def crossed(self, before: Array, after: Array) -> Array:
+        """Where the sign has changed in the wanted direction."""
+        rising, falling = (before < 0) & (after >= 0), (before > 0) & (after <= 0)
+        crossed: Array = {1: rising, -1: falling, 0: rising | falling}[self.direction]
+        return crossed
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """The crossings of one event, in the order in which each sample met them; NaN where there are fewer.
+
+    Both are differentiable once: a crossing moves with the state by the implicit-function theorem.
+
+    Attributes:
+        time: `(batch, k)`, k the largest number of crossings of any sample and at least 1.
+        state: the states there, `(batch, k, components, hidden)`.
+    """
+
+    time: Tensor
+    state: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """Crossings of each sample, `(batch,)`."""
+        return (~self.time.isnan()).sum(1)
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """Crossings of one event in one part of the steps of a round: rows of the stride, and fractions of the step."""
+
+    event: int
+    rows: Array
+    theta: Array
+
+
+class EventWatch:
+    """Looks for the crossings of `events` inside the steps of the per-sample driver."""
+
+    def __init__(self, events: Sequence[Event], samples: int) -> None:
+        self.events, self.samples = events, samples
+        self.values = np.zeros((len(events), samples))
+        self.found: list[list[tuple[Array, Tensor, Tensor]]] = [[] for _ in events]
+
+    @torch.no_grad()
+    def enter(self, rows: Rows, x: Tensor, ids: Array) -> None:
+        """Note the signs at the start of an interval."""
+        for i, event in enumerate(self.events):
+            self.values[i, ids] = _host(event(rows.t[:, :1], x))
+
+    def look(self, stride: Stride) -> tuple[Array, Array, Tensor] | None:
+        """Record the crossings of a round; the rows that stop, the fractions of their steps, and their states."""
+        crossings = [found for i in range(len(self.events)) for found in self._crossings(i, stride)]
+        stop = np.full(len(stride.ids), np.inf)
+        for found in crossings:
+            if self.events[found.event].terminal:
+                stop[found.rows] = np.minimum(stop[found.rows], found.theta)
+        stopped: list[tuple[Array, Array, Tensor]] = []
+        for found in crossings:
+            keep = found.theta <= stop[found.rows]
+            if not keep.any():
+                continue
+            rows, theta = found.rows[keep], found.theta[keep]
+            time, state = self._differentiable(found.event, stride, rows, theta)
+            self.found[found.event].append((stride.ids[rows], time, state))
+            if self.events[found.event].terminal:
+                stopped.append((rows, theta, state))
+        return _first_of_each(stopped) if stopped else None
+
+    @torch.no_grad()
+    def _crossings(self, i: int, stride: Stride) -> list[_Crossing]:
+        """Bracket the sign changes of event `i` between the parts of the steps, and find them."""
+        event, which = self.events[i], _asked(stride)
+        ends = np.arange(PARTS + 1) / PARTS
+        values = [self.values[i, stride.ids[which]]]
+        values += [self._value(event, stride, which, np.full(len(which), theta)) for theta in ends[1:]]
+        self.values[i, stride.ids[which]] = np.where(stride.taken[which], values[-1], values[0])
+        crossings = []
+        for low, high, before, after in zip(ends[:-1], ends[1:], values[:-1], values[1:], strict=True):
+            hit = event.crossed(before, after) & stride.taken[which]
+            if not hit.any():
+                continue
+            asked = which[hit] if stride.solver.compact else which
+            own = hit[hit] if stride.solver.compact else hit
+            bracket = (before[hit], after[hit]) if stride.solver.compact else (before, after)
+
+            def value(theta: Array, asked: Array = asked) -> Array:
+                return self._value(event, stride, asked, theta)
+
+            roots = find_roots(value, np.full(len(asked), low), np.full(len(asked), high), *bracket, own)
+            crossings.append(_Crossing(i, asked[own], roots[own]))
+        return crossings
+
+    def _value(self, event: Event, stride: Stride, which: Array, theta: Array) -> Array:
+        at = stride.numbers(theta)
+        return _host(event(stride.time(which, at)[:, :1], stride.state(which, at)))
+
+    def _differentiable(self, i: int, stride: Stride, rows: Array, theta: Array) -> tuple[Tensor, Tensor]:
+        """Times `(points,)` and states of crossings, as functions of whatever moves them.
+
+        theta(p) solves g(p, theta) = 0, so that d theta = -dg / (dg/dtheta): one step of Newton's method from the
+        root, recorded, with a value of zero.
+        """
+        at = stride.numbers(theta)
+        if torch.is_grad_enabled():
+            which = rows if stride.solver.compact else np.arange(len(stride.ids))
+            here = torch.from_numpy(np.searchsorted(which, rows)).to(at.device)
+            full = at.new_zeros(len(which)).index_copy(0, here, at)
+            value = self._recorded(i, stride, which, full).index_select(0, here)
+            if value.requires_grad:
+                leaf = full.requires_grad_(True)
+                rates = torch.autograd.grad(self._recorded(i, stride, which, leaf).sum(), leaf)[0]
+                at = at - (value - value.detach()) / rates.index_select(0, here)
+        return stride.time(rows, at)[:, 0].to(stride.start.dtype), stride.state(rows, at)
+
+    def _recorded(self, i: int, stride: Stride, which: Array, at: Tensor) -> Tensor:
+        return self.events[i](stride.time(which, at)[:, :1], stride.state(which, at))
+
+    def collect(self, like: Tensor) -> tuple[Occurrences, ...]:
+        """What was recorded, for states like `like`."""
+        return tuple(self._gather(found, like) for found in self.found)
+
+    def _gather(self, found: list[tuple[Array, Tensor, Tensor]], like: Tensor) -> Occurrences:
+        ids = np.concatenate([ids for ids, _, _ in found]) if found else np.zeros(0, np.int64)
+        # The place of each crossing among those of its sample: rounds come in the order of time.
+        order = np.argsort(ids, kind="stable")
+        starts = np.searchsorted(ids[order], ids[order])
+        place = np.empty(len(ids), np.int64)
+        place[order] = np.arange(len(ids)) - starts
+        count = max(1, int(place.max(initial=-1)) + 1)
+        time = like.new_full((self.samples * count,), torch.nan)
+        state = like.new_full((self.samples * count, *like.shape[1:]), torch.nan)
+        if found:
+            places = torch.from_numpy(ids * count + place).to(like.device)
+            time = time.index_copy(0, places, torch.cat([time for _, time, _ in found]))
+            state = state.index_copy(0, places, torch.cat([state for _, _, state in found]))
+        shape = (self.samples, count)
+        return Occurrences(time.unflatten(0, shape), state.unflatten(0, shape))
+
+
+def _host(value: Tensor) -> Array:
+    host: Array = value.detach().cpu().double().numpy()
+    return host
+
+
+def _asked(stride: Stride) -> Array:
+    """The rows to evaluate an event function for: those that moved, or all where the batch must stay whole."""
+    rows: Array = stride.taken.nonzero()[0] if stride.solver.compact else np.arange(len(stride.ids))
+    return rows
+
+
+def _first_of_each(stopped: list[tuple[Array, Array, Tensor]]) -> tuple[Array, Array, Tensor]:
+    """One stop for each row, where several events stop it at the same time."""
+    rows, theta = (np.concatenate([stop[i] for stop in stopped]) for i in (0, 1))
+    unique, first = np.unique(rows, return_index=True)
+    states = torch.cat([state for _, _, state in stopped])
+    return unique, theta[first], states.index_select(0, torch.from_numpy(first).to(states.device))
+
+
+def find_roots(
+    function: Callable[[Array], Array], low: Array, high: Array, at_low: Array, at_high: Array, wanted: Array
+) -> Array:
+    """Zeros of functions of one number each, bracketed by a change of sign, to rounding.
+
+    Inverse quadratic interpolation where it is safe, bisection elsewhere; all brackets advance together.
+
+    Args:
+        function: the values at one point of each bracket.
+        low, high, at_low, at_high: the brackets and the values there.
+        wanted: brackets to look into; the others are left alone.
+
+    Source: Chandrupatla, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function
+    without using derivatives, Adv. Eng. Software 28 (1997).
+    """
+    x1, x2, f1, f2 = high, low, at_high, at_low
+    t, best = np.full(len(low), 0.5), high
+    active = wanted & (at_high != 0)
+    for _ in range(100):
+        if not active.any():
+            break
+        x = x1 + t * (x2 - x1)
+        f = function(x)
+        same = np.sign(f) == np.sign(f1)
+        x3, f3 = np.where(same, x1, x2), np.where(same, f1, f2)
+        x2, f2 = np.where(same, x2, x1), np.where(same, f2, f1)
+        x1, f1 = x, f
+        best = np.where(active, np.where(np.abs(f1) < np.abs(f2), x1, x2), best)
+        with np.errstate(all="ignore"):
+            tolerance = 2 * np.finfo(np.float64).eps / np.abs(x2 - x1)
+            active = active & (tolerance < 0.5) & (f1 != 0) & (f2 != 0)
+            xi, phi = (x1 - x2) / (x3 - x2), (f1 - f2) / (f3 - f2)
+            safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
+            quadratic = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
+            t = np.where(safe & np.isfinite(quadratic), quadratic, 0.5)
+            t = np.clip(t, np.minimum(tolerance, 0.5), np.maximum(1 - tolerance, 0.5))
+    return best

@@ -1,0 +1,183 @@
+"""Adaptive methods through torchdiffeq, one interval between samples at a time.
+
+Each interval is mapped to s in [0, 1], dx/ds = dt f(t + s dt, x, u), so that samples with different clocks go through
+one call, and the driver never steps across a jump of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torchdiffeq
+from torch import Tensor
+from torchdiffeq._impl.odeint import SOLVERS as DRIVERS
+from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _ButcherTableau
+
+from solvers.adaptive.embedded import TSIT5_A, TSIT5_ERROR
+from solvers.adaptive.embedded import tsit5_dense as _tsit5_dense
+from solvers.base.solver import Solver, register
+from solvers.base.state import increment, over_state
+from solvers.base.values import non_finite_sample
+from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
+from solvers.protocol import ControlPath, Time, check_slope
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    """An embedded Runge-Kutta pair whose step size follows the estimated error, err_i <= atol + rtol |x_i|.
+
+    The error is measured per sample, as a root mean square over components and channels, and the worst sample
+    decides: no sample hides in the average of its batch.
+
+    Attributes:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        max_steps: attempted steps in one interval before the solver gives up.
+    """
+
+    rtol: float = field(default=1e-6, metadata={"option": True})
+    atol: float = field(default=1e-8, metadata={"option": True})
+    max_steps: int = field(default=10_000, metadata={"option": True})
+
+    family: ClassVar[str] = "adaptive"
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, value in self.options.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"{name} of solver {self.name!r} is {value!r}, expected a positive number")
+
+    def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
+        """The whole interval from t to t + dt, in as many steps as the tolerances ask; see `Solver.step`.
+
+        Raises:
+            NonFiniteStateError, StepLimitError, StepUnderflowError: the interval could not be finished.
+        """
+        h = over_state(increment(field, dt))
+
+        def slope(s: Tensor, x: Tensor) -> Tensor:
+            at = t + s * dt
+            return h * check_slope(field, x, field(at, x, control(at)))
+
+        end: Tensor = integrate_unit(slope, state, self)
+        return end
+
+
+def integrate_unit(
+    slope: Callable[..., Any],
+    start: Any,
+    tolerances: Adaptive,
+    reverse: bool = False,
+    norm: Callable[[Any], Tensor] | None = None,
+    between: Sequence[float] = (),
+) -> Any:
+    """Integrate dx/ds = slope(s, x) from s = 0 to 1 (from 1 to 0 with `reverse`), landing on the end exactly.
+
+    Args:
+        slope: the right-hand side.
+        start: a tensor, whose first axis is the batch, or a tuple of tensors.
+        tolerances: method, rtol, atol and max_steps.
+        reverse: from 1 to 0.
+        norm: of the scaled error; the worst sample's root mean square when left out.
+        between: fractions at which the state is wanted too, in the direction of integration.
+
+    Returns:
+        the state at the end; with `between`, the states there and at the end, stacked.
+    """
+    first = start[0] if isinstance(start, tuple) else start
+    if first.numel() == 0 and not between:
+        return start
+    ends = (1.0, 0.0) if reverse else (0.0, 1.0)
+    times = torch.tensor([ends[0], *between, ends[1]], dtype=first.dtype, device=first.device)
+    options: dict[str, Any] = {"step_t": times[-1:], "norm": norm or worst_sample}
+    path = torchdiffeq.odeint(
+        _Watched(slope, tolerances),
+        start,
+        times,
+        rtol=tolerances.rtol,
+        atol=tolerances.atol,
+        method=tolerances.name,
+        options=options,
+    )
+    wanted = slice(1, None) if between else -1
+    return tuple(x[wanted] for x in path) if isinstance(path, tuple) else path[wanted]
+
+
+def worst_sample(error: Tensor) -> Tensor:
+    """The largest root mean square over the samples of a batch."""
+    if error.dim() < 3:
+        return error.square().mean().sqrt()
+    return error.square().mean(dim=(-2, -1)).max().sqrt()
+
+
+class _Watched:
+    """A slope under watch: turns each way torchdiffeq's driver can fail into an error that says where."""
+
+    def __init__(self, slope: Callable[..., Any], tolerances: Adaptive) -> None:
+        self.slope, self.tolerances, self.attempts = slope, tolerances, 0
+        self.last: Any = None
+
+    def __call__(self, s: Tensor, x: Any) -> Any:
+        first = self.last is None
+        self.last = self.slope(s, x)
+        if first:
+            self._check_finite(self.last, "slope")
+        return self.last
+
+    def _check_finite(self, value: Any, what: str) -> None:
+        sample = non_finite_sample(value)
+        if sample is not None:
+            name = self.tolerances.name
+            raise NonFiniteStateError(f"the {what} became non-finite under solver {name!r}", sample=sample)
+
+    def callback_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
+        """Called by the driver before each attempted step."""
+        name, limit = self.tolerances.name, self.tolerances.max_steps
+        self._check_finite(x, "state")
+        self._check_finite(self.last, "slope")
+        self.attempts += 1
+        if self.attempts > limit:
+            raise StepLimitError(
+                f"solver {name!r} used up max_steps = {limit:g} at {float(s.detach()):.3g} of an interval",
+                sample=_largest_sample(self.last),
+            )
+        if not s + ds > s:
+            raise StepUnderflowError(
+                f"the step of solver {name!r} shrank to {float(ds.detach()):.3g} of an interval",
+                sample=_largest_sample(self.last),
+            )
+
+
+def _largest_sample(slope: Any) -> int | None:
+    """The sample with the largest slope: the one that most likely drives the step size down."""
+    if not isinstance(slope, Tensor) or slope.dim() < 2:
+        return None
+    return int(slope.detach().abs().reshape(slope.shape[0], -1).amax(1).argmax())
+
+
+class _Tsit5(RKAdaptiveStepsizeODESolver):  # type: ignore[misc]
+    """Tsit5 for torchdiffeq's driver, which brings the driver but not this pair."""
+
+    order = 5
+    tableau = _ButcherTableau(
+        alpha=torch.tensor([0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0], dtype=torch.float64),
+        beta=[torch.tensor(row, dtype=torch.float64) for row in TSIT5_A],
+        c_sol=torch.tensor([*TSIT5_A[-1], 0.0], dtype=torch.float64),
+        c_error=torch.tensor(TSIT5_ERROR, dtype=torch.float64),
+    )
+    mid = torch.tensor(_tsit5_dense(0.5), dtype=torch.float64)
+
+
+DRIVERS["tsit5"] = _Tsit5
+
+for _name, _order, _stages in (
+    ("dopri5", 5, 6),
+    ("dopri8", 8, 13),
+    ("bosh3", 3, 3),
+    ("adaptive_heun", 2, 2),
+    ("tsit5", 5, 6),
+):
+    register(Adaptive(_name, _order, _stages))

@@ -1,0 +1,1 @@
+"""The words of every layer: registries, controls, clocks, solvers, the loop, gradients."""

@@ -1,0 +1,241 @@
+"""Controls: what the input current u is between the samples.
+
+A control turns the sampled currents into one path per interval, `path(t) -> u`, which solvers ask at their stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.base.clock import Clock
+from solvers.base.registry import Registry
+from solvers.base.series import Series
+from solvers.errors import InputError
+from solvers.protocol import ControlPath, Time
+
+
+@dataclass(frozen=True)
+class Control:
+    """How samples u_i at the ends of the intervals become a path on each interval.
+
+    Attributes:
+        name: the registered name.
+        paths: from the samples and the clock to one path per interval.
+        memory: how many samples (and spans) before the last one the path of an interval depends on.
+        causal: the path of an interval depends on no sample after the one that ends it.
+    """
+
+    name: str
+    paths: Callable[[Sequence[Tensor], Clock], Sequence[ControlPath]]
+    memory: int = 0
+    causal: bool = True
+
+
+@dataclass(eq=False)
+class Held:
+    """u(t) = value."""
+
+    value: Tensor
+
+    def __call__(self, t: Time) -> Tensor:
+        """The value, at any time."""
+        return self.value
+
+
+@dataclass(eq=False)
+class Ramp:
+    """u(t) = first + (t - start) / span (last - first); `last` where the span is zero."""
+
+    start: Time
+    span: Time
+    first: Tensor
+    last: Tensor
+
+    def __call__(self, t: Time) -> Tensor:
+        """The point of the ramp at time t."""
+        return self.first + _fraction(t, self.start, self.span) * (self.last - self.first)
+
+
+@dataclass(eq=False)
+class Cubic:
+    """The cubic through `first` and `last` that leaves with `slope` and arrives with the slope of the chord.
+
+        u(s) = first + slope s + (chord - slope) (2 s^2 - s^3),    s = (t - start) / span,  chord = last - first
+
+    Slopes are per interval, du/ds. Where the span is zero, u is `last`.
+    """
+
+    start: Time
+    span: Time
+    first: Tensor
+    last: Tensor
+    slope: Tensor
+
+    def __call__(self, t: Time) -> Tensor:
+        """The point of the cubic at time t."""
+        s, chord = _fraction(t, self.start, self.span), self.last - self.first
+        return self.first + s * self.slope + s * s * (2 - s) * (chord - self.slope)
+
+
+def _fraction(t: Time, start: Time, span: Time) -> Time:
+    """How much of an interval is over at time t; all of it where the interval is empty."""
+    if isinstance(span, Tensor):
+        empty = span == 0
+        return torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
+    return (t - start) / span if span else 1.0
+
+
+class Paths(Sequence[ControlPath]):
+    """The paths of all intervals, each made when asked for.
+
+    Attributes:
+        kind: the dataclass of a path.
+        columns: the values of each of its fields, one per interval.
+    """
+
+    def __init__(self, kind: Callable[..., ControlPath], **columns: Sequence[Any]) -> None:
+        self.kind, self.columns = kind, columns
+
+    def settle(self) -> None:
+        """Compute what waits to be asked for; inside a stretch that a gradient takes again it would be twice."""
+        for column in self.columns.values():
+            if isinstance(column, Series) and len(column):
+                column[0]
+
+    def __len__(self) -> int:
+        return min(map(len, self.columns.values()))
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self.kind(**{name: column[i] for name, column in self.columns.items()})
+
+
+def _hold(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    return Paths(Held, value=samples)
+
+
+def _rectilinear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    return Paths(Held, value=_before(samples))
+
+
+def _before(samples: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The sample before each; the first one stands for what was before it, so that no path looks ahead."""
+    return samples.delayed() if isinstance(samples, Series) else [*samples[:1], *samples[:-1]]
+
+
+def _linear(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    return Paths(Ramp, start=clock.starts, span=clock.spans, first=_before(samples), last=samples)
+
+
+def _ahead(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    after = samples.advanced() if isinstance(samples, Series) else [*samples[1:], *samples[-1:]]
+    return Paths(Ramp, start=clock.starts, span=clock.spans, first=samples, last=after)
+
+
+def _cubic(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    slopes = []
+    for i, (span, first, last) in enumerate(zip(clock.spans, _before(samples), samples, strict=True)):
+        # Behind the first interval with samples at both ends there is no difference: that one is its chord.
+        slopes.append(last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last))
+    return Paths(Cubic, start=clock.starts, span=clock.spans, first=_before(samples), last=samples, slope=slopes)
+
+
+def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last: Tensor) -> Tensor:
+    """The slope of the interval behind in units of this one; that of this one where the interval behind is empty."""
+    if not isinstance(before, Tensor):
+        return (first - earlier) * (span / before) if before else last - first
+    empty = before == 0
+    return torch.where(empty, last - first, (first - earlier) * (span / torch.where(empty, 1.0, before)))
+
+
+def part(path: ControlPath, j: int, n: int) -> ControlPath:
+    """The path during step j of n equal ones: a piece of its noise, where it has some, else the path itself."""
+    cut: Callable[[int, int], ControlPath] | None = getattr(path, "part", None)
+    return path if cut is None or n == 1 else cut(j, n)
+
+
+def entries(path: Any) -> list[str]:
+    """Names of the values a path is made of: the fields of its dataclass, but for `kind`, which makes it of them."""
+    return [field.name for field in dataclasses.fields(path) if field.name != "kind"]
+
+
+def path_tensors(path: ControlPath) -> dict[str, Tensor]:
+    """The tensors a path of this module is made of, by name: what a gradient with respect to the input flows to."""
+    if not dataclasses.is_dataclass(path):
+        raise InputError(
+            f"a control path of type {type(path).__name__} hides the tensors it is made of: "
+            "use a control of solvers.CONTROLS, or gradient 'backprop'"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, value in ((name, getattr(path, name)) for name in entries(path)):
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif callable(value):
+            tensors.update({f"{name}.{inner}": tensor for inner, tensor in path_tensors(value).items()})
+    return tensors
+
+
+def with_path_tensors(path: ControlPath, tensors: dict[str, Tensor]) -> ControlPath:
+    """The same path made of other tensors."""
+    own: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
+    nested: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+    own.update({name: with_path_tensors(getattr(path, name), values) for name, values in nested.items()})
+    replaced: ControlPath = dataclasses.replace(path, **own)  # type: ignore[type-var]
+    return replaced
+
+
+def mixed(paths: Sequence[ControlPath], index: Tensor, rows: Tensor) -> ControlPath:
+    """One path that is, for its sample r, sample `rows[r]` of `paths[index[r]]`.
+
+    Raises:
+        InputError: the paths are not of one dataclass, so that they cannot be mixed.
+    """
+    kind = paths[0]
+    if not dataclasses.is_dataclass(kind) or len({type(path) for path in paths}) > 1:
+        raise InputError(
+            "samples that are in different intervals of their input need a control whose paths are of one dataclass: "
+            "use one of solvers.CONTROLS, or times shared by all samples"
+        )
+    values = {}
+    for name in entries(kind):
+        parts = [getattr(path, name) for path in paths]
+        if isinstance(parts[0], Tensor):
+            values[name] = torch.stack(torch.broadcast_tensors(*parts))[index, rows]
+    chosen: ControlPath = dataclasses.replace(kind, **values)  # type: ignore[type-var]
+    return chosen
+
+
+CONTROLS: Registry[Control] = Registry("control")
+#: u = u_i on the whole interval that ends at sample i: what a recurrent network does.
+CONTROLS.add("hold", Control("hold", _hold))
+#: From u_{i-1} to u_i on the interval that ends at sample i.
+CONTROLS.add("linear", Control("linear", _linear, memory=1))
+#: From u_i to u_{i+1} on the interval that ends at sample i, which stands for the value at its start: the first-order
+#: hold of signal processing. The last sample is held.
+CONTROLS.add("linear_noncausal", Control("linear_noncausal", _ahead, causal=False))
+#: Hermite cubics with backward differences: as smooth as a path can be that knows no later sample.
+#: Source: Morrill, Kidger, Yang, Lyons, Neural Controlled Differential Equations for Online Prediction Tasks, 2021.
+CONTROLS.add("cubic", Control("cubic", _cubic, memory=2))
+#: u_{i-1} on the interval that ends at sample i: at no time does the state know a sample not taken yet. The path of
+#: Morrill et al. moves along time and input in turn; its moves along the input take no time.
+CONTROLS.add("rectilinear", Control("rectilinear", _rectilinear, memory=1))
+
+
+def get_control(control: str | Control) -> Control:
+    """The control of a name; a Control value is returned as it is."""
+    if isinstance(control, Control):
+        return control
+    if not isinstance(control, str):
+        raise InputError(f"control is {control!r}, expected a name or a Control: choose among {', '.join(CONTROLS)}")
+    return CONTROLS[control]

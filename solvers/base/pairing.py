@@ -1,0 +1,71 @@
+"""The one place that says which field, solver and gradient can work together, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solvers.base.gradient import GRADIENTS, Gradient
+from solvers.base.solver import SOLVERS, Solver
+from solvers.base.values import exporting
+from solvers.errors import PairingError, listed
+from solvers.protocol import STRUCTURES, describe, structure
+
+
+def missing(field: Any, solver: Solver) -> tuple[str, ...]:
+    """The structures that `solver` needs and `field` does not declare."""
+    return tuple(need for need in solver.needs if need not in structure(field))
+
+
+def compatible(field: Any) -> list[str]:
+    """Names of the registered solvers that work with `field`."""
+    return [name for name in SOLVERS if not missing(field, SOLVERS[name])]
+
+
+def _varied(names: list[str]) -> list[str]:
+    """The names, first of each family first, so that a list cut short still shows every kind."""
+    place: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for name in names:
+        family = SOLVERS[name].family
+        place[name] = seen.get(family, 0)
+        seen[family] = place[name] + 1
+    return sorted(names, key=place.__getitem__)
+
+
+def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
+    """Refuse a pairing that cannot work.
+
+    Raises:
+        PairingError: which structure is missing and which solvers would do; or an adaptive solver while exporting.
+    """
+    lacking = missing(field, solver)
+    if lacking:
+        needs = " and ".join(f"a {name} field ({STRUCTURES.get(name, name)})" for name in lacking)
+        raise PairingError(
+            f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
+            f"use one of {listed(_varied(compatible(field)))}"
+        )
+    if exporting():
+        _check_program(solver)
+    if gradient is not None:
+        if "impulsive" in structure(field) and not gradient.jumps:
+            able = [name for name in GRADIENTS if GRADIENTS[name].jumps]
+            raise PairingError(
+                f"gradient {gradient.name!r} cannot go back through the jumps of {describe(field)} at its samples: "
+                f"use one of {listed(able)}"
+            )
+        gradient.check(field, solver)
+
+
+def _check_program(solver: Solver) -> None:
+    """Refuse what an exported program, which does the same for all values, cannot do."""
+    if solver.adaptive:
+        raise PairingError(
+            f"solver {solver.name!r} chooses its steps by the values it meets, and an exported program does the same "
+            "for all values: use a solver with fixed steps, such as 'rk4'"
+        )
+    if solver.family == "stochastic":
+        raise PairingError(
+            f"solver {solver.name!r} draws noise anew in each solve, and an exported program does the same in all: "
+            "use a solver without noise, such as 'euler'"
+        )

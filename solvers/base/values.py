@@ -1,0 +1,34 @@
+"""What can be said of a tensor's values: whether they are known, and finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def non_finite_sample(x: Any) -> int | None:
+    """The first sample of a tensor (or of one in a tuple) with a NaN or infinite entry."""
+    for part in x if isinstance(x, tuple) else (x,):
+        finite = torch.isfinite(part)
+        if not bool(finite.all()):
+            return int((~finite).reshape(part.shape[0], -1).any(1).nonzero()[0]) if part.dim() > 1 else 0
+    return None
+
+
+def concrete(x: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at: not while compiling, nor inside a function transform."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all values are numbers; so taken while they cannot be looked at."""
+    # The sum is cheap; it may overflow where no entry does.
+    return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is writing the operations down, as a program for all values: none can be looked at."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

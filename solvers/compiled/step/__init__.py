@@ -1,0 +1,1 @@
+"""One step: recorded, lowered, differentiated and planned."""

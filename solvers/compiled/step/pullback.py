@@ -1,0 +1,162 @@
+"""The vector-Jacobian product of a step, node by node, in the same language."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from solvers.compiled.step.ir import PREDICATES, Graph, Matrix, Node, ordered
+from solvers.compiled.step.refused import Refused
+
+
+@dataclass
+class Cotangents:
+    """What flows back through one step.
+
+    Attributes:
+        leaves: cotangent of each leaf asked for, by its key.
+        products: x and cotangent of every x M; together the gradient of M.
+    """
+
+    leaves: dict[Any, Node] = field(default_factory=dict)
+    products: list[tuple[Node, Node, Matrix]] = field(default_factory=list)
+
+
+def pullback(
+    graph: Graph,
+    outputs: Sequence[Node],
+    cotangents: Sequence[Node],
+    wanted: Callable[[Any], bool],
+) -> Cotangents:
+    """Cotangents of the leaves (and matrices) that are `wanted`, for those of the outputs."""
+    nodes = ordered(outputs)
+    active: set[Node] = set()
+    for node in nodes:
+        if node.op == "leaf":
+            needs = wanted(node.data)
+        elif node.op == "mm":
+            needs = node.args[0] in active or any(wanted(tile.leaf) for tile in node.data.tiles)
+        else:
+            needs = node.op not in PREDICATES | {"stop"} and any(a in active for a in node.args)
+        if needs:
+            active.add(node)
+    flows: dict[Node, list[Node]] = {}
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        if output in active:
+            flows.setdefault(output, []).append(cotangent)
+    result = Cotangents()
+    for node in reversed(nodes):
+        if node not in flows:
+            continue
+        g = _total(graph, node, flows.pop(node))
+        if node.op in ("leaf", "mm", "slice", "cat"):
+            g = graph.wide(g, node.width)
+        if node.op == "leaf":
+            result.leaves[node.data] = g
+            continue
+        if node.op == "mm" and any(wanted(tile.leaf) for tile in node.data.tiles):
+            result.products.append((node.args[0], g, node.data))
+        for arg, flow in zip(node.args, _flows(graph, node, g), strict=True):
+            if flow is not None and arg in active:
+                flows.setdefault(arg, []).append(_reduced(graph, flow, node, arg))
+    return result
+
+
+def _total(graph: Graph, node: Node, terms: list[Node]) -> Node:
+    """The sum of cotangents; those of slices are cut where any of them begins or ends, and put beside each other."""
+    whole = [t for t in terms if t.op != "pad"]
+    pads = [(t.data[0], t.args[0]) for t in terms if t.op == "pad"]
+    if pads:
+        edges = {0, node.width} | {edge for start, g in pads for edge in (start, start + g.width)}
+        row = []
+        for first, last in itertools.pairwise(sorted(edges)):
+            here = [(start, g) for start, g in pads if start <= first and last <= start + g.width]
+            parts = [graph.slice(g, first - start, last - first) for start, g in here]
+            row.append(graph.sum(parts) if parts else _zeros(graph, last - first))
+        whole.append(graph.cat(row))
+    return graph.sum(whole)
+
+
+def _zeros(graph: Graph, width: int) -> Node:
+    return graph.leaf(("zeros", width), False, width, False)
+
+
+def _reduced(graph: Graph, flow: Node, node: Node, arg: Node) -> Node:
+    """A cotangent summed over the axes along which the argument was repeated."""
+    if flow.op == "pad" or node.op in ("mm", "csum", "bsum", "cat"):
+        return flow
+    if node.width > arg.width:
+        flow = graph.csum(flow) if flow.width > 1 else graph.pointwise("mul", graph.const(node.width), flow)
+    return graph.bsum(flow) if node.batch and not arg.batch else flow
+
+
+def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
+    """The cotangents of the arguments, before `_reduced`."""
+    op, args = node.op, node.args
+
+    def f(name: str, *operands: Node) -> Node:
+        return graph.pointwise(name, *operands)
+
+    def number(value: float) -> Node:
+        return graph.const(value)
+
+    if op == "slice":
+        start = node.data[0]
+        return [Node("pad", (g,), (start, args[0].width), g.batch, args[0].width, True, -1)]
+    if op == "cat":
+        starts = [sum(a.width for a in args[:i]) for i in range(len(args))]
+        parts = [graph.slice(g, start, a.width) for start, a in zip(starts, args, strict=True)]
+        return [p if a.batch else graph.bsum(p) for p, a in zip(parts, args, strict=True)]
+    if op == "mm":
+        return [graph.mm(g, node.data.T)]
+    if op in ("csum", "bsum"):
+        return [g]
+    if op == "add":
+        return [g, g]
+    if op == "sub":
+        return [g, f("neg", g)]
+    if op == "mul":
+        return [f("mul", g, args[1]), f("mul", g, args[0])]
+    if op == "div":
+        share = f("div", g, args[1])
+        return [share, f("neg", f("mul", share, node))]
+    if op == "neg":
+        return [f("neg", g)]
+    if op == "tanh":
+        return [f("mul", g, f("sub", number(1), f("mul", node, node)))]
+    if op == "sigmoid":
+        return [f("mul", g, f("mul", node, f("sub", number(1), node)))]
+    if op == "exp":
+        return [f("mul", g, node)]
+    if op == "expm1":
+        return [f("mul", g, f("add", node, number(1)))]
+    if op == "log":
+        return [f("div", g, args[0])]
+    if op == "log1p":
+        return [f("div", g, f("add", args[0], number(1)))]
+    if op == "sin":
+        return [f("mul", g, f("cos", args[0]))]
+    if op == "cos":
+        return [f("neg", f("mul", g, f("sin", args[0])))]
+    if op == "sqrt":
+        return [f("div", g, f("mul", number(2), node))]
+    if op == "abs":
+        return [f("mul", g, f("sign", args[0]))]
+    if op == "erf":
+        slope = f("mul", number(1.1283791670955126), f("exp", f("neg", f("mul", args[0], args[0]))))
+        return [f("mul", g, slope)]
+    if op == "pow":
+        slope = f("mul", number(node.data), graph.pointwise("pow", args[0], data=node.data - 1))
+        return [f("mul", g, slope)]
+    if op in ("max", "min"):
+        tie = f("mul", number(0.5), g)
+        first = "gt" if op == "max" else "lt"
+        same = f("eq", *args)
+        return [f("where", same, tie, f("where", f(first, a, b), g, number(0))) for a, b in (args, reversed(args))]
+    if op == "where":
+        return [None, f("where", args[0], g, number(0)), f("where", args[0], number(0), g)]
+    if op in ("sign", "floor"):
+        return [None]
+    raise Refused(f"no derivative of {op!r}")

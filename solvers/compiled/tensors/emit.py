@@ -1,0 +1,391 @@
+"""The plan of a step written out as Python on whole-batch tensors: the loop for where there is no compiler.
+
+As in the C++ of `emit_cpu` there is one function for each pass over a sequence, with its own backward pass. Arrays with
+a place for each step are taken apart once, before the loop; the gradient of a matrix is one product over all steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from solvers.compiled.passes import memory
+from solvers.compiled.passes.source import Signature, Source
+from solvers.compiled.step.ir import Matrix, Node, uses
+from solvers.compiled.step.plan import Level, Outer, Place, Plan, Program
+from solvers.compiled.step.refused import Refused
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
+_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
+_CALLS = {"add", "sub", "mul", "div"}
+_UNARY = {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "sin", "cos", "sqrt", "erf", "floor", "abs", "sign", "neg"}
+
+#: Both passes: tensors by name, steps, steps per interval, samples.
+Pass = Callable[[dict[Any, Any], int, int, int], None]
+
+
+def emit(program: Program) -> Source:
+    """The source of a program."""
+    matrices: list[Matrix] = []
+    forward = _Function("forward", program, program.forward, matrices)
+    texts = [forward.text()]
+    backward = None
+    if program.backward is not None:
+        backward = _Function("backward", program, program.backward, matrices)
+        texts.append(backward.text())
+    return Source("\n".join(texts), forward.signature, None if backward is None else backward.signature, matrices)
+
+
+def functions(source: Source) -> tuple[Pass, Pass | None]:
+    """What the source defines."""
+    scope: dict[str, Any] = {"torch": torch, "empty": functools.partial(memory.empty, device=torch.device("cpu"))}
+    exec(compile(source.text, "<step>", "exec"), scope)
+    return scope["forward"], scope.get("backward")
+
+
+class _Function:
+    """Writes one of the two functions."""
+
+    def __init__(self, name: str, program: Program, plan: Plan, matrices: list[Matrix]) -> None:
+        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
+        self.signature = Signature()
+        #: Lines before the loop, and of a step; names of what they define.
+        self.top: list[str] = []
+        self.body: list[str] = []
+        self.declared: dict[Any, str] = {}
+        self.values: dict[Node, str] = {}
+        self.setup = False
+        nodes = [*plan.depth, *(node for level in plan.levels for node, _ in level.stores)]
+        self.count = uses(dict.fromkeys(nodes))
+        for level in plan.levels:
+            for node, _ in level.stores:
+                self.count[node] = self.count.get(node, 0) + 1
+        #: Arrays with a place for each step that another one holds already.
+        self.same = self.shared_arrays()
+        self.after: list[str] = []
+
+    def shared_arrays(self) -> dict[Any, Place]:
+        """Chunks of one value that also lies in the states, in what is saved, or in the gradient of an input."""
+        stored: dict[Any, list[Node]] = {}
+        places: dict[Node, list[Place]] = {}
+        for level in self.plan.levels:
+            for node, place in level.stores:
+                places.setdefault(node, []).append(place)
+                stored.setdefault(place.array, []).append(node)
+        found = {}
+        for array, nodes in stored.items():
+            if array[0] != "chunk" or len(nodes) > 1 or self.plan.widths[array] != nodes[0].width:
+                continue
+            known = [p for p in self.plan.homes.get(nodes[0], []) if _kind(p) in ("state", "next", "saved")]
+            whole = [p for p in places[nodes[0]] if _kind(p) == "dstep" and not self.program.divided]
+            if known or whole:
+                found[array] = (known or whole)[0]
+        return found
+
+    # Arrays
+
+    def declare(self, key: Any, text: str) -> str:
+        """A name for what is made once, before the loop."""
+        if key not in self.declared:
+            self.declared[key] = f"a{len(self.declared)}"
+            self.top.append(f"{self.declared[key]} = {text}")
+        return self.declared[key]
+
+    def given(self, name: Any) -> str:
+        """An argument."""
+        self.signature.pointer(name)
+        return f"given[{name!r}]"
+
+    def whole(self, place: Place, width: int) -> str:
+        """All steps of an array that has a place for each."""
+        place = self.moved(place)
+        if _kind(place) in ("state", "next"):
+            text = self.declare("states", f"{self.given('states')}.flatten(2)")
+        elif _kind(place) == "chunk":
+            shape = f"(steps, batch, {self.plan.widths[place.array]})"
+            text = self.declare(place.array, f"empty({shape}, {self.dtype()})")
+        else:
+            text = self.given(place.array)
+        return f"{text}[..., {place.offset}:{place.offset + width}]"
+
+    def moved(self, place: Place) -> Place:
+        """Where the columns of an array really lie."""
+        other = self.same.get(place.array)
+        return place if other is None else Place(other.array, other.offset + place.offset)
+
+    def steps_of(self, place: Place, width: int) -> str:
+        """The rows of all steps and samples, one after the other."""
+        steps = {"state": "[:-1]", "next": "[1:]"}.get(_kind(self.moved(place)), "")
+        return f"{self.whole(place, width)}{steps}.reshape(-1, {width})"
+
+    def dtype(self) -> str:
+        return f"{self.given('states')}.dtype"
+
+    def view(self, place: Place, width: int) -> str:
+        """Columns of an array in this step."""
+        place = self.moved(place)
+        array, kind, last = place.array, _kind(place), place.offset + width
+        columns = f"{place.offset}:{last}"
+        if kind in ("carry", "sent"):
+            both = [f"{self.given(f'carry{i}')}.flatten(1)[:, {columns}]" for i in (0, 1)]
+            name = self.declare(("carry", columns), f"({', '.join(both)})")
+            return f"{name}[{'turn' if kind == 'carry' else '1 - turn'}]"
+        if kind == "temp":
+            own = self.declare(array, f"torch.empty(batch, {self.plan.widths[array]}, dtype={self.dtype()})")
+            return self.declare((array, columns), f"{own}[:, {columns}]")
+        at = "s"
+        if kind in ("step", "dstep"):
+            at = "s" if array[1] == ("start",) else "at"
+        parts = self.declare(
+            ("states" if kind in ("state", "next") else array, columns),
+            f"{self.whole(place, width)}.unbind(0)",
+        )
+        return f"{parts}[{'s + 1' if kind == 'next' else at}]"
+
+    # Values
+
+    def value(self, node: Node) -> str:
+        """The expression of a value: a name, an array or a number."""
+        if node.op == "const":
+            return f"float({str(node.data)!r})" if node.data - node.data != 0 else f"({node.data!r})"
+        if node not in self.values:
+            known = self.located(node)
+            if known is not None:
+                self.values[node] = known
+            else:
+                text, name = self.function(node), f"v{node.number}"
+                self.line(f"{name} = {text}")
+                self.values[node] = name
+        return self.values[node]
+
+    def line(self, text: str) -> None:
+        (self.top if self.setup else self.body).append(text)
+
+    def located(self, node: Node) -> str | None:
+        """Where a value lies that need not be computed."""
+        if node.op == "stop":
+            return self.value(node.args[0])
+        if node.op == "slice" and node.args[0].op == "leaf" and node.args[0].data[0] in ("state", "step"):
+            homes = self.plan.homes.get(node.args[0])
+            if homes:
+                return self.view(Place(homes[0].array, homes[0].offset + node.data[0]), node.width)
+        if node.op == "leaf" and node.data[0] == "carry":
+            return self.carry(node)
+        if node.op == "leaf" and not node.batch:
+            return self.shared(node)
+        homes = self.plan.homes.get(node, [])
+        for place in homes:
+            kind = _kind(place)
+            stays = self.name == "backward" and kind in ("next", "saved")
+            if node.op in ("leaf", "mm") or stays:
+                return self.view(place, node.width)
+        if node.op == "leaf":
+            raise Refused(f"the leaf {node.data!r} has no place")
+        return None
+
+    def shared(self, node: Node) -> str:
+        """A leaf that all samples share."""
+        key = node.data
+        if key[0] == "zeros":
+            return self.declare(key, f"torch.zeros({key[1]}, dtype={self.dtype()})")
+        if key[0] == "step":
+            at = "s" if key[1] == ("start",) else "at"
+            return f"{self.declare(key, f'{self.given(key)}.unbind(0)')}[{at}]"
+        # A number stays in double precision, which in this form changes no other tensor's.
+        return self.declare(key, self.given(key) + (".reshape(())" if node.width == 1 else ""))
+
+    def carry(self, node: Node) -> str:
+        """The gradient from the step after plus that of the output itself."""
+        width, name = self.program.width, f"v{node.number}"
+        own = self.declare(("gout", node.data[1]), f"given.get({('gout', node.data[1])!r})")
+        parts = self.declare(("gout", node.data[1], "parts"), f"None if {own} is None else {own}.unbind(0)")
+        before = self.view(Place("carry", node.data[1] * width), width)
+        self.line(f"{name} = {before} + {parts}[at] if fresh and {parts} is not None else {before}")
+        return name
+
+    def function(self, node: Node) -> str:
+        """The operation that makes a value."""
+        op, args = node.op, node.args
+        fused = self.fused(node)
+        if fused is not None:
+            return fused
+        if op == "slice":
+            return f"{self.value(args[0])}[..., {node.data[0]}:{node.data[0] + node.width}]"
+        if op == "cat":
+            parts = [f"{self.value(a)}.expand({'batch, ' if node.batch else ''}{a.width})" for a in args]
+            return f"torch.cat(({', '.join(parts)}), -1)"
+        if op == "csum":
+            return f"{self.value(args[0])}.sum(-1{', keepdim=True' if args[0].batch else ''})"
+        if op == "bsum":
+            return f"{self.value(args[0])}.sum({'0' if args[0].width > 1 else ''})"
+        if op in _CALLS and node.batch:
+            # The first argument of these functions is a tensor.
+            x, y = args[::-1] if args[0].op == "const" and op in ("add", "mul") else args
+            if x.op != "const":
+                return f"torch.{op}({self.value(x)}, {self.value(y)})"
+        if op in _INFIX:
+            # Of two numbers Python would make a number, or a truth value that no tensor follows.
+            first = self.typed(args[0]) if args[1].op == "const" else self.value(args[0])
+            return f"{first} {_INFIX[op]} {self.value(args[1])}"
+        if op in _UNARY:
+            return f"torch.{op}({self.typed(args[0])})"
+        if op == "not":
+            return f"torch.logical_not({self.value(args[0])})"
+        if op == "pow":
+            return f"torch.pow({self.value(args[0])}, {node.data!r})"
+        if op == "where":
+            return f"torch.where({', '.join([self.value(args[0]), *map(self.typed, args[1:])])})"
+        if op in ("max", "min"):
+            return self.extremum(node)
+        raise Refused(f"{op!r} is not known to the emitter for torch" if op != "opaque" else "it sums over the samples")
+
+    def typed(self, node: Node) -> str:
+        """A value as a tensor of the state's type, also where it is a number, of which torch makes one of its own."""
+        if node.op != "const":
+            return self.value(node)
+        return self.declare(("number", repr(node.data)), f"torch.tensor({self.value(node)}, dtype={self.dtype()})")
+
+    def extremum(self, node: Node) -> str:
+        """The larger or smaller of two."""
+        numbers = [a for a in node.args if a.op == "const"]
+        if not numbers:
+            return f"torch.{node.op}imum({', '.join(self.value(a) for a in node.args)})"
+        other = next(a for a in node.args if a.op != "const")
+        return f"torch.clamp({self.value(other)}, {'min' if node.op == 'max' else 'max'}={self.value(numbers[0])})"
+
+    def fused(self, node: Node) -> str | None:
+        """A sum or difference with a product in one operation, where that product is used here alone."""
+        if node.op == "mul" and node.batch:
+            return self.slope(*node.args) or self.slope(*node.args[::-1])
+        if node.op not in ("add", "sub") or not node.batch:
+            return None
+        pairs = [node.args] if node.op == "sub" else [node.args, node.args[::-1]]
+        for x, product in pairs:
+            alone = product.op == "mul" and self.count.get(product, 0) == 1 and product not in self.values
+            if not alone or x.scalar or product in self.plan.homes:
+                continue
+            a, b = product.args
+            sign = "-" if node.op == "sub" else ""
+            if a.op == "const":
+                return f"torch.add({self.value(x)}, {self.value(b)}, alpha={sign}{self.value(a)})"
+            if not (a.scalar or b.scalar):
+                rest = ", value=-1" if sign else ""
+                return f"torch.addcmul({self.value(x)}, {self.value(a)}, {self.value(b)}{rest})"
+        return None
+
+    def slope(self, flow: Node, factor: Node) -> str | None:
+        """What flows back through tanh and sigmoid, which is one operation from their results."""
+        if not (flow.batch and flow.width == factor.width) or self.count.get(factor, 0) != 1 or factor in self.values:
+            return None
+        if factor.op == "sub" and factor.args[0].op == "const" and factor.args[0].data == 1:
+            square = factor.args[1]
+            if square.op == "mul" and square.args[0] is square.args[1] and square not in self.values:
+                return f"torch.ops.aten.tanh_backward({self.value(flow)}, {self.value(square.args[0])})"
+        if factor.op == "mul":
+            for y, rest in (factor.args, factor.args[::-1]):
+                turned = rest.op == "sub" and rest.args[0].op == "const" and rest.args[0].data == 1
+                if turned and rest.args[1] is y and rest not in self.values:
+                    return f"torch.ops.aten.sigmoid_backward({self.value(flow)}, {self.value(y)})"
+        return None
+
+    # Steps
+
+    def store(self, node: Node, place: Place) -> None:
+        """Write a value."""
+        kind = _kind(place)
+        if place.array in self.same:
+            return
+        whole = kind in ("next", "sent") and place not in self.plan.parts
+        width = self.program.width if whole else node.width
+        target = self.view(place, width)
+        if node.op == "mm" and place in self.plan.homes.get(node, [])[:1]:
+            return
+        if kind == "dstep" and place.array[1] != ("start",) and self.program.divided:
+            value = self.value(node)
+            self.line(f"{target}.copy_({value}) if fresh else {target}.add_({value})")
+            return
+        if node.batch and node.width == width and node not in self.values and self.located(node) is None:
+            text = self.function(node)
+            if text.startswith("torch.ops.aten."):
+                text = text.replace("_backward(", "_backward.grad_input(")[:-1] + f", grad_input={target})"
+            elif text.startswith("torch.") and node.op not in ("where", "pow", "cat"):
+                text = f"{text[:-1]}, out={target})"
+            else:
+                text = f"{target}.copy_({text})"
+            self.values[node] = f"v{node.number}"
+            self.line(f"v{node.number} = {text}")
+            return
+        value = self.value(node)
+        self.line(f"{target}.fill_({value})" if node.op == "const" else f"{target}.copy_({value})")
+
+    def level(self, level: Level) -> None:
+        """One level."""
+        for node, place in level.stores:
+            self.store(node, place)
+        for p in level.products:
+            if p.matrix not in self.matrices:
+                self.matrices.append(p.matrix)
+            matrix = self.declare(p.matrix, self.given(("matrix", self.matrices.index(p.matrix))))
+            x, out = self.view(p.operand, p.matrix.rows), self.view(p.result, p.matrix.columns)
+            self.line(f"{out}.addmm_({x}, {matrix})" if p.add else f"torch.mm({x}, {matrix}, out={out})")
+
+    def endings(self) -> None:
+        """Add up the gradients of what is shared by steps or samples."""
+        for key, node in self.plan.sinks:
+            total = self.declare(("sum", key), self.given(("sum", key)))
+            if node.op == "bsum" and node.args[0].width == node.width > 1 and self.count.get(node, 0) == 0:
+                self.after.append(f"{total}.add_({self.summed(node.args[0])})")
+            else:
+                self.line(f"{total}.add_({self.value(node)})")
+        for key, node in self.plan.drops:
+            at = "s" if key[1] == ("start",) else "at"
+            parts = self.declare(("drop", key), f"{self.given(('drop', key))}.unbind(0)")
+            self.line(f"{parts}[{at}].add_({self.value(node)})")
+
+    def summed(self, node: Node) -> str:
+        """The sum of a value over steps and samples, taken once after the loop."""
+        for level in self.plan.levels:
+            for other, place in level.stores:
+                kept = _kind(place) == "chunk" or (_kind(place) == "dstep" and not self.program.divided)
+                if other is node and kept:
+                    return f"{self.steps_of(place, node.width)}.sum(0)"
+        known = ("sum of", node) in self.declared
+        own = self.declare(("sum of", node), f"torch.zeros(batch, {node.width}, dtype={self.dtype()})")
+        if not known:
+            # The gradients of two rows may be the same sum.
+            self.line(f"{own}.add_({self.value(node)})")
+        return f"{own}.sum(0)"
+
+    def outer(self, number: int, outer: Outer) -> str:
+        """The gradient of a matrix."""
+        left, right = self.steps_of(outer.left, outer.matrix.rows), self.steps_of(outer.right, outer.matrix.columns)
+        return f"{self.given(('outer', number))}.addmm_({left}.T, {right})"
+
+    def text(self) -> str:
+        """The function."""
+        backward = self.name == "backward"
+        self.setup = True
+        for node in self.plan.setup:
+            self.value(node)
+        self.setup = False
+        for level in self.plan.levels:
+            self.level(level)
+        self.endings()
+        self.after += [self.outer(i, outer) for i, outer in enumerate(self.plan.outers)]
+        steps = "reversed(range(steps))" if backward else "range(steps)"
+        divided = self.program.divided
+        counters = ["at = s // substeps" if divided else "at = s"]
+        fresh = "(s + 1) % substeps == 0" if divided else "True"
+        counters += [f"fresh, turn = {fresh}, (steps - 1 - s) & 1"] if backward else []
+        lines = [f"def {self.name}(given, steps, substeps, batch):"]
+        lines += [f"    {line}" for line in self.top]
+        lines += [f"    for s in {steps}:", *(f"        {line}" for line in (*counters, *self.body))]
+        return "\n".join([*lines, *(f"    {line}" for line in self.after)]) + "\n"
+
+
+def _kind(place: Place) -> str:
+    kind: str = place.array if isinstance(place.array, str) else place.array[0]
+    return kind

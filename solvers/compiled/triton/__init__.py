@@ -1,0 +1,1 @@
+"""The plan of a step as GPU kernels."""

@@ -1,0 +1,1 @@
+"""How a loss is differentiated through the steps, beside plain backpropagation."""

@@ -1,0 +1,283 @@
+"""Reversible integration: the states are rebuilt backwards from the last one instead of being stored."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from solvers.base.gradient import GRADIENTS, Gradient
+from solvers.base.leaves import Leaves
+from solvers.base.loop import Loop
+from solvers.base.segments import Cut
+from solvers.base.solver import SOLVERS, Solver
+from solvers.base.state import parts_of
+from solvers.errors import InputError, NumericalError, PairingError, listed
+from solvers.protocol import describe
+
+Key = tuple[Hashable, ...]
+Parts = tuple[Tensor, ...]
+
+
+#: Steps of a segment of a fast loop between snapshots, at most: beyond this length none was measured to be faster.
+LONGEST = 256
+
+
+class DriftError(NumericalError):
+    """States rebuilt backwards that no longer agree with the stored ones."""
+
+    advice = "use a smaller dt, more snapshots, float64, or gradient 'checkpoint'"
+
+
+@dataclass(frozen=True)
+class Reversible(Gradient):
+    """The gradient of backprop with activation memory that does not depend on the number of steps.
+
+    The backward pass rebuilds the states with the solver's `unstep`, a chunk of steps at a time, and differentiates
+    each chunk. Rounding makes the rebuilt states drift; a fixed number of stored snapshots measures the drift and
+    starts the rebuilding afresh. It can be differentiated once.
+
+    Attributes:
+        snapshots: states stored on the way, evenly spaced.
+        chunk: steps differentiated at a time; memory grows with it, time falls a little. A fast path takes more at a
+            time where that is faster: a number that does not depend on how many there are.
+        limit: relative drift at which a DriftError is raised; the square root of the dtype's precision when None.
+        drifts: a list that collects the relative drift at every snapshot, or None.
+
+    Source: the idea of Gomez et al., NeurIPS 2017, for the steps of a solver, as in UnICORNN's published kernel.
+    """
+
+    snapshots: int = 8
+    chunk: int = 16
+    limit: float | None = None
+    drifts: list[float] | None = field(default=None, compare=False, repr=False)
+
+    jumps: ClassVar[bool] = False
+    compilable: ClassVar[bool] = True
+    undoes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("snapshots", 0), ("chunk", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(
+                    f"{name} of gradient 'reversible' is {value!r}, expected an integer of at least {least}"
+                )
+
+    def check(self, field: Any, solver: Solver) -> None:
+        """Refuse solvers without an inverse step on this field."""
+        if not solver.undoes(field):
+            doing = [name for name in SOLVERS if SOLVERS[name].undoes(field)]
+            raise PairingError(
+                f"gradient 'reversible' needs a solver whose step can be undone on {describe(field)}, and "
+                f"{solver.name!r} is not one: use {listed(doing)}, or gradient 'checkpoint'"
+            )
+
+    def marks(self, starts: Sequence[int]) -> list[int]:
+        """Those of the steps at which states can be stored at which they are; the first one always is."""
+        wanted = self.snapshots + 1
+        return sorted({starts[k * len(starts) // wanted] for k in range(wanted)})
+
+    def cut(self, loop: Loop, carried: Any, fitting: int) -> Cut | None:
+        """The state is kept at the snapshots alone; a segment has at least `chunk` steps, and more where they fit."""
+        substeps, total = loop.substeps, len(loop) * loop.substeps
+        longest = max(self.chunk, min(LONGEST, fitting))
+        unit = substeps if substeps <= longest else 1
+        least = -(-self.chunk // unit) * unit
+        if unit == substeps:
+            starts = list(range(0, total, least))
+        else:
+            starts = [i * substeps + j for i in range(len(loop)) for j in range(0, substeps, least)]
+        marks = self.marks(starts)
+        bounds = sorted({*marks, total, *(range(0, total, substeps) if unit < substeps else ())})
+        edges = [0]
+        for first, last in itertools.pairwise(bounds):
+            edges += [*range(first + longest // unit * unit, last, longest // unit * unit), last]
+        return Cut(edges, marks)
+
+    def measure(self, loop: Loop, rebuilt: Parts, stored: Parts, step: int) -> None:
+        """Record the drift at a snapshot.
+
+        Raises:
+            DriftError: it is beyond the limit.
+        """
+        scale = max(float(part.abs().max()) for part in stored) if stored[0].numel() else 0.0
+        if scale == 0.0:
+            scale = 1.0
+        errors = [(a - b).abs().nan_to_num(math.inf, math.inf) for a, b in zip(rebuilt, stored, strict=True)]
+        drift = max(float(e.max()) for e in errors) / scale if stored[0].numel() else 0.0
+        if self.drifts is not None:
+            self.drifts.append(drift)
+        precision = torch.finfo(stored[0].dtype).eps
+        limit = math.sqrt(precision) if self.limit is None else self.limit
+        if drift > limit:
+            worst = max(errors, key=lambda e: float(e.max()))
+            raise DriftError(
+                f"states rebuilt backwards under solver {loop.solver.name!r} drifted by {drift:.2g} of their size, "
+                f"more than {limit:.2g}: backwards, {describe(loop.field)} is too stiff or too strongly damped",
+                sample=int(worst.reshape(worst.shape[0], -1).amax(1).argmax()) if worst.dim() > 1 else None,
+                step=step // loop.substeps,
+                time=loop.clock.time_at(step // loop.substeps),
+            )
+
+    def run(self, loop: Loop, state: Tensor) -> list[Any]:
+        """The loop, unrecorded, with its backward pass."""
+        carried = loop.solver.open(state)
+        parts = parts_of(carried)
+        leaves = Leaves(loop, 0, len(loop))
+        spec = _Spec(self, loop, leaves, len(parts))
+        flat = _Reversed.apply(spec, *parts, *leaves.tensors.values())  # type: ignore[no-untyped-call]
+        if not isinstance(carried, tuple):
+            return list(flat)
+        return [tuple(flat[i : i + len(parts)]) for i in range(0, len(flat), len(parts))]
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """What the backward pass needs to know, besides tensors."""
+
+    gradient: Reversible
+    loop: Loop
+    leaves: Leaves
+    width: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole loop, substeps counted."""
+        return len(self.loop) * self.loop.substeps
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Ranges of steps, none of which crosses the end of one interval in its middle unless it must."""
+        size = self.gradient.chunk
+        return [(m, min(m + size, self.steps)) for m in range(0, self.steps, size)]
+
+    def form(self, parts: Parts) -> Any:
+        """Parts as the solver carries them."""
+        return parts if self.carries_tuple else parts[0]
+
+    @property
+    def carries_tuple(self) -> bool:
+        """Whether the solver carries a tuple."""
+        return self.width > 1 or self.loop.solver.split
+
+
+def _walk(loop: Loop, carried: Any, first: int, last: int, offset: int = 0) -> list[tuple[int, Any]]:
+    """Steps `first` to `last` - 1 from `carried`: (number of the step reached, state), at interval ends and `last`.
+
+    The loop may be a stretch whose first interval is number `offset` of the whole.
+    """
+    reached = []
+    while first < last:
+        i, j = divmod(first, loop.substeps)
+        stop = min(last - first + j, loop.substeps)
+        carried = loop.steps(i - offset, carried, j, stop)
+        first += stop - j
+        if stop == loop.substeps or first == last:
+            reached.append((first, carried))
+    return reached
+
+
+class _Reversed(torch.autograd.Function):
+    """Forward: the plain loop, unrecorded. Backward: rebuild a chunk, differentiate it, go on to the one before."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: _Spec, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The parts of the carried state after every interval."""
+        loop, stored = spec.loop, {}
+        wanted = spec.gradient.marks([first for first, _ in spec.chunks()])
+
+        def interval(i: int, carried: Any) -> Any:
+            base = i * loop.substeps
+            marks = sorted(m - base for m in wanted if base <= m < base + loop.substeps)
+            at = 0
+            for mark in (*marks, loop.substeps):
+                carried = loop.steps(i, carried, at, mark)
+                at = mark
+                if mark < loop.substeps:
+                    stored[base + mark] = parts_of(carried)
+            return carried
+
+        states = loop.advance(spec.form(tensors[: spec.width]), 0, len(loop), interval)
+        flat = tuple(part for carried in states for part in parts_of(carried))
+        last = flat[-spec.width :]
+        ctx.spec, ctx.snapshot_keys = spec, list(stored)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*last, *(part for parts in stored.values() for part in parts))
+        # A state may come back unchanged (an empty span); autograd wants outputs to be tensors of their own.
+        return tuple(part.clone() if any(part is t for t in tensors) else part for part in flat)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients with respect to the start state and every tensor of the loop."""
+        spec: _Spec = ctx.spec
+        loop = spec.loop
+        saved, width = ctx.saved_tensors, spec.width
+        snapshots = {key: saved[width * (n + 1) : width * (n + 2)] for n, key in enumerate(ctx.snapshot_keys)}
+        parts: Parts = saved[:width]
+        carry: list[Tensor | None] = [None] * width
+        totals: dict[Key, Tensor] = {}
+        with spec.leaves.in_place():
+            for first, last in reversed(spec.chunks()):
+                rebuilt = _rebuild(spec, parts, first, last)
+                if first in snapshots:
+                    spec.gradient.measure(loop, rebuilt, snapshots[first], first)
+                    rebuilt = snapshots[first]
+                carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
+                parts = rebuilt
+        return None, *carry, *(totals.get(key) for key in spec.leaves.tensors)
+
+
+def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
+    """The state before step `first` from the one after step `last` - 1."""
+    loop, carried = spec.loop, spec.form(parts)
+    for m in range(last - 1, first - 1, -1):
+        i, j = divmod(m, loop.substeps)
+        t, h = loop.substep(i)
+        carried = loop.solver.unstep(loop.field, t + j * h if j else t, h, carried, loop.path(i, j))
+    return parts_of(carried)
+
+
+def _differentiate(
+    spec: _Spec,
+    start: Parts,
+    first: int,
+    last: int,
+    carry: list[Tensor | None],
+    grads: tuple[Tensor | None, ...],
+    totals: dict[Key, Tensor],
+) -> list[Tensor | None]:
+    """Backprop through one chunk: adds to `totals`, returns the gradient of its start state."""
+    loop, width = spec.loop, spec.width
+    begin, end = first // loop.substeps, (last - 1) // loop.substeps + 1
+    leaves = Leaves(loop, begin, end)
+    values = leaves.cut()
+    wanted = {key: value for key, value in values.items() if value.requires_grad}
+    with torch.enable_grad():
+        inputs = tuple(part.detach().requires_grad_(True) for part in start)
+        reached = _walk(leaves.rebuilt(values), spec.form(inputs), first, last, begin)
+    outputs: list[Tensor] = []
+    given: list[Tensor] = []
+    for step, carried in reached:
+        whole = step % loop.substeps == 0
+        place = (step // loop.substeps - 1) * width
+        for k, part in enumerate(parts_of(carried)):
+            for grad in (grads[place + k] if whole else None, carry[k] if step == last else None):
+                if grad is not None and part.requires_grad:
+                    outputs.append(part)
+                    given.append(grad)
+    if not outputs:
+        return [None] * width
+    found = torch.autograd.grad(outputs, (*inputs, *wanted.values()), given, allow_unused=True)
+    for key, grad in zip(wanted, found[width:], strict=True):
+        if grad is not None:
+            totals[key] = totals[key] + grad if key in totals else grad
+    return list(found[:width])
+
+
+GRADIENTS.add("reversible", Reversible("reversible"))

@@ -1,0 +1,1 @@
+"""Linear fields solved for all times at once."""

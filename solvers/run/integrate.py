@@ -1,0 +1,307 @@
+"""One-call use: integrate a field from a state over given times, with any solver and gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.adaptive.batch import Rows
+from solvers.adaptive.controller import Tally
+from solvers.adaptive.driver import Driver, Status
+from solvers.adaptive.events import Event, EventWatch, Occurrences
+from solvers.adaptive.native import Native
+from solvers.adaptive.outputs import Outputs
+from solvers.adaptive.shared import Adaptive
+from solvers.base.control import Held
+from solvers.base.counted import Counted
+from solvers.base.gradient import Gradient, get_gradient
+from solvers.base.pairing import check
+from solvers.base.solver import Solver, get
+from solvers.errors import InputError, NumericalError
+from solvers.gradients.adjoint import Adjoint
+from solvers.methods.stochastic import Stochastic
+from solvers.protocol import ControlPath, Time, bind
+from solvers.run.intervals import BookedAdaptive, BookedNative, Plan, booked, by_intervals
+from solvers.run.sampled import Pieces, Sampled
+
+#: What `integrate` takes as an input: nothing, u(t), a constant u `(batch, channels)`, or known samples of it.
+Input = Callable[[Time], Any] | Tensor | Sampled | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What each sample cost, `(batch,)` integers each.
+
+    Attributes:
+        steps: accepted steps.
+        rejections: steps that were tried and taken back.
+        evaluations: evaluations of the right-hand side.
+    """
+
+    steps: Tensor
+    rejections: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Integration:
+    """The result of `integrate`.
+
+    Attributes:
+        times: `(time,)` or `(batch, time)`, in float64 where the device has it.
+        states: `(batch, time, components, hidden)`; NaN at times that a sample did not reach.
+        status: one per sample; `status.message` says it in words.
+        statistics: what it cost.
+        events: the crossings of each event, in the order in which the events were given.
+    """
+
+    times: Tensor
+    states: Tensor
+    status: tuple[Status, ...]
+    statistics: Statistics
+    events: tuple[Occurrences, ...] = ()
+
+    @property
+    def success(self) -> bool:
+        """Whether every sample reached its last time, or an event that stopped it."""
+        return all(status in (Status.SUCCESS, Status.EVENT) for status in self.status)
+
+
+def integrate(
+    field: Any,
+    state0: Tensor,
+    times: Tensor | Sequence[float],
+    control: Input = None,
+    method: str | dict[str, Any] | Solver = "native_dopri5",
+    gradient: str | Gradient = "backprop",
+    substeps: int = 1,
+    dt: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_dt: float | None = None,
+    events: Event | Sequence[Event] | None = None,
+    throw: bool = True,
+) -> Integration:
+    """Integrate d state/dt = f(t, state, u(t)) from times[0], where the state is `state0`, over the other times.
+
+    Native methods take steps that do not depend on the times asked for (dense output), each sample its own; those of
+    torchdiffeq do so where all samples share their times and the input does not jump. All others step from time to
+    time, and so does everything under another gradient than backprop.
+
+    Args:
+        field: a function f(t, state, u) or a module: t `(batch, 1)` or a number, state `(batch, components, hidden)`,
+            u as the control gives it (None without one). Under a native method it sees the samples that are still on
+            their way, as a smaller batch, unless `compact` is False.
+        state0: `(batch, components, hidden)`.
+        times: `(time,)` or `(batch, time)`, increasing or decreasing (then backward in time).
+        control: the input: None, a function u(t) without jumps, a constant tensor `(batch, channels)`, or `Sampled`.
+        method: a solver, by name, as a mapping `{"name": ..., **options}`, or as a value.
+        gradient: how the states are differentiated, by name or as a value.
+        substeps: equal steps between two times, for methods of fixed step.
+        dt: instead of `substeps`, the longest step: each sample takes the fewest equal steps no longer than that.
+        rtol, atol: tolerances of an adaptive method.
+        max_dt: the longest step of any method.
+        events: what to record, or to stop at; native methods with backprop only.
+        throw: raise where a sample fails; otherwise its status says so, and the other samples go on.
+
+    Raises:
+        InputError: arguments that do not fit.
+        NumericalError: a sample could not be integrated, with `throw`.
+    """
+    solver = _with_tolerances(get(method), rtol, atol)
+    chosen = get_gradient(gradient)
+    check(field, solver, chosen)
+    _check_steps(solver, substeps, dt, max_dt)
+    given = [events] if isinstance(events, Event) else list(events or ())
+    if not all(isinstance(event, Event) for event in given):
+        raise InputError("events are not all solvers.Event: wrap each function, as in Event(lambda t, x: x[:, 0, 0])")
+    _check_state(state0)
+    clock = _clock(times, state0)
+    path = _path(control, state0)
+    if isinstance(solver, Native) and chosen.name == "backprop":
+        return _native(field, _bounded(solver, max_dt), state0, clock, path, given, throw)
+    if given:
+        raise InputError(
+            f"events need a native method and gradient 'backprop', got {solver.name!r} and {chosen.name!r}: "
+            "use method='native_dopri5'"
+        )
+    one_call = isinstance(solver, Adaptive) and chosen.name == "backprop" and max_dt is None
+    if one_call and _joint(clock) and state0.numel() and not isinstance(path, Sampled):
+        try:
+            assert isinstance(solver, Adaptive)
+            return _in_one_call(field, solver, state0, clock, path)
+        except NumericalError:
+            if throw:
+                raise
+    return _stepwise(field, solver, chosen, state0, clock, path, substeps, _least(dt, max_dt), throw)
+
+
+def _native(
+    field: Any,
+    solver: Native,
+    state: Tensor,
+    times: Tensor,
+    path: ControlPath | Sampled,
+    events: list[Event],
+    throw: bool,
+) -> Integration:
+    """Through the per-sample driver: one run over each piece of the input, outputs by dense output."""
+    batch, count = len(state), times.shape[-1]
+    per_sample = times.expand(batch, -1)
+    outputs, watch = Outputs(batch, count), EventWatch(events, batch) if events else None
+    outputs.put((per_sample == per_sample[:, :1]).cpu().numpy(), state)
+    driver = Driver(solver, batch, watch, outputs, throw)
+    pieces = Pieces.of(times[..., [0, -1]], path)
+    bounds = pieces.bounds.expand(batch, -1)
+    bound, x = bind(field), state
+    for j in range(pieces.count):
+        start, span = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
+        still = span == 0
+        fractions = (per_sample - start) / torch.where(still, 1.0, span)
+        outputs.enter(torch.where(still, -1.0, fractions))
+        x = driver.advance(Rows(bound, start, span, x, pieces.paths[j]), x)
+    found = watch.collect(state) if watch is not None else ()
+    status = tuple(Status(int(value)) for value in driver.tally.status)
+    return Integration(times, outputs.collect(), status, _statistics([driver.tally], state), found)
+
+
+def _in_one_call(field: Any, solver: Adaptive, state: Tensor, times: Tensor, path: ControlPath) -> Integration:
+    """Through one call of torchdiffeq over times that all samples share."""
+    method, counted = booked(solver), Counted(bind(field))
+    assert isinstance(method, BookedAdaptive)
+    span = times[-1] - times[0]
+    start, length = (x.to(state.dtype) for x in (times[0], span))
+    states = method.along(counted, start, length, state, path, (times - times[0]) / span)
+    tally = _shared_tally(len(state), counted.evaluations, *method.book)
+    status = (Status.SUCCESS,) * len(state)
+    return Integration(times, states.transpose(0, 1), status, _statistics([tally], state))
+
+
+def _stepwise(
+    field: Any,
+    solver: Solver,
+    gradient: Gradient,
+    state: Tensor,
+    times: Tensor,
+    path: ControlPath | Sampled,
+    substeps: int,
+    longest: float | None,
+    throw: bool,
+) -> Integration:
+    """Through the loop, from time to time."""
+    pieces = Pieces.of(times, path).driven(solver, state.dtype)
+    # A part of a Brownian path is drawn for the whole batch, so that all samples take their steps together.
+    plan = Plan.of(pieces, substeps, longest, state.dtype, alike=solver.alike)
+    if isinstance(gradient, Adjoint) and isinstance(solver, Native):
+        rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
+        gradient = dataclasses.replace(gradient, rtol=rtol, atol=atol)
+    method = booked(solver)
+    states, trajectory, status = by_intervals(field, method, gradient, plan, state, throw)
+    ended = set(status) <= {Status.SUCCESS}
+    reached = None if ended else (~states[:, 1:].detach().flatten(2).isnan().any(-1)).cpu().numpy()
+    if pieces.places is not None:
+        places = pieces.places.expand(len(state), -1)
+        states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
+    if isinstance(method, BookedNative):
+        tallies = method.book
+    elif isinstance(method, BookedAdaptive | Stochastic) and method.adaptive and method.book is not None:
+        tallies = [_shared_tally(len(state), trajectory.evaluations, *method.book)]
+    else:
+        tallies = [_shared_tally(len(state), trajectory.evaluations, plan.steps(reached))]
+    return Integration(times, states, tuple(status), _statistics(tallies, state))
+
+
+def _shared_tally(samples: int, evaluations: int, steps: Any, rejections: int = 0) -> Tally:
+    tally = Tally(samples)
+    tally.evaluations[:], tally.steps[:], tally.rejections[:] = evaluations, steps, rejections
+    return tally
+
+
+def _statistics(tallies: list[Tally], state: Tensor) -> Statistics:
+    total = [
+        torch.from_numpy(sum((getattr(tally, name) for tally in tallies), np.zeros(len(state), np.int64)))
+        for name in ("steps", "rejections", "evaluations")
+    ]
+    return Statistics(*(value.to(state.device) for value in total))
+
+
+def _with_tolerances(solver: Solver, rtol: float | None, atol: float | None) -> Solver:
+    given = {"rtol": rtol, "atol": atol}
+    return solver.with_options(**{name: value for name, value in given.items() if value is not None})
+
+
+def _bounded(solver: Native, max_dt: float | None) -> Native:
+    longest = _least(solver.max_step, max_dt)
+    bounded = solver if longest is None else solver.with_options(max_step=longest)
+    assert isinstance(bounded, Native)
+    return bounded
+
+
+def _least(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _joint(times: Tensor) -> bool:
+    """Whether one call of torchdiffeq can go along these times: all samples share them, and no two are the same."""
+    return times.dim() == 1 and times.shape[0] > 1 and bool((times.detach().diff() != 0).all())
+
+
+def _path(control: Input, state: Tensor) -> ControlPath | Sampled:
+    """The input as a path, or as samples."""
+    if control is None or isinstance(control, Tensor):
+        return Held(control)  # type: ignore[arg-type]
+    if isinstance(control, Sampled):
+        if len(control.samples) != len(state):
+            raise InputError(f"control has {len(control.samples)} samples in its batch, the state has {len(state)}")
+        return control
+    if not callable(control):
+        raise InputError(
+            f"control is a {type(control).__name__}, expected None, a function u(t), a tensor (batch, channels) or "
+            "a solvers.Sampled"
+        )
+    return control
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, Tensor) or state.dim() != 3 or not state.is_floating_point():
+        got = f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        raise InputError(f"state0 is {got}, expected a floating tensor (batch, components, hidden)")
+    if not bool(torch.isfinite(state).all()):
+        raise InputError("state0 has NaN or infinite entries, expected finite values")
+
+
+def _clock(times: Any, state: Tensor) -> Tensor:
+    """The times in the precision of clocks."""
+    precision = state.dtype if state.device.type == "mps" else torch.float64
+    # A list is not made a tensor of the default dtype on the way: that would round it to float32.
+    dtype = times.dtype if isinstance(times, Tensor) else precision
+    clock = torch.as_tensor(times, dtype=dtype, device=state.device)
+    if clock.dim() not in (1, 2) or (clock.dim() == 2 and len(clock) != len(state)) or not clock.shape[-1]:
+        raise InputError(f"times have shape {tuple(clock.shape)}, expected (time,) or ({len(state)}, time)")
+    clock = clock.to(precision)
+    values = clock.detach().cpu().numpy()
+    steps = np.diff(values)
+    if not np.isfinite(values).all():
+        raise InputError("times have NaN or infinite entries, expected finite values")
+    if not ((steps >= 0).all(-1) | (steps <= 0).all(-1)).all():
+        raise InputError("times turn around, expected them to increase or to decrease: sort them")
+    return clock
+
+
+def _check_steps(solver: Solver, substeps: Any, dt: Any, max_dt: Any) -> None:
+    if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+        raise InputError(f"substeps is {substeps!r}, expected a positive integer")
+    for name, value in (("dt", dt), ("max_dt", max_dt)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < float("inf")):
+            raise InputError(f"{name} is {value!r}, expected a positive number")
+    if solver.adaptive and (substeps > 1 or dt is not None):
+        raise InputError(f"solver {solver.name!r} chooses its own steps: leave out substeps and dt, or give max_dt")
+    if substeps > 1 and dt is not None:
+        raise InputError("both substeps and dt were given: leave one of them out")

@@ -1,0 +1,139 @@
+"""The loop: one solver stepped over every interval of a sampled input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.base.clock import Clock
+from solvers.base.control import Control, Paths
+from solvers.base.counted import Counted
+from solvers.base.gradient import Gradient
+from solvers.base.loop import Loop
+from solvers.base.pairing import check
+from solvers.base.solver import Solver
+from solvers.base.substeps import bounded
+from solvers.base.values import finite, non_finite_sample
+from solvers.compiled.passes.states import States
+from solvers.errors import NonFiniteStateError, NumericalError
+from solvers.methods.impulsive import Impulsive
+from solvers.protocol import bind, structure
+from solvers.run import backend
+from solvers.run.record import PLAIN, Record
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The states of a solve.
+
+    Attributes:
+        solver: what made them.
+        steps: the state after each interval, in the form the solver carries it.
+        evaluations: right-hand-side evaluations, each for the whole batch.
+        record: which path computed them, and why.
+    """
+
+    solver: Solver
+    steps: Sequence[Any]
+    evaluations: int
+    record: Record = PLAIN
+
+    def states(self) -> Tensor:
+        """The state after each interval, `(batch, time, components, hidden)`."""
+        if isinstance(self.steps, States):
+            return self.steps.states()
+        return torch.stack([self.solver.close(carried) for carried in self.steps], dim=1)
+
+    def positions(self) -> Tensor:
+        """The first component after each interval, `(batch, time, hidden)`."""
+        if isinstance(self.steps, States):
+            return self.steps.positions()
+        # Stacked time first, so that each step is one contiguous block, and seen batch first.
+        return torch.stack([self.solver.position(carried) for carried in self.steps]).transpose(0, 1)
+
+    def end(self) -> Tensor:
+        """The state after the last interval, `(batch, components, hidden)`."""
+        return self.solver.close(self.steps[-1])
+
+
+def solve(
+    field: Any,
+    solver: Solver,
+    gradient: Gradient,
+    control: Control,
+    clock: Clock,
+    samples: Sequence[Tensor],
+    state: Tensor,
+    substeps: int = 1,
+    max_dt: float | None = None,
+    positions_only: bool = False,
+    jumps: bool = True,
+) -> Trajectory:
+    """Step `field` from `state` over the intervals of `clock`, driven by the input currents `samples`.
+
+    Args:
+        field: right-hand side with the structure that `solver` needs.
+        solver, gradient, control: values from their registries.
+        clock: intervals; interval i ends at sample i.
+        samples: input current at each sample, `(batch, channels)` each.
+        state: `(batch, components, hidden)` at the start of the first interval.
+        substeps: equal steps per interval.
+        max_dt: the longest step: a sample whose span is longer takes more, equal steps.
+        positions_only: the trajectory will be asked for its positions and its end alone, so that nothing else need
+            be kept of it; a gradient that saves memory may then do without the rest.
+        jumps: the intervals end at samples, at which the state of an impulsive field jumps.
+
+    Raises:
+        PairingError: the field lacks what the solver needs.
+        NumericalError: the state became non-finite, or an adaptive solver gave up.
+    """
+    check(field, solver, gradient)
+    counted = Counted(bind(field))
+    paths = solver.driven(control.paths(samples, clock), clock)
+    division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
+    if jumps and "impulsive" in structure(field):
+        solver, division = Impulsive.over(solver, division, clock, paths)
+    loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
+    states: Sequence[Any] | None
+    try:
+        whole = not positions_only or len(division.clock) > len(clock)
+        states, record = backend.attempt(field, loop, gradient, state, not whole)
+        if states is None:
+            if isinstance(loop.paths, Paths):
+                loop.paths.settle()
+            states = gradient.run(loop, state)
+        _check_finite(states, loop, state)
+    except NumericalError as error:
+        if error.step is not None:
+            error.step = division.owner(error.step)
+        raise
+    if len(division.clock) > len(clock):
+        states = [states[mark - 1] for mark in division.marks]
+    return Trajectory(solver, states, counted.evaluations, record)
+
+
+def _check_finite(states: Sequence[Any], loop: Loop, start: Tensor) -> None:
+    """Refuse a trajectory that left the numbers.
+
+    Looking at the last state is enough, and cheap: every method adds to the state, so a NaN or an infinity stays.
+    """
+    if not states:
+        return
+    last = states.end if isinstance(states, States) else loop.solver.close(states[-1])
+    if finite(last):
+        return
+    if isinstance(states, States) and not states.complete:
+        # Which state was the first is seen in all of them alone: they are computed again.
+        with torch.no_grad():
+            states = loop.advance(loop.solver.open(start), 0, len(loop))
+    for i, state in enumerate(states):
+        sample = non_finite_sample(loop.solver.close(state))
+        if sample is not None:
+            solver, time = loop.solver.name, loop.clock.time_at(i, sample)
+            raise NonFiniteStateError(
+                f"the state became non-finite under solver {solver!r}", sample=sample, step=i, time=time
+            )
