@@ -171,7 +171,8 @@ class Semilinear(VectorField):
     def operator(self, terms: frozenset[str] | None = None) -> LinearOperator:
         """L, with the chosen terms."""
         raise InputError(
-            f"{type(self).__name__} defines no operator(terms): return a solvers.LinearOperator such as solvers.OscillatorOperator"
+            f"{type(self).__name__} defines no operator(terms): return a solvers.LinearOperator such as "
+            "solvers.OscillatorOperator"
         )
 
     def linear(self, state: Tensor, terms: frozenset[str] | None = None) -> Tensor:

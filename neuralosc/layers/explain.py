@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 import solvers
+from neuralosc.layers.solution import run
 from solvers.compiled.products import shortest
 from solvers.run.audit import SavedMemory
 
 if TYPE_CHECKING:
     from neuralosc.layers.inputs import Lengths
-    from neuralosc.layers.rnn import ContinuousRNN
     from neuralosc.layers.solution import Solution
+    from neuralosc.layers.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Explanation:
 
 
 def explain(
-    rnn: ContinuousRNN,
+    rnn: Stack,
     x: Tensor,
     state: Tensor | None = None,
     timespans: Tensor | None = None,
@@ -96,7 +97,7 @@ def explain(
 ) -> Explanation:
     """See `ContinuousRNN.explain`."""
     with torch.random.fork_rng(devices=[]):
-        solution = rnn.solve(x, state, timespans, lengths)
+        solution = run(rnn, x, state, timespans, lengths, positions_only=False)
         layers = tuple(_layer(rnn, i, solution) for i in range(len(rnn.fields)))
     batch, length = x.shape[:2]
     title = (
@@ -110,7 +111,7 @@ def explain(
     return found
 
 
-def _layer(rnn: ContinuousRNN, index: int, solution: Solution) -> LayerPath:
+def _layer(rnn: Stack, index: int, solution: Solution) -> LayerPath:
     record = solution.trajectories[index].record
     saved, seconds = _measured(rnn, index, solution)
     x = solution.inputs[index]
@@ -121,7 +122,7 @@ def _layer(rnn: ContinuousRNN, index: int, solution: Solution) -> LayerPath:
     return LayerPath(name, field, record.path, record.reason, saved, units, seconds, floor, record.source)
 
 
-def _measured(rnn: ContinuousRNN, index: int, solution: Solution) -> tuple[int, float]:
+def _measured(rnn: Stack, index: int, solution: Solution) -> tuple[int, float]:
     """Bytes that a training step of a layer keeps, and the shortest time of three such steps."""
     x, start, spans = solution.inputs[index].detach(), solution.start[index].detach(), solution.spans(index).detach()
     uniform = spans.dim() == 1 and bool((spans == 1).all())

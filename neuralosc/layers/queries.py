@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-import solvers
 from neuralosc.layers import inputs
 from neuralosc.layers.solution import beside
 from solvers.base.clock import Clock
@@ -17,11 +16,11 @@ from solvers.errors import InputError
 from solvers.protocol import ControlPath
 
 if TYPE_CHECKING:
-    from neuralosc.layers.rnn import ContinuousRNN
     from neuralosc.layers.solution import Solution
+    from neuralosc.layers.stack import Stack
 
 
-def states_at(rnn: ContinuousRNN, solution: Solution, at: Tensor | Sequence[float]) -> Tensor:
+def states_at(rnn: Stack, solution: Solution, at: Tensor | Sequence[float]) -> Tensor:
     """States of the last layer at times `at`, `(times,)` or `(batch, times)`: `(batch, times, components, channels)`.
 
     Those of the reverse direction, whose clock starts at the timespan of the first sample after the last one and runs
@@ -49,7 +48,7 @@ def _exact(spans: Tensor) -> Tensor:
     return spans.double() if spans.device.type != "mps" else spans
 
 
-def _states(rnn: ContinuousRNN, solution: Solution, index: int, wanted: Tensor) -> Tensor:
+def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tensor:
     """States of one field at times `(batch, times)` of its own clock.
 
     Every query is a row of its own: it starts at the sample before its time, and all rows take one interval together.
@@ -73,8 +72,7 @@ def _states(rnn: ContinuousRNN, solution: Solution, index: int, wanted: Tensor) 
 
     def run(path: ControlPath, chosen: Tensor) -> Tensor:
         clock = Clock((starts[chosen],), (lengths[chosen],))
-        given = solvers.Control("given", lambda samples, clock: [path])
-        return rnn.run_layer(index, given, clock, (), states[chosen], jumps=False).end()
+        return rnn.run_layer(index, [path], clock, states[chosen], jumps=False).end()
 
     found = states.new_empty(0, *states.shape[1:])
     between, after = (interval < count).nonzero().squeeze(-1), (interval == count).nonzero().squeeze(-1)

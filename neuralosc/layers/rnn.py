@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import solvers
-from neuralosc import arguments
-from neuralosc.field import VectorField
 from neuralosc.layers import explain, queries
-from neuralosc.layers import solution as stack
-from neuralosc.layers import stream as online
+from neuralosc.layers import solution as passes
+from neuralosc.layers import stream as streams
 from neuralosc.layers.explain import Explanation
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.solution import Solution
-from neuralosc.layers.stack import skip_map as stack_skip_map
+from neuralosc.layers.stack import Stack
 from neuralosc.layers.stream import Stream
-from solvers.base.clock import Clock
-from solvers.errors import InputError
 
 
-class ContinuousRNN(RecurrentLayer):
+class ContinuousRNN(Stack):
     """A recurrent layer: a vector field stepped by a solver from sample to sample.
 
     Between sample i-1 and sample i the state follows d state/dt = f(t, state, u(t)) for timespans_i * dt, driven by
@@ -58,59 +52,6 @@ class ContinuousRNN(RecurrentLayer):
     Raises:
         PairingError: the solver cannot work with the field.
     """
-
-    def __init__(
-        self,
-        field: VectorField | Sequence[VectorField],
-        solver: str | dict[str, Any] | solvers.Solver = "rk4",
-        dt: float | Sequence[float] = 1.0,
-        substeps: int = 1,
-        gradient: str | solvers.Gradient = "backprop",
-        control: str | solvers.Control = "hold",
-        dropout: float = 0.0,
-        missing: str = "error",
-        max_dt: float | None = None,
-        bidirectional: bool = False,
-        residual: bool = False,
-    ) -> None:
-        directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
-        fields = arguments.layers(field, directions)
-        first, layers = fields[0], len(fields) // directions
-        super().__init__(first.input_size, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
-        self.fields = nn.ModuleList(fields)
-        self.residual = arguments.flag("residual", residual)
-        self.skip = stack_skip_map(first, self.input_size, self.output_size) if residual else None
-        self._choose(solver, dt, substeps, gradient, control, max_dt)
-
-    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
-        """Set the independent choices, checked."""
-        self.solver = solvers.get(solver)
-        self.gradient = solvers.get_gradient(gradient)
-        self.control = solvers.get_control(control)
-        self.dts = arguments.steps(dt, self.num_layers)
-        self.substeps = arguments.count("substeps", substeps)
-        self.max_dt = None if max_dt in (None, math.inf) else arguments.positive("max_dt", max_dt)
-        for field in self.fields:
-            solvers.check(field, self.solver, self.gradient)
-
-    @property
-    def field(self) -> VectorField:
-        """The vector field of a network with one layer and one direction."""
-        if len(self.fields) > 1:
-            ways = " in two directions" if self.bidirectional else ""
-            raise InputError(f"this network has {self.num_layers} layers{ways}: take one of rnn.fields")
-        return self.layer(0)
-
-    def layer(self, index: int) -> VectorField:
-        """The vector field at a place in `fields`: that of a layer, or of a direction of it."""
-        field = self.fields[index]
-        assert isinstance(field, VectorField)
-        return field
-
-    @property
-    def dt(self) -> float | tuple[float, ...]:
-        """Time between two samples whose timespan is 1; one per layer where they differ."""
-        return self.dts[0] if len(set(self.dts)) == 1 else self.dts
 
     def extra_repr(self) -> str:
         """What the module shows of itself."""
@@ -149,21 +90,10 @@ class ContinuousRNN(RecurrentLayer):
             swapped.config = {**self.config, **swapped.choices()}
         return swapped
 
-    def choices(self) -> dict[str, Any]:
-        """The independent choices, as configurations store them."""
-        return {
-            "dt": list(self.dts) if isinstance(self.dt, tuple) else self.dt,
-            "solver": solvers.spec(self.solver),
-            "substeps": self.substeps,
-            "gradient": solvers.gradient_spec(self.gradient),
-            "control": self.control.name,
-            "max_dt": self.max_dt,
-        }
-
     def _run(
         self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
     ) -> tuple[Tensor, Tensor]:
-        solution = stack.run(self, x, state, timespans, lengths, positions_only=True)
+        solution = passes.run(self, x, state, timespans, lengths, positions_only=True)
         return solution.output, solution.state
 
     def solve(
@@ -174,7 +104,7 @@ class ContinuousRNN(RecurrentLayer):
         lengths: Lengths | None = None,
     ) -> Solution:
         """Like calling the layer, with the states of every layer at every sample and the cost."""
-        return stack.run(self, x, state, timespans, lengths, positions_only=False)
+        return passes.run(self, x, state, timespans, lengths, positions_only=False)
 
     def trajectory(
         self,
@@ -222,7 +152,7 @@ class ContinuousRNN(RecurrentLayer):
             a `Stream`, which holds it, where earlier samples matter too (a control other than "hold", or
             `missing="hold"`).
         """
-        return online.step(self, x, state, timespan, time)
+        return streams.step(self, x, state, timespan, time)
 
     def explain(
         self,
@@ -245,36 +175,3 @@ class ContinuousRNN(RecurrentLayer):
             show: print it.
         """
         return explain.explain(self, x, state, timespans, lengths, source, show)
-
-    def run_layer(
-        self,
-        index: int,
-        control: solvers.Control,
-        clock: Clock,
-        samples: Sequence[Tensor],
-        state: Tensor,
-        positions_only: bool = False,
-        jumps: bool = True,
-    ) -> solvers.Trajectory:
-        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
-        return solvers.solve(
-            self.layer(index),
-            self.solver.branch(index),
-            self.gradient,
-            control,
-            clock,
-            samples,
-            state,
-            self.substeps,
-            self.max_dt,
-            positions_only,
-            jumps,
-        )
-
-    def run_from(
-        self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
-    ) -> solvers.Trajectory:
-        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
-        dt = self.dts[index // self.directions]
-        clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(index, self.control, clock, self.layer(index).currents(x), state, positions_only)

@@ -15,7 +15,7 @@ from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.recurrent import gathered
 
 if TYPE_CHECKING:
-    from neuralosc.layers.rnn import ContinuousRNN
+    from neuralosc.layers.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Solution:
 
 
 def run(
-    rnn: ContinuousRNN,
+    rnn: Stack,
     x: Tensor,
     state: Tensor | None,
     timespans: Tensor | None,
@@ -154,7 +154,7 @@ def run(
     return Solution(x, end, trajectories, given, starts, ways)
 
 
-def joined(rnn: ContinuousRNN, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+def joined(rnn: Stack, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """What a layer gives, `(batch, time, features)`, from what went into it and the positions of its directions."""
     output = beside(outputs)
     if rnn.training and rnn.dropout:

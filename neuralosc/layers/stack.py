@@ -1,8 +1,108 @@
-"""Fields, solver, gradient, control: what is stepped and how."""
+"""Fields, solver, gradient and control of a recurrent layer: what is stepped, and how."""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+import solvers
+from neuralosc import arguments
+from neuralosc.field import VectorField
+from neuralosc.layers.recurrent import RecurrentLayer
+from solvers.base.clock import Clock
+from solvers.errors import InputError
+from solvers.protocol import ControlPath
+from solvers.run.solve import solve_paths
+
+
+class Stack(RecurrentLayer):
+    """The fields of a recurrent layer with the choices they share; `ContinuousRNN` describes the arguments."""
+
+    def __init__(
+        self,
+        field: VectorField | Sequence[VectorField],
+        solver: str | dict[str, Any] | solvers.Solver = "rk4",
+        dt: float | Sequence[float] = 1.0,
+        substeps: int = 1,
+        gradient: str | solvers.Gradient = "backprop",
+        control: str | solvers.Control = "hold",
+        dropout: float = 0.0,
+        missing: str = "error",
+        max_dt: float | None = None,
+        bidirectional: bool = False,
+        residual: bool = False,
+    ) -> None:
+        directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
+        fields = arguments.layers(field, directions)
+        first, layers = fields[0], len(fields) // directions
+        super().__init__(first.input_size, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
+        self.fields = nn.ModuleList(fields)
+        self.residual = arguments.flag("residual", residual)
+        self.skip = skip_map(first, self.input_size, self.output_size) if residual else None
+        self._choose(solver, dt, substeps, gradient, control, max_dt)
+
+    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
+        """Set the independent choices, checked."""
+        self.solver = solvers.get(solver)
+        self.gradient = solvers.get_gradient(gradient)
+        self.control = solvers.get_control(control)
+        self.dts = arguments.steps(dt, self.num_layers)
+        self.substeps = arguments.count("substeps", substeps)
+        self.max_dt = None if max_dt in (None, math.inf) else arguments.positive("max_dt", max_dt)
+        for field in self.fields:
+            solvers.check(field, self.solver, self.gradient)
+
+    @property
+    def field(self) -> VectorField:
+        """The vector field of a network with one layer and one direction."""
+        if len(self.fields) > 1:
+            ways = " in two directions" if self.bidirectional else ""
+            raise InputError(f"this network has {self.num_layers} layers{ways}: take one of rnn.fields")
+        return self.layer(0)
+
+    def layer(self, index: int) -> VectorField:
+        """The vector field at a place in `fields`: that of a layer, or of a direction of it."""
+        field = self.fields[index]
+        assert isinstance(field, VectorField)
+        return field
+
+    @property
+    def dt(self) -> float | tuple[float, ...]:
+        """Time between two samples whose timespan is 1; one per layer where they differ."""
+        return self.dts[0] if len(set(self.dts)) == 1 else self.dts
+
+    def choices(self) -> dict[str, Any]:
+        """The independent choices, as configurations store them."""
+        return {
+            "dt": list(self.dts) if isinstance(self.dt, tuple) else self.dt,
+            "solver": solvers.spec(self.solver),
+            "substeps": self.substeps,
+            "gradient": solvers.gradient_spec(self.gradient),
+            "control": self.control.name,
+            "max_dt": self.max_dt,
+        }
+
+    def run_layer(
+        self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
+    ) -> solvers.Trajectory:
+        """Step one of `fields`, with the choices of this network, from `state` along paths of its input current."""
+        field, solver = self.layer(index), self.solver.branch(index)
+        return solve_paths(field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps)
+
+    def run_from(
+        self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
+    ) -> solvers.Trajectory:
+        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
+        dt = self.dts[index // self.directions]
+        clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
+        field, solver = self.layer(index), self.solver.branch(index)
+        samples, gradient, control = field.currents(x), self.gradient, self.control
+        return solvers.solve(
+            field, solver, gradient, control, clock, samples, state, self.substeps, self.max_dt, positions_only
+        )
 
 
 def skip_map(field: nn.Module, input_size: int, output_size: int) -> nn.Linear | None:

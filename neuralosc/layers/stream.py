@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-import solvers
 from neuralosc.layers import inputs
 from neuralosc.layers.recurrent import gathered
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
 from solvers.errors import InputError
-from solvers.protocol import Time
+from solvers.protocol import ControlPath, Time
 
 if TYPE_CHECKING:
-    from neuralosc.layers.rnn import ContinuousRNN
+    from neuralosc.layers.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Stream:
 
 
 def step(
-    rnn: ContinuousRNN, x: Tensor, state: Tensor | Stream | None, timespan: Tensor | float | None, time: Tensor | float
+    rnn: Stack, x: Tensor, state: Tensor | Stream | None, timespan: Tensor | float | None, time: Tensor | float
 ) -> tuple[Tensor, Tensor | Stream]:
     """See `ContinuousRNN.step`."""
     if rnn.bidirectional:
@@ -70,7 +69,7 @@ def step(
     for layer, start in enumerate(starts):
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         window = (*(before.currents[layer] if before else ()), current)
-        trajectory = rnn.run_layer(layer, *_last_interval(rnn, layer, window, spans, started), (), start)
+        trajectory = rnn.run_layer(layer, *_last_interval(rnn, layer, window, spans, started), start)
         value = joined(rnn, value.unsqueeze(1), [trajectory.positions()]).squeeze(1)
         ends.append(trajectory.end())
         currents.append(window)
@@ -82,7 +81,7 @@ def step(
     return value, Stream(end, kept, spans[-memory:] if memory else (), sample)
 
 
-def _sample(rnn: ContinuousRNN, x: Tensor, before: Stream | None) -> Tensor:
+def _sample(rnn: Stack, x: Tensor, before: Stream | None) -> Tensor:
     """The sample, checked, its missing values taken from those before."""
     if not isinstance(x, Tensor) or x.dim() != 2:
         got = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
@@ -97,8 +96,8 @@ def _sample(rnn: ContinuousRNN, x: Tensor, before: Stream | None) -> Tensor:
 
 
 def _last_interval(
-    rnn: ContinuousRNN, layer: int, window: tuple[Tensor, ...], spans: tuple[Time, ...], started: Time
-) -> tuple[solvers.Control, Clock]:
+    rnn: Stack, layer: int, window: tuple[Tensor, ...], spans: tuple[Time, ...], started: Time
+) -> tuple[list[ControlPath], Clock]:
     """The input and the clock of the interval that ends at the last sample of a window."""
     dt = rnn.dts[layer]
     lengths = tuple(span * dt for span in spans)
@@ -106,5 +105,4 @@ def _last_interval(
     for length in reversed(lengths[:-1]):
         starts.insert(0, starts[0] - length)
     path = rnn.control.paths(window, Clock(tuple(starts), lengths))[-1]
-    given = solvers.Control("given", lambda samples, clock: [path])
-    return given, Clock((starts[-1],), (lengths[-1],))
+    return [path], Clock((starts[-1],), (lengths[-1],))

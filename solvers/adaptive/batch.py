@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +11,6 @@ from torch import Tensor
 from solvers.base.control import Held
 from solvers.base.state import increment
 from solvers.protocol import ControlPath, Time
-
-if TYPE_CHECKING:
-    from solvers.adaptive.native import Native
 
 #: A small array on the host, one number per row.
 Array = np.ndarray
@@ -105,6 +102,52 @@ class Attempt(NamedTuple):
     unsolved: Array | None = None
 
 
+class PerSample(Protocol):
+    """What the driver asks of a method under which every sample takes steps of its own."""
+
+    @property
+    def name(self) -> str:
+        """Of the solver, for messages."""
+
+    @property
+    def rtol(self) -> float:
+        """Relative tolerance."""
+
+    @property
+    def atol(self) -> float:
+        """Absolute tolerance."""
+
+    @property
+    def max_steps(self) -> int:
+        """Attempted steps in one interval before a sample gives up."""
+
+    @property
+    def first_step(self) -> float | None:
+        """The first step of an interval, in time; estimated when None."""
+
+    @property
+    def min_step(self) -> float:
+        """The shortest step, in time."""
+
+    @property
+    def max_step(self) -> float | None:
+        """The longest step, in time."""
+
+    @property
+    def compact(self) -> bool:
+        """Whether samples that are done leave the batch."""
+
+    @property
+    def error_order(self) -> int:
+        """Order of the error estimate of one step."""
+
+    def attempt(self, rows: Rows, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
+        """One step of length `ds` from `x` at `s`, whose first slope is known."""
+
+    def interpolate(self, theta: Tensor) -> Tensor:
+        """Weights of the slopes at fractions theta `(points,)` of a step, `(stages, points)`."""
+
+
 class Stride(NamedTuple):
     """The steps of one round, with the states inside them.
 
@@ -117,7 +160,7 @@ class Stride(NamedTuple):
         start: the state at the start.
     """
 
-    solver: Native
+    solver: PerSample
     rows: Rows
     attempt: Attempt
     ids: Array

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from solvers.adaptive.batch import Array
-
-if TYPE_CHECKING:
-    from solvers.adaptive.native import Native
+from solvers.adaptive.batch import Array, PerSample
 
 
 class Tally:
@@ -48,7 +43,7 @@ class Pace:
 
     safety, shrink, grow = 0.9, 0.2, 10.0
 
-    def __init__(self, solver: Native, tally: Tally, span: Array, live: Array, tiny: float) -> None:
+    def __init__(self, solver: PerSample, tally: Tally, span: Array, live: Array, tiny: float) -> None:
         self.tally, self.span, self.live = tally, span, live
         self.ids, self.s = np.arange(len(span)), np.zeros(len(span))
         moving = np.where(span > 0, span, 1.0)

@@ -7,19 +7,16 @@ Samples that have arrived leave the batch, so nothing is evaluated for them.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adaptive.batch import Array, Attempt, Rows, Stride
+from solvers.adaptive.batch import Array, Attempt, PerSample, Rows, Stride
 from solvers.adaptive.controller import Pace, Tally
 from solvers.errors import ConvergenceError, NonFiniteStateError, NumericalError, StepLimitError, StepUnderflowError
 from solvers.protocol import check_slope
-
-if TYPE_CHECKING:
-    from solvers.adaptive.native import Native
 
 
 class Status(IntEnum):
@@ -91,7 +88,7 @@ class Driver:
 
     def __init__(
         self,
-        solver: Native,
+        solver: PerSample,
         samples: int,
         watch: Watch | None = None,
         record: Record | None = None,

@@ -1,8 +1,8 @@
 """Stochastic differential equations dx = f(t, x, u(t)) dt + g(t, x, u(t)) dW with diagonal noise, through torchsde.
 
 Each step is mapped to s in [0, 1], where the drift is dt f and the diffusion sqrt(dt) g, so that samples with different
-clocks go through one call. The Brownian motions come with the input (`solvers.methods.brownian.Driven`): they belong to a
-solve, not to a step.
+clocks go through one call. The Brownian motions come with the input (`solvers.methods.brownian.Driven`): they belong to
+a solve, not to a step.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class LinearOperator(Protocol):
         ...
 
     def phis(self, h: Time, order: int, like: Tensor) -> Combination:
-        """The map from x_0, x_1, .. to phi_0(h L) x_0 + phi_1(h L) x_1 + .., up to phi_order; see `solvers.numerics.phi`.
+        """The map from x_0, x_1, .. to phi_0(h L) x_0 + phi_1(h L) x_1 + .., up to phi_order (`solvers.numerics.phi`).
 
         What does not depend on the states (of the kind of `like`) is computed here, for any number of uses.
         """

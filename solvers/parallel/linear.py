@@ -2,8 +2,8 @@
 
 A step of a solver on a linear field, f = L x + N(t, u), is x+ = M x + F: M belongs to the size of the step, F to its
 input. Both are read off the solver's own step, for all steps in one call each: F is where the step leads from zero,
-column j of M where it leads from the j-th unit state without an input. Then `solvers.parallel.scan` does the rest, by chunks
-for any clock, or by FFT where all steps are equal.
+column j of M where it leads from the j-th unit state without an input. Then `solvers.parallel.scan` does the rest, by
+chunks for any clock, or by FFT where all steps are equal.
 """
 
 from __future__ import annotations

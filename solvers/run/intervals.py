@@ -16,7 +16,6 @@ from solvers.adaptive.driver import Status
 from solvers.adaptive.native import Native
 from solvers.adaptive.shared import Adaptive, _Watched, worst_sample
 from solvers.base.clock import Clock
-from solvers.base.control import Control
 from solvers.base.gradient import Gradient
 from solvers.base.solver import Solver
 from solvers.base.state import increment, over_state
@@ -25,7 +24,7 @@ from solvers.errors import NumericalError
 from solvers.methods.stochastic import Stochastic
 from solvers.protocol import ControlPath, Time
 from solvers.run.sampled import Pieces
-from solvers.run.solve import Trajectory, solve
+from solvers.run.solve import Trajectory, solve_paths
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,14 @@ def by_intervals(
     division = plan.divided()
     clock, marks = division.clock, division.marks
     status, stops = [Status.SUCCESS] * len(state), np.full(len(state), len(clock))
-    given = Control("given", lambda samples, clock: division.paths)
     while True:
         if isinstance(solver, BookedNative | BookedAdaptive):
             solver.forget()
         stopped = clock if (stops == len(clock)).all() else _stopped(clock, stops, state)
         try:
-            trajectory = solve(field, solver, gradient, given, stopped, (), state, division.substeps, jumps=False)
+            trajectory = solve_paths(
+                field, solver, gradient, division.paths, stopped, state, division.substeps, jumps=False
+            )
             break
         except NumericalError as error:
             if throw:

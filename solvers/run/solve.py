@@ -21,7 +21,7 @@ from solvers.base.values import finite, non_finite_sample
 from solvers.compiled.passes.states import States
 from solvers.errors import NonFiniteStateError, NumericalError
 from solvers.methods.impulsive import Impulsive
-from solvers.protocol import bind, structure
+from solvers.protocol import ControlPath, bind, structure
 from solvers.run import backend
 from solvers.run.record import PLAIN, Record
 
@@ -92,8 +92,41 @@ def solve(
         NumericalError: the state became non-finite, or an adaptive solver gave up.
     """
     check(field, solver, gradient)
+    paths = control.paths(samples, clock)
+    return _stepped(field, solver, gradient, paths, clock, state, substeps, max_dt, positions_only, jumps)
+
+
+def solve_paths(
+    field: Any,
+    solver: Solver,
+    gradient: Gradient,
+    paths: Sequence[ControlPath],
+    clock: Clock,
+    state: Tensor,
+    substeps: int = 1,
+    max_dt: float | None = None,
+    positions_only: bool = False,
+    jumps: bool = True,
+) -> Trajectory:
+    """Like `solve`, where the path of u on each interval is there already."""
+    check(field, solver, gradient)
+    return _stepped(field, solver, gradient, paths, clock, state, substeps, max_dt, positions_only, jumps)
+
+
+def _stepped(
+    field: Any,
+    solver: Solver,
+    gradient: Gradient,
+    paths: Sequence[ControlPath],
+    clock: Clock,
+    state: Tensor,
+    substeps: int,
+    max_dt: float | None,
+    positions_only: bool,
+    jumps: bool,
+) -> Trajectory:
     counted = Counted(bind(field))
-    paths = solver.driven(control.paths(samples, clock), clock)
+    paths = solver.driven(paths, clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
     if jumps and "impulsive" in structure(field):
         solver, division = Impulsive.over(solver, division, clock, paths)

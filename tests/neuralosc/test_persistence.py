@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from neuralosc.files import saved
+from neuralosc.files.saved import FORMAT
 from solvers import InputError
 
 F64 = torch.float64
@@ -176,7 +176,7 @@ def test_a_foreign_safetensors_file(metadata, tmp_path, one_line):
 
 def test_weights_that_do_not_fit_their_configuration(tmp_path, one_line):
     rnn, path = saved(tmp_path)
-    header = {"format": saved.FORMAT, "config": json.dumps(rnn.config)}
+    header = {"format": FORMAT, "config": json.dumps(rnn.config)}
     for change in (
         lambda d: d.pop("fields.0.W"),
         lambda d: d.update(extra=torch.ones(1)),
