@@ -118,7 +118,9 @@ def described(module):
 
 @pytest.mark.parametrize("module", [solvers, neuralosc], ids=lambda module: module.__name__)
 def test_names_and_signatures_stay(module):
-    assert described(module) == json.loads(PUBLIC.read_text())[module.__name__]
+    found, expected = described(module), json.loads(PUBLIC.read_text())[module.__name__]
+    # What comes anew is free, and is held from its next change on once it stands in the file.
+    assert {name: found.get(name, "gone") for name in expected} == expected
 
 
 def test_the_registries_keep_their_order():

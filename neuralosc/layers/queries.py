@@ -72,7 +72,7 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tenso
 
     def run(path: ControlPath, chosen: Tensor) -> Tensor:
         clock = Clock((starts[chosen],), (lengths[chosen],))
-        return rnn.run_layer(index, [path], clock, states[chosen], jumps=False).end()
+        return rnn.run_paths(index, [path], clock, states[chosen], jumps=False).end()
 
     found = states.new_empty(0, *states.shape[1:])
     between, after = (interval < count).nonzero().squeeze(-1), (interval == count).nonzero().squeeze(-1)

@@ -86,9 +86,34 @@ class Stack(RecurrentLayer):
         }
 
     def run_layer(
+        self,
+        index: int,
+        control: solvers.Control,
+        clock: Clock,
+        samples: Sequence[Tensor],
+        state: Tensor,
+        positions_only: bool = False,
+        jumps: bool = True,
+    ) -> solvers.Trajectory:
+        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
+        return solvers.solve(
+            self.layer(index),
+            self.solver.branch(index),
+            self.gradient,
+            control,
+            clock,
+            samples,
+            state,
+            self.substeps,
+            self.max_dt,
+            positions_only,
+            jumps,
+        )
+
+    def run_paths(
         self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
     ) -> solvers.Trajectory:
-        """Step one of `fields`, with the choices of this network, from `state` along paths of its input current."""
+        """Like `run_layer`, where the path of the input current on each interval is there already."""
         field, solver = self.layer(index), self.solver.branch(index)
         return solve_paths(field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps)
 
@@ -98,11 +123,7 @@ class Stack(RecurrentLayer):
         """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
         dt = self.dts[index // self.directions]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        field, solver = self.layer(index), self.solver.branch(index)
-        samples, gradient, control = field.currents(x), self.gradient, self.control
-        return solvers.solve(
-            field, solver, gradient, control, clock, samples, state, self.substeps, self.max_dt, positions_only
-        )
+        return self.run_layer(index, self.control, clock, self.layer(index).currents(x), state, positions_only)
 
 
 def skip_map(field: nn.Module, input_size: int, output_size: int) -> nn.Linear | None:

@@ -69,7 +69,7 @@ def step(
     for layer, start in enumerate(starts):
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         window = (*(before.currents[layer] if before else ()), current)
-        trajectory = rnn.run_layer(layer, *_last_interval(rnn, layer, window, spans, started), start)
+        trajectory = rnn.run_paths(layer, *_last_interval(rnn, layer, window, spans, started), start)
         value = joined(rnn, value.unsqueeze(1), [trajectory.positions()]).squeeze(1)
         ends.append(trajectory.end())
         currents.append(window)
