@@ -37,10 +37,11 @@ test: $(STAMP) ## run the tests, without the slow ones
 test-slow: $(STAMP) ## run the slow tests alone
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types and who imports whom
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## mend what ruff can mend, and format
 	$(RUN) -m ruff check --fix-only
@@ -56,5 +57,5 @@ build: $(STAMP) ## build the wheel into dist/
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
