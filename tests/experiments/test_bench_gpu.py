@@ -20,6 +20,16 @@ from solvers.errors import InputError
 FAST = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
 
 
+def has_bfloat16_lstm():
+    """Whether the processor has torch's LSTM in bfloat16, which oneDNN makes for some alone."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(1, 8)(torch.zeros(1, 2, 1))
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def figures():
     with pytest.MonkeyPatch.context() as patch:
@@ -34,7 +44,11 @@ def test_every_case_runs_and_agrees_with_its_peer(figures):
     timings, _, _ = figures
     todo = bench_gpu_cases.groups(FAST, quick=True)
     assert [t.case.name for t in timings] == [case.name for group in todo for case in group.cases]
-    assert all(t.seconds and not t.note for t in timings)
+    for timing in timings:
+        if timing.case.name == "torch.nn: LSTM, bfloat16" and not has_bfloat16_lstm():
+            assert not timing.seconds and "could not create a primitive" in timing.note
+        else:
+            assert timing.seconds and not timing.note, (timing.case.name, timing.note)
     told = [t for t in timings if t.way]
     assert len(told) == 4 and all(t.way.startswith(f"{FAST}:") for t in told)
 
@@ -60,7 +74,7 @@ def test_full_size_is_that_of_the_goals():
 
 def test_goals_are_what_was_timed(figures):
     timings, reached, _ = figures
-    times = {(t.shape.name, t.case.name): t.minimum for t in timings}
+    times = {(t.shape.name, t.case.name): t.minimum for t in timings if t.seconds}
     assert len(reached) == 9
     assert reached[0].found == times["S1", f"coRNN: {LOOP}"] / times["S1", f"coRNN: neuralosc, {FAST}"]
     assert reached[1].found == times["S1", "torch.nn: LSTM"] / times["S1", f"coRNN: neuralosc, {FAST}"]
