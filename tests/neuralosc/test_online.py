@@ -169,7 +169,8 @@ class TestTrajectory:
     def test_asking_changes_nothing(self):
         rnn, (x, spans) = network(solver="midpoint"), sequence()
         few, many = rnn.trajectory(x, spans, at=[2.0]), rnn.trajectory(x, spans, at=[0.3, 2.0, 1.9])
-        assert torch.equal(few[:, 0], many[:, 1])
+        # The run is one, but queries are rows of one product: another number of them may be summed in another order.
+        torch.testing.assert_close(few[:, 0], many[:, 1], rtol=1e-13, atol=1e-14)
 
     @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "reversible"])
     def test_it_is_differentiable(self, gradient):

@@ -175,7 +175,7 @@ def test_frozen_parameters_get_no_gradient(make_field):
     assert rnn.field.W.grad is None and rnn.field.R.grad.any()
 
 
-def test_without_gradients_nothing_but_the_states_is_kept(make_field):
+def test_without_gradients_nothing_but_the_states_is_kept(make_field, relative_error):
     rnn = ContinuousRNN(make_field("leaky", 2, 8), "rk4", 0.1)
     x = torch.randn(3, 9, 2, dtype=torch.float64)
     with solvers.backend("compiled"):
@@ -183,7 +183,8 @@ def test_without_gradients_nothing_but_the_states_is_kept(make_field):
         with torch.no_grad():
             inferred = rnn.solve(x)
     assert not inferred.output.requires_grad
-    torch.testing.assert_close(inferred.output, trained.output, rtol=1e-14, atol=0)
+    # Other code, whose products and sums a compiler may contract in another way: equal beside the largest value.
+    assert relative_error(inferred.output, trained.output) < 1e-13
     assert inferred.trajectories[0].record.saved == 10 * 3 * 8 * 8
     assert trained.trajectories[0].record.saved == (10 + 9 * 4) * 3 * 8 * 8
 

@@ -82,7 +82,12 @@ def test_a_span_of_zero_changes_nothing_and_the_batch_may_be_permuted(case):
     states = run(case).states
     assert torch.equal(states[:, 0], case[1])
     still = case[2].diff(dim=1) == 0
-    assert torch.equal(states[:, 1:][still], states[:, :-1][still])
+    if case[0] in FIXED:
+        assert torch.equal(states[:, 1:][still], states[:, :-1][still])
+    else:
+        # Both are one sum over the stages of a step, of at most seven terms, which a product may order as it likes.
+        exact = {"rtol": 0, "atol": 16 * torch.finfo(states.dtype).eps * max(1.0, float(states.abs().max()))}
+        torch.testing.assert_close(states[:, 1:][still], states[:, :-1][still], **exact)
     order = torch.arange(len(states) - 1, -1, -1)
     slack = tolerance(case) if case[0] in FIXED else {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(run(case, order).states, states[order], **slack)

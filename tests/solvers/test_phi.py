@@ -39,14 +39,31 @@ def block(h, stiffness, damping, k):
         return [mp.re(v) for v in (alpha - centre * beta, h * beta, -h * stiffness * beta, alpha + centre * beta)]
 
 
+def rounding(z, k, unit):
+    """By how much phi_k may be off where phi_k+1 = (phi_k - 1/k!) / z, and each operation rounds by one `unit`.
+
+    The exponential is within one place in the last, two units. phi_k - 1/k! is z phi_k+1, and is rounded like it.
+    """
+    if k == 0:
+        return 2 * unit * abs(exact(z, 0))
+    off = 3 * unit * abs(exact(z, 1))
+    for j in range(2, k + 1):
+        off = off / abs(z) + 2 * unit * abs(exact(z, j))
+    return off
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-15), (torch.float32, 4e-7)])
 def test_real_numbers(dtype, tolerance):
-    z = torch.tensor(REAL, dtype=dtype)
+    """To a few units of rounding; where the recurrence amplifies it, as far as it may on any processor."""
+    z, info = torch.tensor(REAL, dtype=dtype), torch.finfo(dtype)
     for order in (0, 1, 3):
         for k, found in enumerate(phis(z, order)):
             for x, value in zip(z.tolist(), found.tolist(), strict=True):
                 expected = exact(x, k)
-                assert abs(value - expected) <= tolerance * abs(expected) + torch.finfo(dtype).tiny, (k, x)
+                allowed = tolerance * abs(expected) + info.tiny
+                if abs(x) >= 1:
+                    allowed = max(allowed, rounding(x, k, info.eps / 2))
+                assert abs(value - expected) <= allowed, (k, x)
 
 
 def test_complex_numbers():
