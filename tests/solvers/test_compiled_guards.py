@@ -22,7 +22,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled.cpp import gemm as multiply
-from solvers.compiled.passes import arguments
+from solvers.compiled.cpp.kernel import CppArguments
 from solvers.compiled.triton import compiler as gpu_build
 from solvers.compiled.triton import emit_staged as emit_stages
 from solvers.compiled.triton import kernel as choice
@@ -110,7 +110,7 @@ def interpreted(watch):
 @pytest.fixture
 def fenced(monkeypatch):
     """Every call of a C++ kernel has its tensors between guards and walls; gives the names of what was passed."""
-    plain, passed = arguments.Arguments.call, []
+    plain, passed = CppArguments.call, []
 
     def call(self, function, signature, own):
         given = {name: tensor for name, tensor in self.tensors.items() if name in signature.pointers}
@@ -127,7 +127,7 @@ def fenced(monkeypatch):
             for copy in found.values():
                 copy.close()
 
-    monkeypatch.setattr(arguments.Arguments, "call", call)
+    monkeypatch.setattr(CppArguments, "call", call)
     return passed
 
 

@@ -214,7 +214,7 @@ class TestMatrixFunctions:
     def made(self, monkeypatch):
         """The matrices of which functions were made."""
         calls, original = [], solvers.numerics.linear.matrix_phis
-        monkeypatch.setattr(solvers.linear, "matrix_phis", lambda *a: calls.append(a[0]) or original(*a))
+        monkeypatch.setattr(solvers.numerics.linear, "matrix_phis", lambda *a: calls.append(a[0]) or original(*a))
         return calls
 
     @pytest.mark.parametrize(
