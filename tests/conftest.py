@@ -140,6 +140,16 @@ def _make_field():
     return make_field
 
 
+def has_bfloat16_lstm() -> bool:
+    """Whether the processor has torch's LSTM in bfloat16, which oneDNN makes for some alone."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(1, 8)(torch.zeros(1, 2, 1))
+    except RuntimeError:
+        return False
+    return True
+
+
 def assert_agree(found, expected, bound: float) -> None:
     """Two lists of results and gradients; a gradient that is zero may be left out by either."""
     for one, other in zip(found, expected, strict=True):

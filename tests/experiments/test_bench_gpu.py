@@ -4,6 +4,7 @@ import io
 import json
 import os
 
+import conftest
 import pytest
 import torch
 from rich.console import Console
@@ -18,16 +19,6 @@ from experiments.command.cli import main
 from solvers.errors import InputError
 
 FAST = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
-
-
-def has_bfloat16_lstm():
-    """Whether the processor has torch's LSTM in bfloat16, which oneDNN makes for some alone."""
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.nn.LSTM(1, 8)(torch.zeros(1, 2, 1))
-    except RuntimeError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,7 @@ def test_every_case_runs_and_agrees_with_its_peer(figures):
     todo = bench_gpu_cases.groups(FAST, quick=True)
     assert [t.case.name for t in timings] == [case.name for group in todo for case in group.cases]
     for timing in timings:
-        if timing.case.name == "torch.nn: LSTM, bfloat16" and not has_bfloat16_lstm():
+        if timing.case.name == "torch.nn: LSTM, bfloat16" and not conftest.has_bfloat16_lstm():
             assert not timing.seconds and "could not create a primitive" in timing.note
         else:
             assert timing.seconds and not timing.note, (timing.case.name, timing.note)

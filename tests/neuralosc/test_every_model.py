@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import conftest
 import pytest
 import torch
 from torch.export import Dim
@@ -90,22 +91,12 @@ def test_function_transforms(name, x):
                 torch.testing.assert_close(gradients[key][i], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def has_bfloat16_lstm():
-    """Whether the processor has torch's LSTM in bfloat16, which oneDNN makes for some alone."""
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.nn.LSTM(1, 8)(torch.zeros(1, 2, 1))
-    except RuntimeError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast(name, dtype, x):
     if name in BASELINES and dtype == torch.float16:
         pytest.skip("torch.nn.LSTM has no float16 on every CPU")
-    if name == "lstm" and not has_bfloat16_lstm():
+    if name == "lstm" and not conftest.has_bfloat16_lstm():
         pytest.skip("torch.nn.LSTM has no bfloat16 on this CPU")
     rnn = network(name)
     expected = rnn(x)[0].detach()
