@@ -34,7 +34,7 @@ class ImplicitRungeKutta(Solver):
         linear_solver: "newton", "simplified", "krylov" or "auto"; see `solvers.numerics.newton.LINEAR_SOLVERS`.
     """
 
-    tableau: ImplicitTableau | None = None
+    tableau: ImplicitTableau = field(kw_only=True)
     tol: float | None = field(default=None, metadata={"option": True})
     max_iterations: int = field(default=50, metadata={"option": True})
     linear_solver: str = field(default="auto", metadata={"option": True})
@@ -56,7 +56,6 @@ class ImplicitRungeKutta(Solver):
         Raises:
             ConvergenceError: Newton's method did not converge for a sample.
         """
-        assert self.tableau is not None
         stages = _Stages(self.tableau, self.newton, field, t, dt, state, control)
         for block in self.tableau.blocks:
             stages.solve(block)
@@ -64,7 +63,7 @@ class ImplicitRungeKutta(Solver):
 
     def unstep(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
         """The step of -dt from t + dt: of a symmetric method the inverse of `step`, to the tolerance of both."""
-        if self.tableau is None or not self.tableau.symmetric:
+        if not self.tableau.symmetric:
             return super().unstep(field, t, dt, state, control)
         return self.step(field, t + dt, -dt, state, control)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Impulsive(Solver):
         substeps: its equal steps in an interval.
     """
 
-    inner: Solver | None = None
+    inner: Solver = field(kw_only=True)
     substeps: int = 1
 
     @classmethod
@@ -56,33 +56,28 @@ class Impulsive(Solver):
     @property
     def family(self) -> str:  # type: ignore[override]
         """That of the method."""
-        return self._inner.family
+        return self.inner.family
 
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
         """Whether the method chooses its steps."""
-        return self._inner.adaptive
-
-    @property
-    def _inner(self) -> Solver:
-        assert self.inner is not None
-        return self.inner
+        return self.inner.adaptive
 
     def open(self, state: Tensor) -> Any:
         """As the method carries it."""
-        return self._inner.open(state)
+        return self.inner.open(state)
 
     def close(self, carried: Any) -> Tensor:
         """The state of what the method carries."""
-        return self._inner.close(carried)
+        return self.inner.close(carried)
 
     def position(self, carried: Any) -> Tensor:
         """Its first component."""
-        return self._inner.position(carried)
+        return self.inner.position(carried)
 
     def step(self, field: Any, t: Time, dt: Time, state: Any, control: ControlPath) -> Any:
         """One interval; see `Solver.step`."""
-        inner, carried, h = self._inner, state, dt / self.substeps
+        inner, carried, h = self.inner, state, dt / self.substeps
         for j in range(self.substeps):
             path = part(control, j, self.substeps)
             carried = inner.step(field, t + j * h if j else t, h, carried, path)
@@ -97,4 +92,4 @@ class Impulsive(Solver):
 
     def between(self, loop: Loop) -> Loop:
         """The loop without its jumps."""
-        return dataclasses.replace(loop, solver=self._inner, substeps=self.substeps)
+        return dataclasses.replace(loop, solver=self.inner, substeps=self.substeps)
