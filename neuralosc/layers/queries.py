@@ -26,7 +26,7 @@ def states_at(rnn: Stack, solution: Solution, at: Tensor | Sequence[float]) -> T
     Those of the reverse direction, whose clock starts at the timespan of the first sample after the last one and runs
     backwards, follow those of the forward one.
     """
-    if rnn.solver.family == "stochastic":
+    if rnn.solver.stochastic:
         raise InputError(
             f"solver {rnn.solver.name!r} draws noise from sample to sample, not to times between them: use a solver "
             "without noise, or give the layer samples at those times"

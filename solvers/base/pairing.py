@@ -64,7 +64,7 @@ def _check_program(solver: Solver) -> None:
             f"solver {solver.name!r} chooses its steps by the values it meets, and an exported program does the same "
             "for all values: use a solver with fixed steps, such as 'rk4'"
         )
-    if solver.family == "stochastic":
+    if solver.stochastic:
         raise PairingError(
             f"solver {solver.name!r} draws noise anew in each solve, and an exported program does the same in all: "
             "use a solver without noise, such as 'euler'"

@@ -42,6 +42,8 @@ class Solver:
     family: ClassVar[str] = ""
     implicit: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    #: Each solve draws noise of its own (`driven`).
+    stochastic: ClassVar[bool] = False
     #: `step` also takes the components as a tuple and then returns one, which spares the loop a copy at each step.
     split: ClassVar[bool] = False
     #: Every sample of a batch takes as many steps in an interval, whatever its own span asks for.

@@ -63,6 +63,11 @@ class Impulsive(Solver):
         """Whether the method chooses its steps."""
         return self.inner.adaptive
 
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether the method draws noise."""
+        return self.inner.stochastic
+
     def open(self, state: Tensor) -> Any:
         """As the method carries it."""
         return self.inner.open(state)

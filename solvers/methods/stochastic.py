@@ -67,6 +67,7 @@ class Stochastic(Solver):
     book: list[int] | None = field(default=None, compare=False, repr=False)
 
     family: ClassVar[str] = "stochastic"
+    stochastic: ClassVar[bool] = True
     alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

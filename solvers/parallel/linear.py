@@ -212,7 +212,7 @@ def prepare(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor) 
         raise Refused(f"a {type(operator).__name__} couples channels, whose blocks would be whole matrices")
     if state.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(state.device.type):
         raise Refused("a scan is taken in single and double precision alone")
-    if loop.solver.family == "stochastic":
+    if loop.solver.stochastic:
         raise Refused(f"solver {loop.solver.name!r} draws noise step by step")
     with torch.no_grad():
         steps = Steps(loop, layout, state)
