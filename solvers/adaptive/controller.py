@@ -1,24 +1,25 @@
-"""Step sizes that each sample chooses for itself, and what they cost."""
+"""Step sizes that each sample chooses for itself."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from solvers.adaptive.batch import Array, PerSample
+from solvers.base.counted import Tally
 
 
-class Tally:
-    """What every sample has done so far, over all intervals.
+class Progress(Tally):
+    """What every sample has cost so far, and what it takes along from interval to interval.
 
     Attributes:
-        steps, rejections, evaluations: accepted steps, rejected ones, evaluations of the field.
         status: a `Status` each.
         next: the step to take next, in units of time; nan where none is known yet.
         memory: what `Pace` remembers of the error of the last step.
     """
 
     def __init__(self, samples: int) -> None:
-        self.steps, self.rejections, self.evaluations, self.status = (np.zeros(samples, np.int64) for _ in range(4))
+        super().__init__(samples)
+        self.status = np.zeros(samples, np.int64)
         self.next, self.memory = np.full(samples, np.nan), np.ones(samples)
 
 
@@ -43,7 +44,7 @@ class Pace:
 
     safety, shrink, grow = 0.9, 0.2, 10.0
 
-    def __init__(self, solver: PerSample, tally: Tally, span: Array, live: Array, tiny: float) -> None:
+    def __init__(self, solver: PerSample, tally: Progress, span: Array, live: Array, tiny: float) -> None:
         self.tally, self.span, self.live = tally, span, live
         self.ids, self.s = np.arange(len(span)), np.zeros(len(span))
         moving = np.where(span > 0, span, 1.0)

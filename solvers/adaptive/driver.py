@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive.batch import Array, Attempt, PerSample, Rows, Stride
-from solvers.adaptive.controller import Pace, Tally
+from solvers.adaptive.controller import Pace, Progress
 from solvers.errors import ConvergenceError, NonFiniteStateError, NumericalError, StepLimitError, StepUnderflowError
 from solvers.protocol import check_slope
 
@@ -95,7 +95,7 @@ class Driver:
         throw: bool = True,
     ) -> None:
         self.solver, self.watch, self.record, self.throw = solver, watch, record, throw
-        self.tally = Tally(samples)
+        self.tally = Progress(samples)
 
     def advance(self, rows: Rows, x: Tensor) -> Tensor:
         """The states at the ends of the intervals of `rows` from the states x, `(samples, components, hidden)`.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive.batch import Array, Attempt, Rows
-from solvers.adaptive.controller import Tally
 from solvers.adaptive.driver import Driver
 from solvers.adaptive.embedded import BOSH3, DOPRI5, TSIT5, EmbeddedPair, ImplicitPair, dense_weights
+from solvers.base.counted import Tally, enter
 from solvers.base.solver import Solver, register
 from solvers.errors import InputError, PairingError
 from solvers.protocol import ControlPath, Time
@@ -69,7 +69,9 @@ class Native(Solver):
         Raises:
             NonFiniteStateError, StepLimitError, StepUnderflowError, ConvergenceError: a sample could not finish.
         """
-        return self.run(field, t, dt, state, control)[0]
+        end, tally = self.run(field, t, dt, state, control)
+        enter(field, tally.steps, tally.rejections, tally.evaluations)
+        return end
 
     def run(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> tuple[Tensor, Tally]:
         """The same, with what it took for each sample of the flattened batch."""

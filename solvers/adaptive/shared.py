@@ -18,6 +18,7 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _ButcherTab
 
 from solvers.adaptive.embedded import TSIT5_A, TSIT5_ERROR
 from solvers.adaptive.embedded import tsit5_dense as _tsit5_dense
+from solvers.base.counted import enter
 from solvers.base.solver import Solver, register
 from solvers.base.state import increment, over_state
 from solvers.base.values import non_finite_sample
@@ -56,14 +57,22 @@ class Adaptive(Solver):
         Raises:
             NonFiniteStateError, StepLimitError, StepUnderflowError: the interval could not be finished.
         """
+        if not state.numel():
+            return state
+        return self.along(field, t, dt, state, control, torch.tensor([0.0, 1.0], dtype=state.dtype))[-1]
+
+    def along(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, fractions: Tensor) -> Tensor:
+        """The states at increasing fractions of an interval, from its start, in one call: `(fractions, *state)`."""
         h = over_state(increment(field, dt))
 
         def slope(s: Tensor, x: Tensor) -> Tensor:
             at = t + s * dt
             return h * check_slope(field, x, field(at, x, control(at)))
 
-        end: Tensor = integrate_unit(slope, state, self)
-        return end
+        watched = _Watched(slope, self)
+        states: Tensor = watched.along(state, fractions.to(state), worst_sample)
+        enter(field, watched.accepted, watched.rejected, watched.evaluations)
+        return states
 
 
 def integrate_unit(
@@ -92,16 +101,7 @@ def integrate_unit(
         return start
     ends = (1.0, 0.0) if reverse else (0.0, 1.0)
     times = torch.tensor([ends[0], *between, ends[1]], dtype=first.dtype, device=first.device)
-    options: dict[str, Any] = {"step_t": times[-1:], "norm": norm or worst_sample}
-    path = torchdiffeq.odeint(
-        _Watched(slope, tolerances),
-        start,
-        times,
-        rtol=tolerances.rtol,
-        atol=tolerances.atol,
-        method=tolerances.name,
-        options=options,
-    )
+    path = _Watched(slope, tolerances).along(start, times, norm or worst_sample)
     wanted = slice(1, None) if between else -1
     return tuple(x[wanted] for x in path) if isinstance(path, tuple) else path[wanted]
 
@@ -114,13 +114,22 @@ def worst_sample(error: Tensor) -> Tensor:
 
 
 class _Watched:
-    """A slope under watch: turns each way torchdiffeq's driver can fail into an error that says where."""
+    """A slope under watch: counts, and turns each way torchdiffeq's driver can fail into an error that says where."""
 
     def __init__(self, slope: Callable[..., Any], tolerances: Adaptive) -> None:
-        self.slope, self.tolerances, self.attempts = slope, tolerances, 0
+        self.slope, self.tolerances = slope, tolerances
+        self.attempts = self.accepted = self.rejected = self.evaluations = 0
         self.last: Any = None
 
+    def along(self, start: Any, times: Tensor, norm: Callable[[Any], Tensor]) -> Any:
+        """The states at these times, the first of which is that of `start`."""
+        tolerances, options = self.tolerances, {"norm": norm, "step_t": times[-1:].detach()}
+        return torchdiffeq.odeint(
+            self, start, times, rtol=tolerances.rtol, atol=tolerances.atol, method=tolerances.name, options=options
+        )
+
     def __call__(self, s: Tensor, x: Any) -> Any:
+        self.evaluations += 1
         first = self.last is None
         self.last = self.slope(s, x)
         if first:
@@ -149,6 +158,14 @@ class _Watched:
                 f"the step of solver {name!r} shrank to {float(ds.detach()):.3g} of an interval",
                 sample=_largest_sample(self.last),
             )
+
+    def callback_accept_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
+        """Called by the driver."""
+        self.accepted += 1
+
+    def callback_reject_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
+        """Called by the driver."""
+        self.rejected += 1
 
 
 def _largest_sample(slope: Any) -> int | None:

@@ -1,12 +1,33 @@
-"""Counting what a solve costs."""
+"""What a solve costs: the evaluations of its field, and what every sample had of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from solvers.protocol import Time, describe
+
+
+class Tally:
+    """What every sample of a solve has cost so far, `(samples,)` integers each.
+
+    Attributes:
+        steps, rejections, evaluations: accepted steps, rejected ones, evaluations of the field.
+        entered: whether a method has entered anything, as those do that choose their steps.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.steps, self.rejections, self.evaluations = (np.zeros(samples, np.int64) for _ in range(3))
+        self.entered = False
+
+    def enter(self, steps: Any, rejections: Any, evaluations: Any) -> None:
+        """Add what an interval cost, of each sample or of every one."""
+        self.steps += steps
+        self.rejections += rejections
+        self.evaluations += evaluations
+        self.entered = True
 
 
 class Counted:
@@ -18,6 +39,8 @@ class Counted:
 
     def __init__(self, field: Any) -> None:
         self.field, self.evaluations = field, 0
+        #: Where methods that choose their steps enter them; None where nobody will ask.
+        self.tally: Tally | None = None
         self.__name__ = describe(field)
         # Asked for at every step, which is slow for an attribute that is not there.
         self.time_scale = getattr(field, "time_scale", None)
@@ -47,3 +70,9 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.field, name)
+
+
+def enter(field: Any, steps: Any, rejections: Any, evaluations: Any) -> None:
+    """Enter what an interval cost in the tally of its solve, if `field` belongs to one that keeps a tally."""
+    if isinstance(field, Counted) and field.tally is not None:
+        field.tally.enter(steps, rejections, evaluations)

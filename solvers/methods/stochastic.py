@@ -20,6 +20,7 @@ from torchsde._core.adjoint_sde import AdjointSDE
 from torchsde._core.base_sde import ForwardSDE
 
 from solvers.base.clock import Clock
+from solvers.base.counted import enter
 from solvers.base.solver import Solver, register
 from solvers.base.state import increment, over_state
 from solvers.base.values import concrete, non_finite_sample
@@ -116,7 +117,10 @@ class Stochastic(Solver):
             return equation.whole(method.step(*unit_span(y, 1), y, ())[0])
         if not state.numel():
             return state
-        return equation.whole(Watched(self, method).run(y, 1))
+        watched = Watched(self, method)
+        end = watched.run(y, 1)
+        enter(field, watched.accepted, watched.attempts - watched.accepted, equation.evaluations)
+        return equation.whole(end)
 
     def _driven_alone(self, control: ControlPath, t: Time, dt: Time) -> Driven:
         driven = self.driven([control], Clock((t,), (dt,)))[0]
@@ -154,7 +158,7 @@ class Equation:
     ) -> None:
         self.sde_type = solver.interpretation
         self.field, self.control, self.shape = field, control, shape
-        self.t, self.h = t, dt if steps == 1 else dt / steps
+        self.t, self.h, self.evaluations = t, dt if steps == 1 else dt / steps, 0
         scaled = over_state(increment(field, self.h))
         self.drift, self.noise = scaled, _root(scaled)
         # torchsde's srk asks for each of its stages again in every later one.
@@ -172,11 +176,15 @@ class Equation:
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift of a unit step."""
-        return self._once("f", s, y, lambda at, x, u: self.drift * check_slope(self.field, x, self.field(at, x, u)))
+        return self._once("f", s, y, lambda at, x, u: self.drift * self._slope(at, x, u))
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """The diffusion of a unit step."""
         return self._once("g", s, y, lambda at, x, u: self.noise * self._diffusion(at, x, u))
+
+    def _slope(self, at: Time, x: Tensor, u: Any) -> Tensor:
+        self.evaluations += 1
+        return check_slope(self.field, x, self.field(at, x, u))
 
     def _diffusion(self, at: Time, x: Tensor, u: Any) -> Tensor:
         noise: Tensor = self.field.diffusion(at, x, u)
@@ -216,11 +224,20 @@ class Watched:
             end: Tensor = self.scheme.integrate(y, times, ())[0][-1]
         except AssertionError:
             raise NonFiniteStateError(f"the state became non-finite under solver {self.solver.name!r}") from None
-        attempts, accepted = self.calls // 3, len(self.starts)
         if self.solver.book is not None:
-            self.solver.book[0] += accepted
-            self.solver.book[1] += attempts - accepted
+            self.solver.book[0] += self.accepted
+            self.solver.book[1] += self.attempts - self.accepted
         return end
+
+    @property
+    def attempts(self) -> int:
+        """Steps that were tried, each as a whole and in two halves."""
+        return self.calls // 3
+
+    @property
+    def accepted(self) -> int:
+        """Those that were kept: the next one starts elsewhere."""
+        return len(self.starts)
 
     def __call__(self, t0: Tensor, t1: Tensor, y: Tensor, extra: Any) -> Any:
         """One of the three steps of an attempt: the whole one, and its halves."""

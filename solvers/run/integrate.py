@@ -12,22 +12,20 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive.batch import Rows
-from solvers.adaptive.controller import Tally
 from solvers.adaptive.driver import Driver, Status
 from solvers.adaptive.events import Event, EventWatch, Occurrences
 from solvers.adaptive.native import Native
 from solvers.adaptive.outputs import Outputs
 from solvers.adaptive.shared import Adaptive
 from solvers.base.control import Held
-from solvers.base.counted import Counted
+from solvers.base.counted import Counted, Tally
 from solvers.base.gradient import Gradient, get_gradient
 from solvers.base.pairing import check
 from solvers.base.solver import Solver, get
 from solvers.errors import InputError, NumericalError
 from solvers.gradients.adjoint import Adjoint
-from solvers.methods.stochastic import Stochastic
 from solvers.protocol import ControlPath, Time, bind
-from solvers.run.intervals import BookedAdaptive, BookedNative, Plan, booked, by_intervals
+from solvers.run.intervals import Plan, by_intervals
 from solvers.run.sampled import Pieces, Sampled
 
 #: What `integrate` takes as an input: nothing, u(t), a constant u `(batch, channels)`, or known samples of it.
@@ -168,19 +166,18 @@ def _native(
         x = driver.advance(Rows(bound, start, span, x, pieces.paths[j]), x)
     found = watch.collect(state) if watch is not None else ()
     status = tuple(Status(int(value)) for value in driver.tally.status)
-    return Integration(times, outputs.collect(), status, _statistics([driver.tally], state), found)
+    return Integration(times, outputs.collect(), status, _statistics(driver.tally, state), found)
 
 
 def _in_one_call(field: Any, solver: Adaptive, state: Tensor, times: Tensor, path: ControlPath) -> Integration:
     """Through one call of torchdiffeq over times that all samples share."""
-    method, counted = booked(solver), Counted(bind(field))
-    assert isinstance(method, BookedAdaptive)
+    counted = Counted(bind(field))
+    counted.tally = Tally(len(state))
     span = times[-1] - times[0]
     start, length = (x.to(state.dtype) for x in (times[0], span))
-    states = method.along(counted, start, length, state, path, (times - times[0]) / span)
-    tally = _shared_tally(len(state), counted.evaluations, *method.book)
+    states = solver.along(counted, start, length, state, path, (times - times[0]) / span)
     status = (Status.SUCCESS,) * len(state)
-    return Integration(times, states.transpose(0, 1), status, _statistics([tally], state))
+    return Integration(times, states.transpose(0, 1), status, _statistics(counted.tally, state))
 
 
 def _stepwise(
@@ -201,34 +198,16 @@ def _stepwise(
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
         rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
         gradient = dataclasses.replace(gradient, rtol=rtol, atol=atol)
-    method = booked(solver)
-    states, trajectory, status = by_intervals(field, method, gradient, plan, state, throw)
-    ended = set(status) <= {Status.SUCCESS}
-    reached = None if ended else (~states[:, 1:].detach().flatten(2).isnan().any(-1)).cpu().numpy()
+    states, tally, status = by_intervals(field, solver, gradient, plan, state, throw)
     if pieces.places is not None:
         places = pieces.places.expand(len(state), -1)
         states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
-    if isinstance(method, BookedNative):
-        tallies = method.book
-    elif isinstance(method, BookedAdaptive | Stochastic) and method.adaptive and method.book is not None:
-        tallies = [_shared_tally(len(state), trajectory.evaluations, *method.book)]
-    else:
-        tallies = [_shared_tally(len(state), trajectory.evaluations, plan.steps(reached))]
-    return Integration(times, states, tuple(status), _statistics(tallies, state))
+    return Integration(times, states, tuple(status), _statistics(tally, state))
 
 
-def _shared_tally(samples: int, evaluations: int, steps: Any, rejections: int = 0) -> Tally:
-    tally = Tally(samples)
-    tally.evaluations[:], tally.steps[:], tally.rejections[:] = evaluations, steps, rejections
-    return tally
-
-
-def _statistics(tallies: list[Tally], state: Tensor) -> Statistics:
-    total = [
-        torch.from_numpy(sum((getattr(tally, name) for tally in tallies), np.zeros(len(state), np.int64)))
-        for name in ("steps", "rejections", "evaluations")
-    ]
-    return Statistics(*(value.to(state.device) for value in total))
+def _statistics(tally: Tally, state: Tensor) -> Statistics:
+    counts = (tally.steps, tally.rejections, tally.evaluations)
+    return Statistics(*(torch.from_numpy(count).to(state.device) for count in counts))
 
 
 def _with_tolerances(solver: Solver, rtol: float | None, atol: float | None) -> Solver:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.base.clock import Clock
 from solvers.base.control import Control, Paths
-from solvers.base.counted import Counted
+from solvers.base.counted import Counted, Tally
 from solvers.base.gradient import Gradient
 from solvers.base.loop import Loop
 from solvers.base.pairing import check
@@ -107,10 +107,14 @@ def solve_paths(
     max_dt: float | None = None,
     positions_only: bool = False,
     jumps: bool = True,
+    tally: Tally | None = None,
 ) -> Trajectory:
-    """Like `solve`, where the path of u on each interval is there already."""
+    """Like `solve`, where the path of u on each interval is there already.
+
+    A method that chooses its steps enters them in the `tally`.
+    """
     check(field, solver, gradient)
-    return _stepped(field, solver, gradient, paths, clock, state, substeps, max_dt, positions_only, jumps)
+    return _stepped(field, solver, gradient, paths, clock, state, substeps, max_dt, positions_only, jumps, tally)
 
 
 def _stepped(
@@ -124,8 +128,10 @@ def _stepped(
     max_dt: float | None,
     positions_only: bool,
     jumps: bool,
+    tally: Tally | None = None,
 ) -> Trajectory:
     counted = Counted(bind(field))
+    counted.tally = tally
     paths = solver.driven(paths, clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
     if jumps and "impulsive" in structure(field):
