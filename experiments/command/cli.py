@@ -52,6 +52,18 @@ def progress_of(out: Console, what: str) -> Iterator[Callable[[str, float], None
         yield lambda doing, done: bar.update(task, description=doing, completed=done)
 
 
+def _names(flag: str, text: str) -> Any:
+    return typer.Option(flag, parser=parsers.names, metavar="NAME[,...]", help=text)
+
+
+def _number(flag: str, text: str) -> Any:
+    return typer.Option(flag, parser=parsers.whole_number, metavar="N", help=text)
+
+
+def _numbers(flag: str, text: str) -> Any:
+    return typer.Option(flag, parser=parsers.whole_numbers, metavar="N[,...]", help=text)
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/digits-cornn-001.")]
 RootOption = Annotated[
     Path, typer.Option("--root", metavar="PATH", help="Folder of the run folders.", rich_help_panel="Output")
@@ -83,11 +95,9 @@ def list_(
 def table_(
     solvers: Annotated[
         Any,
-        typer.Option(
+        _names(
             "--solvers",
-            parser=parsers.names,
-            metavar="NAME[,...]",
-            help="Columns, or all; if left out the solvers of published networks, rk4, stormer_verlet and dopri5.",
+            "Columns, or all; if left out the solvers of published networks, rk4, stormer_verlet and dopri5.",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
@@ -190,38 +200,24 @@ def compare(
     run: RunArgument,
     solvers: Annotated[
         Any,
-        typer.Option(
+        _names(
             "--solvers",
-            parser=parsers.names,
-            metavar="NAME[,...]",
-            help="Solvers to compare; if left out the run's own, the published step, imex_euler, stormer_verlet, rk4 "
+            "Solvers to compare; if left out the run's own, the published step, imex_euler, stormer_verlet, rk4 "
             "and dopri5.",
         ),
     ] = None,
     substeps: Annotated[
         Any,
-        typer.Option(
-            "--substeps",
-            parser=parsers.whole_numbers,
-            metavar="N[,...]",
-            help="Substeps per sample; if left out the run's own.",
-        ),
+        _numbers("--substeps", "Substeps per sample; if left out the run's own."),
     ] = None,
     split: SplitOption = "test",
     samples: Annotated[
         int | None,
-        typer.Option(
-            "--samples",
-            parser=parsers.whole_number,
-            metavar="N",
-            help="How many samples; if left out as many as take a moment.",
-        ),
+        _number("--samples", "How many samples; if left out as many as take a moment."),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            "--seed", parser=parsers.whole_number, metavar="N", help="Chooses the samples, if not all are used."
-        ),
+        _number("--seed", "Chooses the samples, if not all are used."),
     ] = 0,
     figures: Annotated[
         bool, typer.Option("--figures/--no-figures", help="Also measure other step sizes and tolerances, and draw.")
@@ -263,27 +259,20 @@ def demo(root: RootOption = Path("runs")) -> None:
 def bench(
     repeats: Annotated[
         int,
-        typer.Option(
-            "--repeats", parser=parsers.whole_number, metavar="N", help="Timed rounds, every case once in each."
-        ),
+        _number("--repeats", "Timed rounds, every case once in each."),
     ] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, less than a minute.")] = False,
     shapes: Annotated[
         Any,
-        typer.Option("--shapes", parser=parsers.names, metavar="NAME[,...]", help="S1 to S5 and L1; all if left out."),
+        _names("--shapes", "S1 to S5 and L1; all if left out."),
     ] = None,
     parts: Annotated[
         Any,
-        typer.Option(
-            "--parts",
-            parser=parsers.names,
-            metavar="NAME[,...]",
-            help="training, cost, solving or gpu; what can run if left out.",
-        ),
+        _names("--parts", "training, cost, solving or gpu; what can run if left out."),
     ] = None,
     threads: Annotated[
         int,
-        typer.Option("--threads", parser=parsers.whole_number, metavar="N", help="CPU threads; 0: PyTorch's choice."),
+        _number("--threads", "CPU threads; 0: PyTorch's choice."),
     ] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write all times to a file.")] = None,
 ) -> None:

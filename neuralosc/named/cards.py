@@ -43,8 +43,6 @@ STANDARD: Choices = {
     "residual": False,
 }
 
-SolverChoice = "str | dict[str, Any] | solvers.Solver"
-
 
 @dataclass(frozen=True)
 class ModelCard:

@@ -114,6 +114,23 @@ class Solver:
         return dataclasses.replace(self, **options)
 
 
+class Paired:
+    """Of a solver that carries a pair of states, both started from the state: the first one is the state."""
+
+    def open(self, state: Tensor) -> Any:
+        """The pair (state, state)."""
+        return state, state
+
+    def close(self, carried: Any) -> Tensor:
+        """The first of the pair."""
+        state: Tensor = carried[0] if isinstance(carried, tuple) else carried
+        return state
+
+    def position(self, carried: Any) -> Tensor:
+        """Its first component."""
+        return self.close(carried)[..., 0, :]
+
+
 @dataclass(frozen=True)
 class SolverInfo:
     """One row of `solvers.available()`."""

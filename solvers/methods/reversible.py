@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solvers.base.solver import SOLVERS, Solver, register
+from solvers.base.solver import SOLVERS, Paired, Solver, register
 from solvers.base.state import over_state
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
 
 @dataclass(frozen=True)
-class ReversiblePair(Solver):
+class ReversiblePair(Paired, Solver):
     """Any explicit method made reversible, by stepping a pair of states (y, z) with its increments Psi.
 
         y+ = c y + (1 - c) z + Psi(t, dt, z)
@@ -50,19 +50,6 @@ class ReversiblePair(Solver):
             raise InputError(f"coupling of solver {self.name!r} is {self.coupling!r}, expected above 0 and at most 1")
         object.__setattr__(self, "order", method.order)
         object.__setattr__(self, "stages", 2 * method.stages)
-
-    def open(self, state: Tensor) -> Any:
-        """The pair (state, state)."""
-        return state, state
-
-    def close(self, carried: Any) -> Tensor:
-        """The first of the pair."""
-        state: Tensor = carried[0] if isinstance(carried, tuple) else carried
-        return state
-
-    def position(self, carried: Any) -> Tensor:
-        """Its first component."""
-        return self.close(carried)[..., 0, :]
 
     def _increment(self, field: Any, t: Time, dt: Time, x: Tensor, control: ControlPath) -> Tensor:
         return SOLVERS[self.base].step(field, t, dt, x, control) - x

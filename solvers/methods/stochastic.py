@@ -21,7 +21,7 @@ from torchsde._core.base_sde import ForwardSDE
 
 from solvers.base.clock import Clock
 from solvers.base.counted import enter
-from solvers.base.solver import Solver, register
+from solvers.base.solver import Paired, Solver, register
 from solvers.base.state import increment, over_state
 from solvers.base.values import concrete, non_finite_sample
 from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
@@ -259,7 +259,7 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class ReversibleHeun(Stochastic):
+class ReversibleHeun(Paired, Stochastic):
     """Heun's method on a pair of states (y, z), whose step can be undone, so that gradient 'reversible' works with it.
 
         z+ = 2 y - z + f(z) dt + g(z) dW
@@ -275,19 +275,6 @@ class ReversibleHeun(Stochastic):
         super().__post_init__()
         if self.adaptive:
             raise InputError(f"solver {self.name!r} carries a pair of states in equal steps: use 'stochastic_heun'")
-
-    def open(self, state: Tensor) -> Any:
-        """The pair (state, state)."""
-        return state, state
-
-    def close(self, carried: Any) -> Tensor:
-        """The first of the pair."""
-        state: Tensor = carried[0] if isinstance(carried, tuple) else carried
-        return state
-
-    def position(self, carried: Any) -> Tensor:
-        """Its first component."""
-        return self.close(carried)[..., 0, :]
 
     def undoes(self, field: Any) -> bool:
         """On every field with noise."""
