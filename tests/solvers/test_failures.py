@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 import torch
-from ode_problems import DrivenOscillator, FirstOrder, Pendulum, run
 
 import solvers
 from solvers.base.registry import Registry
+from tests.solvers.ode_problems import DrivenOscillator, FirstOrder, Pendulum, run
 
 F64 = torch.float64
 ADAPTIVE = [name for name in solvers.SOLVERS if isinstance(solvers.get(name), solvers.Adaptive)]

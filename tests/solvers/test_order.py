@@ -6,10 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from ode_problems import DampedSwirl, DrivenOscillator, FirstOrder, LinearOscillator, Swirl, TimedOscillator, run
 from scipy.integrate import solve_ivp
 
 import solvers
+from tests.solvers.ode_problems import (
+    DampedSwirl,
+    DrivenOscillator,
+    FirstOrder,
+    LinearOscillator,
+    Swirl,
+    TimedOscillator,
+    run,
+)
 
 PROBLEMS = [LinearOscillator, DrivenOscillator, TimedOscillator, Swirl, DampedSwirl, FirstOrder]
 # Methods for noise are measured against paths, not against a solution.

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ode_problems import LinearOscillator
 
 import solvers
+from tests.solvers.ode_problems import LinearOscillator
 
 F64 = torch.float64
 STABLE = [info.name for info in solvers.available() if info.implicit or info.family == "exponential"]
