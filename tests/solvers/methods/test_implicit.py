@@ -1,83 +1,20 @@
-"""Implicit Runge-Kutta methods: tableaux, orders, stability, structure, clocks and gradients."""
+"""Implicit Runge-Kutta methods: tableaux, orders, linear fields, clocks, batches and use in networks."""
 
-import cmath
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 import neuralosc
 import solvers
 from solvers.methods.implicit import ImplicitRungeKutta, implicit_runge_kutta
 from solvers.numerics.newton import Newton
 from solvers.numerics.tableau import ImplicitTableau
-from tests.solvers.ode_problems import DrivenOscillator, LinearOscillator, Pendulum, Swirl, TimedOscillator, held
-
-F64 = torch.float64
-NAMES = [info.name for info in solvers.available() if info.family == "implicit"]
-SYMPLECTIC, SYMMETRIC = ["implicit_midpoint", "gauss_legendre4"], ["implicit_midpoint", "trapezoid", "gauss_legendre4"]
-L_STABLE = ["implicit_euler", "sdirk2", "radau_iia3"]
-KINDS = ["newton", "simplified", "krylov"]
-GAMMA = 1 - math.sqrt(0.5)
-#: R(z) of each method: the factor of one step on x' = lambda x, z = h lambda.
-STABILITY = {
-    "implicit_euler": lambda z: 1 / (1 - z),
-    "implicit_midpoint": lambda z: (1 + z / 2) / (1 - z / 2),
-    "trapezoid": lambda z: (1 + z / 2) / (1 - z / 2),
-    "sdirk2": lambda z: (1 + (1 - 2 * GAMMA) * z) / (1 - GAMMA * z) ** 2,
-    "gauss_legendre4": lambda z: (1 + z / 2 + z * z / 12) / (1 - z / 2 + z * z / 12),
-    "radau_iia3": lambda z: (1 + z / 3) / (1 - 2 * z / 3 + z * z / 6),
-}
-
-
-def randn(*shape, seed=6, dtype=F64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def steps(solver, field, x, span, count, control=lambda t: None):
-    h = span / count
-    with torch.no_grad():
-        for i in range(count):
-            x = solver.step(field, i * h, h, x, control)
-    return x
-
-
-class VanDerPol:
-    """dq = p, dp = mu (1 - q^2) p - q."""
-
-    structure = frozenset()
-
-    def __init__(self, mu):
-        self.mu = mu
-
-    def __call__(self, t, x, u):
-        q, p = x.unbind(-2)
-        return torch.stack((p, self.mu * (1 - q * q) * p - q), -2)
-
-
-class Oblique:
-    """H = (q^2 + 1)(p^2 + 1) / 2 + sum_i q_i p_i+1 + u sin q: velocity and force see both."""
-
-    structure = frozenset({"partitioned", "hamiltonian"})
-
-    def __call__(self, t, x, u):
-        q, p = x.unbind(-2)
-        dq = (q * q + 1) * p + q.roll(1, -1)
-        dp = -(q * (p * p + 1) + p.roll(-1, -1) + u * torch.cos(q))
-        return torch.stack((dq, dp), -2)
-
-
-class RigidBody:
-    """dx = x cross x / I: keeps |x|^2 and sum x^2 / I."""
-
-    structure = frozenset()
-    inertia = torch.tensor([2.0, 1.0, 2 / 3], dtype=F64)
-
-    def __call__(self, t, x, u):
-        return torch.linalg.cross(x, x / self.inertia)
+from tests.solvers.methods.implicit_steps import F64, GAMMA, KINDS, NAMES, randn, steps
+from tests.solvers.ode_problems import DrivenOscillator, LinearOscillator, Swirl, TimedOscillator, held
 
 
 class Resonator(neuralosc.field.Semilinear, neuralosc.field.Partitioned):
@@ -219,146 +156,6 @@ def test_declared_order_is_measured(name, kind):
     assert order_of(solver, kind) == pytest.approx(solver.order, abs=0.15)
 
 
-# Stability
-
-
-class Spiral:
-    """x' = lambda x with one complex lambda for each sample and channel, real and imaginary part as components."""
-
-    structure = frozenset()
-
-    def __init__(self, rates):
-        self.rates = rates
-
-    def __call__(self, t, x, u):
-        z = torch.complex(*x.unbind(-2)) * self.rates
-        return torch.stack((z.real, z.imag), -2)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
-def test_one_step_is_the_stability_function(name, kind):
-    rates = [-1e4, -30.0, -1.0, 0.5, 2j, 1e3j, -3 + 4j, -1e4 + 1e4j]
-    field = Spiral(torch.tensor(rates, dtype=torch.complex128).unsqueeze(-1))
-    x = torch.tensor([1.0, 0.5], dtype=F64).reshape(1, 2, 1).expand(8, 2, 1)
-    end = steps(solvers.get(name, linear_solver=kind), field, x, 1.0, 1)
-    for i, rate in enumerate(rates):
-        expected = STABILITY[name](rate) * (1 + 0.5j)
-        assert cmath.isclose(complex(end[i, 0], end[i, 1]), expected, rel_tol=1e-9, abs_tol=1e-12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_stiff_decay_stays_bounded_and_is_damped_where_the_method_damps(name):
-    x = randn(3, 2, 4)
-    end = steps(solvers.get(name), lambda t, x, u: -1e4 * x, x, 40.0, 40)
-    assert bool((end.abs() <= x.abs() * (1 + 1e-12)).all())
-    assert (float(end.abs().max()) < 1e-12) == (name in L_STABLE)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_stiff_field_follows_its_slow_solution(name):
-    """Prothero & Robinson: x' = -1e4 (x - cos t) - sin t has the solution cos t."""
-
-    def field(t, x, u):
-        return -1e4 * (x - math.cos(t)) - math.sin(t)
-
-    end = steps(solvers.get(name), field, torch.ones(1, 1, 2, dtype=F64), 2.0, 40)
-    torch.testing.assert_close(end, torch.full_like(end, math.cos(2.0)), rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "tolerance"), [("implicit_euler", 2e-3), ("sdirk2", 1e-5), ("radau_iia3", 1e-6)])
-def test_stiff_van_der_pol_on_its_slow_branch(name, tolerance, kind):
-    """mu = 1000 with steps of 5, where an explicit method would need 1e-3; SciPy's Radau is the reference."""
-    start = torch.tensor([[2.0], [-2 / 3000]], dtype=F64)
-    solver = solvers.get(name, linear_solver=kind)
-    end = steps(solver, VanDerPol(1000.0), start.unsqueeze(0), 500.0, 100)
-    np.testing.assert_allclose(end.flatten(), radau(1000.0, start, 500.0), rtol=tolerance)
-
-
-def radau(mu, start, span):
-    """SciPy's answer for the van der Pol oscillator."""
-
-    def slope(t, y):
-        return [y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]]
-
-    return solve_ivp(slope, (0, span), start.flatten().numpy(), "Radau", rtol=1e-10, atol=1e-12).y[:, -1]
-
-
-def test_van_der_pol_through_its_jumps():
-    """mu = 4 around a cycle, each sample from its own start."""
-    starts = torch.tensor([[2.0, 0.0], [0.1, -1.0]], dtype=F64).unsqueeze(-1)
-    end = steps(solvers.get("radau_iia3"), VanDerPol(4.0), starts, 9.0, 450)
-    for start, found in zip(starts, end, strict=True):
-        np.testing.assert_allclose(found.flatten(), radau(4.0, start, 9.0), rtol=0, atol=2e-3)
-
-
-def test_a_step_too_long_for_the_jump_is_an_error_with_sample_step_and_time(one_line):
-    x = torch.tensor([[[2.0], [0.0]], [[1.0], [-20.0]]], dtype=F64)
-    clock = solvers.Clock.uniform(600, 2.0)
-    backprop, hold = solvers.get_gradient("backprop"), solvers.get_control("hold")
-    samples = [torch.zeros(2, 1, dtype=F64)] * 600
-    with torch.no_grad(), pytest.raises(solvers.NumericalError) as error:
-        solvers.solve(VanDerPol(1000.0), solvers.get("radau_iia3"), backprop, hold, clock, samples, x)
-    one_line(error, "radau_iia3", "did not converge", "residual", f"step {error.value.step}", "substeps")
-    assert error.value.sample in (0, 1) and error.value.time == 2.0 * error.value.step
-
-
-# Structure
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SYMPLECTIC)
-def test_the_map_is_symplectic_on_a_hamiltonian_that_does_not_separate(name, kind):
-    x, u = 0.7 * randn(1, 2, 3), randn(1, 3)
-    solver = solvers.get(name, linear_solver=kind)
-    jacobian = torch.autograd.functional.jacobian(lambda x: solver.step(Oblique(), 0.0, 0.2, x, held(u)), x)
-    jacobian, eye, zero = jacobian.reshape(6, 6), torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)
-    form = torch.cat((torch.cat((zero, eye), 1), torch.cat((-eye, zero), 1)))
-    assert float((jacobian.T @ form @ jacobian - form).abs().max()) < 1e-10
-
-
-@pytest.mark.parametrize("name", SYMPLECTIC)
-def test_quadratic_invariants_are_kept(name):
-    x = torch.tensor([[[math.cos(1.1), 0.0, math.sin(1.1)]]], dtype=F64)
-    end = steps(solvers.get(name), RigidBody(), x, 30.0, 100)
-    assert float((end - x).abs().max()) > 0.1
-    for weights in (1.0, 1 / RigidBody.inertia):
-        assert float(((end**2 - x**2) * weights).sum().abs()) < 1e-11
-
-
-def test_the_measures_see_what_keeps_nothing():
-    x = torch.tensor([[[math.cos(1.1), 0.0, math.sin(1.1)]]], dtype=F64)
-    end = steps(solvers.get("radau_iia3"), RigidBody(), x, 30.0, 100)
-    assert float((end**2 - x**2).sum().abs()) > 1e-4
-
-
-@pytest.mark.parametrize("field", [Pendulum, Oblique, Swirl, TimedOscillator])
-@pytest.mark.parametrize("name", SYMMETRIC)
-def test_unstep_takes_back_a_step_of_any_field(name, field):
-    x, u, h = 0.5 * randn(2, 2, 3), randn(2, 3), torch.tensor([[0.1], [0.03]], dtype=F64)
-    solver, field = solvers.get(name), field()
-
-    def control(t):
-        return u * (1 + t)
-
-    states = [x]
-    for i in range(10):
-        states.append(solver.step(field, i * h, h, states[-1], control))
-    assert float((states[-1] - x).abs().max()) > 0.05
-    back = states[-1]
-    for i in reversed(range(10)):
-        back = solver.unstep(field, i * h, h, back, control)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(SYMMETRIC)))
-def test_other_methods_have_no_inverse(name, one_line):
-    with pytest.raises(solvers.PairingError) as error:
-        solvers.get(name).unstep(Pendulum(), 0.0, 0.1, randn(1, 2, 3), held(None))
-    one_line(error, name, "no inverse step")
-
-
 # Linear fields
 
 
@@ -452,53 +249,7 @@ def test_a_slope_of_another_shape_is_refused(name, one_line):
     one_line(error, "(3, 1, 4)", "(3, 3, 4)", "unbind(-2)")
 
 
-# Gradients
-
-
-class Parametric:
-    """A field that closes over its parameters, sees the time and couples everything."""
-
-    structure = frozenset()
-
-    def __init__(self, matrix, rate):
-        self.matrix, self.rate = matrix, rate
-
-    def __call__(self, t, x, u):
-        q, p = x.unbind(-2)
-        return torch.stack((p + 0.3 * torch.sin(q) * t, torch.tanh(q @ self.matrix + u * p) - self.rate * q**3), -2)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "simplified") for name in NAMES), ("trapezoid", "krylov"), ("radau_iia3", "krylov")]
-)
-def test_gradients_of_everything_once_and_twice(name, kind):
-    """Parameters, input, start, step and time, each sample with a step of its own and one of zero."""
-    solver = solvers.get(name, linear_solver=kind)
-    values = (
-        randn(2, 2, seed=1), torch.tensor([0.7, 1.2], dtype=F64), randn(2, 2, 2, seed=2), randn(2, 2, seed=3),
-        torch.tensor([[0.5], [0.0]], dtype=F64), torch.tensor([[0.1], [0.3]], dtype=F64),
-    )  # fmt: skip
-
-    def step(matrix, rate, x, u, h, t):
-        return solver.step(Parametric(matrix, rate), t, h, x, lambda at: u * (1 + at))
-
-    inputs = tuple(value.requires_grad_() for value in values)
-    # One random direction of inputs and outputs at a time, against finite differences: all of them would take minutes.
-    assert gradcheck(step, inputs, fast_mode=True)
-    assert gradgradcheck(step, inputs, fast_mode=True)
-
-
-def test_gradients_entry_by_entry():
-    inputs = tuple(
-        value.requires_grad_()
-        for value in (randn(1, 1), randn(1), randn(1, 2, 1), randn(1, 1), torch.full((1, 1), 0.5, dtype=F64))
-    )
-
-    def step(matrix, rate, x, u, h):
-        return solvers.get("gauss_legendre4").step(Parametric(matrix, rate), 0.1, h, x, lambda at: u * (1 + at))
-
-    assert gradcheck(step, inputs)
-    assert gradgradcheck(step, inputs)
+# Networks
 
 
 @pytest.mark.parametrize(
