@@ -153,16 +153,19 @@ def test_drift_is_measured_and_refused_beyond_the_limit():
     assert "\n" not in str(failure.value)
 
 
-def test_snapshots_bound_the_drift():
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+def test_snapshots_bound_the_drift(backend):
     torch.manual_seed(0)
     rnn = neuralosc.CoRNN(1, 4, dt=0.05, epsilon=2.0, coupled=False, solver="stormer_verlet")
-    x = torch.randn(2, 160, 1)
+    # Rounding grows by exp(0.05) with each step that is taken back: 1e5 times over all of them, 1.7 times over ten.
+    x = torch.randn(2, 240, 1)
     drifts = {}
-    for snapshots in (0, 12):
+    for snapshots in (0, 24):
         drifts[snapshots] = []
         gradient = solvers.Reversible("reversible", snapshots, chunk=2, limit=1e9, drifts=drifts[snapshots])
-        rnn.with_solver(rnn.solver, gradient=gradient)(x)[0].square().mean().backward()
-    assert max(drifts[12]) < 0.1 * max(drifts[0])
+        with solvers.backend(backend):
+            rnn.with_solver(rnn.solver, gradient=gradient)(x)[0].square().mean().backward()
+    assert max(drifts[24]) < 0.03 * max(drifts[0])
 
 
 @pytest.mark.parametrize("solver", ["imex_euler", "rk4", "semi_implicit_euler"])
