@@ -7,30 +7,12 @@ values: they appear as the right factor of a product alone.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from solvers.compiled.step.ops import OPERATIONS
 from solvers.compiled.step.refused import Refused
-
-#: Functions of one argument that cost more than the memory to keep their result.
-TRANSCENDENTAL = frozenset({"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "sin", "cos", "erf", "pow"})
-
-#: Results that are true or false; none has a gradient.
-PREDICATES = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
-
-_FOLD: dict[str, Callable[..., float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "neg": lambda a: -a,
-    "abs": abs,
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "tanh": math.tanh,
-}
 
 
 @dataclass(frozen=True)
@@ -85,8 +67,8 @@ class Node:
     """One value.
 
     Attributes:
-        op: what makes it: "leaf", "const", a pointwise function, "slice", "cat", "mm" (times a matrix), "csum" (over
-            channels), "bsum" (over samples), "stop" (no gradient passes).
+        op: what makes it: "leaf", "const", one of `ops.OPERATIONS`, "slice", "cat", "mm" (times a matrix), "csum" and
+            "cmax" (sum and maximum over channels), "bsum" (sum over samples), "stop" (no gradient passes).
         args: what it is made of.
         data: the rest: key of a leaf, value of a constant, bounds of a slice, matrix of a product.
         batch: has one value per sample.
@@ -138,9 +120,10 @@ class Graph:
     def pointwise(self, op: str, *args: Node, data: Any = None) -> Node:
         """A function of values, entry by entry."""
         values = [a.data if a.op == "const" else None for a in args]
-        if op in _FOLD and None not in values:
+        fold = OPERATIONS[op].fold
+        if fold is not None and None not in values:
             try:
-                return self.const(_FOLD[op](*values))
+                return self.const(fold(*values))
             except (ArithmeticError, ValueError):
                 pass
         simple = self._simplified(op, args, values, data)
@@ -214,7 +197,7 @@ class Graph:
             return self.cat(found)
         if x.op not in ("leaf", "mm", "bsum"):
             # Of an entry-by-entry function: of its arguments.
-            return self._renewed(x, tuple(self.slice(a, start, width) for a in x.args))
+            return self.renewed(x, tuple(self.slice(a, start, width) for a in x.args))
         return self._node("slice", (x,), (start, width), x.batch, width, x.varies)
 
     def cat(self, parts: Sequence[Node]) -> Node:
@@ -249,6 +232,15 @@ class Graph:
             return self.sum(self.csum(part) for part in x.args)
         return x if x.width == 1 else self._node("csum", (x,), None, x.batch, 1, x.varies)
 
+    def cmax(self, x: Node) -> Node:
+        """Maximum over channels."""
+        if x.op == "cat":
+            first, *rest = (self.cmax(part) for part in x.args)
+            for other in rest:
+                first = self.pointwise("max", first, other)
+            return first
+        return x if x.width == 1 else self._node("cmax", (x,), None, x.batch, 1, x.varies)
+
     def bsum(self, x: Node) -> Node:
         """Sum over samples."""
         if x.op == "cat" and all(part.batch or (part.op == "leaf" and part.data[0] == "zeros") for part in x.args):
@@ -266,7 +258,7 @@ class Graph:
             total = self.pointwise("add", total, term)
         return total
 
-    def _renewed(self, node: Node, args: tuple[Node, ...]) -> Node:
+    def renewed(self, node: Node, args: tuple[Node, ...]) -> Node:
         """The same operation on other arguments."""
         if node.op in ("leaf", "const", "opaque"):
             return node
@@ -276,17 +268,10 @@ class Graph:
             return self.cat(args)
         if node.op == "mm":
             return self.mm(args[0], node.data)
-        if node.op in ("csum", "bsum", "stop"):
+        if node.op in ("csum", "cmax", "bsum", "stop"):
             made: Node = getattr(self, node.op)(args[0])
             return made
         return self.pointwise(node.op, *args, data=node.data)
-
-    def rewritten(self, roots: Sequence[Node], known: dict[Node, Node]) -> list[Node]:
-        """The roots with the nodes of `known` replaced, and everything that depends on them made anew."""
-        for node in ordered(roots):
-            if node not in known:
-                known[node] = self._renewed(node, tuple(known[a] for a in node.args))
-        return [known[root] for root in roots]
 
 
 def ordered(roots: Iterable[Node], stop: Any = ()) -> list[Node]:

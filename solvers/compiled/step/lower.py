@@ -1,59 +1,23 @@
 """From a traced aten graph to the language of `ir`: what is understood, and how shapes become rows and columns.
 
-A traced tensor becomes a `Block`: an array of nodes, one for each index along the axes that are neither the batch nor
-the channels. Selecting, stacking, splitting and reshaping then only rearrange nodes and cost nothing at run time.
+A traced tensor becomes a `NodeArray`: an array of nodes, one for each index along the axes that are neither the batch
+nor the channels. Selecting, stacking, splitting and reshaping then only rearrange nodes and cost nothing at run time.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from solvers.compiled.step.ir import Graph, Matrix, Node
+from solvers.compiled.step.arrays import Axis, Dim, NodeArray, ParameterMatrix, entries_of, whole
+from solvers.compiled.step.ir import Graph, Node
+from solvers.compiled.step.ops import POINTWISE, Term
+from solvers.compiled.step.reductions import REDUCTIONS
 from solvers.compiled.step.refused import Refused
-
-#: An axis: ("b", size) the batch, ("c", size) channels, ("i", size) an index. A dimension of a tensor is a tuple of
-#: axes that were flattened into it; of none where its size is 1.
-Axis = tuple[str, int]
-Dim = tuple[Axis, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """A tensor as an array of nodes, whose axes are the index axes of `dims` in their order."""
-
-    dims: tuple[Dim, ...]
-    entries: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the tensor."""
-        return tuple(math.prod(size for _, size in dim) for dim in self.dims)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A matrix of parameters."""
-
-    matrix: Matrix
-
-
-def entries_of(dims: Sequence[Dim]) -> tuple[int, ...]:
-    """Sizes of the index axes."""
-    return tuple(size for dim in dims for kind, size in dim if kind == "i")
-
-
-def whole(node: Node, dims: Sequence[Dim]) -> Block:
-    """A block of one node."""
-    entries = np.empty(entries_of(dims), dtype=object)
-    entries.fill(node)
-    return Block(tuple(dims), entries)
 
 
 class Lowering:
@@ -77,25 +41,27 @@ class Lowering:
         short = name.name.removeprefix("aten::").removesuffix("_copy")
         if short in _SHAPES:
             return _SHAPES[short](self, *args, **kwargs)
-        if short in _POINTWISE:
-            return self.pointwise(_POINTWISE[short], *args, **kwargs)
+        if short in POINTWISE:
+            return self.pointwise(POINTWISE[short], *args, **kwargs)
+        if short in REDUCTIONS:
+            return REDUCTIONS[short](self, *args, **kwargs)
         raise Refused(f"it uses {name.name}, which the fast path does not know")
 
-    def scalar(self, value: Any) -> Block:
+    def scalar(self, value: Any) -> NodeArray:
         """A number as a block."""
         return whole(self.graph.const(float(value)), ())
 
-    def block(self, x: Any) -> Block:
+    def block(self, x: Any) -> NodeArray:
         """An argument of a pointwise function."""
-        if isinstance(x, Block):
+        if isinstance(x, NodeArray):
             return x
-        if isinstance(x, Held):
+        if isinstance(x, ParameterMatrix):
             raise Refused("a matrix of parameters meets the state outside of a product")
         if isinstance(x, bool | int | float):
             return self.scalar(x)
         raise Refused(f"an operand is a {type(x).__name__}")
 
-    def pointwise(self, make: Callable[..., Node], *args: Any, **kwargs: Any) -> Block:
+    def pointwise(self, formula: Callable[..., Term], *args: Any, **kwargs: Any) -> NodeArray:
         """A function entry by entry, with broadcasting."""
         operands = [x for x in args if not _option(x)]
         options = [x for x in args if _option(x)]
@@ -103,13 +69,14 @@ class Lowering:
         shape = blocks[0].entries.shape
         entries = np.empty(shape, dtype=object)
         for index in np.ndindex(*shape):
-            entries[index] = make(self.graph, *(b.entries[index] for b in blocks), *options, **kwargs)
-        return Block(blocks[0].dims, entries)
+            terms = [Term(self.graph, b.entries[index]) for b in blocks]
+            entries[index] = formula(*terms, *options, **kwargs).node
+        return NodeArray(blocks[0].dims, entries)
 
-    def aligned(self, blocks: list[Block]) -> list[Block]:
-        """Blocks broadcast against each other."""
+    def aligned(self, blocks: list[NodeArray]) -> list[NodeArray]:
+        """Arrays broadcast against each other."""
         count = max(len(b.dims) for b in blocks)
-        padded = [Block(((),) * (count - len(b.dims)) + b.dims, b.entries) for b in blocks]
+        padded = [NodeArray(((),) * (count - len(b.dims)) + b.dims, b.entries) for b in blocks]
         dims: list[Dim] = []
         for place in range(count):
             found = {b.dims[place] for b in padded} - {()}
@@ -121,14 +88,14 @@ class Lowering:
             dims.append(found.pop() if found else ())
         return [self.broadcast(b, tuple(dims)) for b in padded]
 
-    def broadcast(self, block: Block, dims: tuple[Dim, ...]) -> Block:
+    def broadcast(self, block: NodeArray, dims: tuple[Dim, ...]) -> NodeArray:
         """A block with axes repeated where it has none."""
         shape: list[int] = []
         for have, want in zip(block.dims, dims, strict=True):
             shape += entries_of([have]) if have else [1] * len(entries_of([want]))
-        return Block(dims, np.broadcast_to(block.entries.reshape(shape), entries_of(dims)))
+        return NodeArray(dims, np.broadcast_to(block.entries.reshape(shape), entries_of(dims)))
 
-    def flattened(self, block: Block, place: int) -> Block:
+    def flattened(self, block: NodeArray, place: int) -> NodeArray:
         """A dimension of components and channels as channels alone; without channels, of components of one each."""
         dim = block.dims[place]
         dim = (*dim, ("c", 1)) if dim and dim[-1][0] == "i" else dim
@@ -144,11 +111,11 @@ class Lowering:
             parts = [self.graph.wide(node, width) for node in np.ravel(moved[index])]
             entries[index] = self.graph.cat(parts)
         total = math.prod(size for _, size in dim)
-        return Block((*block.dims[:place], (("c", total),), *block.dims[place + 1 :]), entries)
+        return NodeArray((*block.dims[:place], (("c", total),), *block.dims[place + 1 :]), entries)
 
     def view(self, x: Any, shape: Sequence[int]) -> Any:
         """A tensor in another shape: dimensions merge and split where axes begin and end."""
-        if isinstance(x, Held):
+        if isinstance(x, ParameterMatrix):
             if tuple(shape) == (x.matrix.rows, x.matrix.columns):
                 return x
             raise Refused("a matrix of parameters takes another shape inside the step")
@@ -178,7 +145,7 @@ class Lowering:
             if have != size:
                 raise Refused("a reshape it cannot follow")
             dims.append(tuple(dim))
-        return Block(tuple(dims), entries.reshape(entries_of(dims)))
+        return NodeArray(tuple(dims), entries.reshape(entries_of(dims)))
 
     def _split_channels(self, entries: Any, width: int, parts: int) -> Any:
         each = width // parts
@@ -191,15 +158,15 @@ class Lowering:
 
     def permuted(self, x: Any, order: Sequence[int]) -> Any:
         """Dimensions in another order."""
-        if isinstance(x, Held):
-            return Held(x.matrix.T) if [d % 2 for d in order] == [1, 0] else x
+        if isinstance(x, ParameterMatrix):
+            return ParameterMatrix(x.matrix.T) if [d % 2 for d in order] == [1, 0] else x
         order = [d % len(x.dims) for d in order]
         counts = [len(entries_of([dim])) for dim in x.dims]
         starts = [sum(counts[:i]) for i in range(len(counts))]
         axes = [a for d in order for a in range(starts[d], starts[d] + counts[d])]
-        return Block(tuple(x.dims[d] for d in order), x.entries.transpose(axes))
+        return NodeArray(tuple(x.dims[d] for d in order), x.entries.transpose(axes))
 
-    def sliced(self, x: Any, dim: int, start: int | None, end: int | None, step: int = 1) -> Block:
+    def sliced(self, x: Any, dim: int, start: int | None, end: int | None, step: int = 1) -> NodeArray:
         """Part of a dimension."""
         block = self.block(x)
         dim %= len(block.dims)
@@ -212,8 +179,8 @@ class Lowering:
             at = len(entries_of(block.dims[:dim]))
             entries = block.entries[(slice(None),) * at + (slice(first, last, step),)]
             if last - first == 1:
-                return Block((*block.dims[:dim], (), *block.dims[dim + 1 :]), entries.squeeze(at))
-            return Block((*block.dims[:dim], (("i", entries.shape[at]),), *block.dims[dim + 1 :]), entries)
+                return NodeArray((*block.dims[:dim], (), *block.dims[dim + 1 :]), entries.squeeze(at))
+            return NodeArray((*block.dims[:dim], (("i", entries.shape[at]),), *block.dims[dim + 1 :]), entries)
         block = self.flattened(block, dim)
         if block.dims[dim][0][0] != "c" or step != 1:
             raise Refused("it takes part of the batch, or every other channel")
@@ -221,17 +188,17 @@ class Lowering:
         for index in np.ndindex(*entries.shape):
             entries[index] = self.graph.slice(block.entries[index], first, last - first)
         new = (("c", last - first),) if last - first > 1 else ()
-        return Block((*block.dims[:dim], new, *block.dims[dim + 1 :]), entries)
+        return NodeArray((*block.dims[:dim], new, *block.dims[dim + 1 :]), entries)
 
-    def selected(self, x: Any, dim: int, index: int) -> Block:
+    def selected(self, x: Any, dim: int, index: int) -> NodeArray:
         """One index of a dimension."""
         block = self.block(x)
         dim %= len(block.dims)
         index %= block.shape[dim]
         part = self.sliced(block, dim, index, index + 1)
-        return Block((*part.dims[:dim], *part.dims[dim + 1 :]), part.entries)
+        return NodeArray((*part.dims[:dim], *part.dims[dim + 1 :]), part.entries)
 
-    def joined(self, parts: Sequence[Any], dim: int = 0) -> Block:
+    def joined(self, parts: Sequence[Any], dim: int = 0) -> NodeArray:
         """Tensors one after the other along a dimension."""
         blocks = [b for b in map(self.block, parts) if 0 not in b.shape]
         dim %= len(blocks[0].dims)
@@ -241,17 +208,17 @@ class Lowering:
         if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "c" for d in kinds):
             width = sizes[0]
             entries = np.stack([b.entries for b in blocks], axis=at)
-            return Block(
+            return NodeArray(
                 (*blocks[0].dims[:dim], (("i", len(blocks)), ("c", width)), *blocks[0].dims[dim + 1 :]), entries
             )
         if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "b" for d in kinds):
             entries = np.stack([b.entries for b in blocks], axis=at)
             samples = (("i", len(blocks)), ("b", sizes[0]))
-            return Block((*blocks[0].dims[:dim], samples, *blocks[0].dims[dim + 1 :]), entries)
+            return NodeArray((*blocks[0].dims[:dim], samples, *blocks[0].dims[dim + 1 :]), entries)
         if all(not d or (len(d) == 1 and d[0][0] == "i") for d in kinds):
             rows = [b.entries if b.dims[dim] else np.expand_dims(b.entries, at) for b in blocks]
             entries = np.concatenate(rows, axis=at)
-            return Block((*blocks[0].dims[:dim], (("i", sum(sizes)),), *blocks[0].dims[dim + 1 :]), entries)
+            return NodeArray((*blocks[0].dims[:dim], (("i", sum(sizes)),), *blocks[0].dims[dim + 1 :]), entries)
         flat = [self.flattened(b, dim) for b in blocks]
         if any(b.dims[dim] and b.dims[dim][0][0] != "c" for b in flat):
             raise Refused("it joins samples")
@@ -260,11 +227,11 @@ class Lowering:
             entries[index] = self.graph.cat(
                 [self.graph.wide(b.entries[index], n) for b, n in zip(flat, sizes, strict=True)]
             )
-        return Block((*flat[0].dims[:dim], (("c", sum(sizes)),), *flat[0].dims[dim + 1 :]), entries)
+        return NodeArray((*flat[0].dims[:dim], (("c", sum(sizes)),), *flat[0].dims[dim + 1 :]), entries)
 
-    def product(self, x: Any, matrix: Any) -> Block:
+    def product(self, x: Any, matrix: Any) -> NodeArray:
         """X M of a state and a matrix of parameters."""
-        if not isinstance(matrix, Held):
+        if not isinstance(matrix, ParameterMatrix):
             raise Refused("it multiplies states with each other as matrices")
         block = self.flattened(self.block(x), 1)
         entries = np.empty(block.entries.shape, dtype=object)
@@ -275,49 +242,23 @@ class Lowering:
             node = self.graph.wide(block.entries[index], block.shape[1])
             entries[index] = self.graph.mm(node, matrix.matrix)
         columns = matrix.matrix.columns
-        return Block((block.dims[0], (("c", columns),) if columns > 1 else ()), entries)
+        return NodeArray((block.dims[0], (("c", columns),) if columns > 1 else ()), entries)
 
-    def summed(self, x: Any, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Block:
-        """A sum over components and channels."""
-        block = self.block(x)
-        places = {d % len(block.dims) for d in (dims or range(len(block.dims)))} if block.dims else set()
-        for place in sorted(places, reverse=True):
-            at = len(entries_of(block.dims[:place]))
-            for kind, size in reversed(block.dims[place]):
-                if kind == "b":
-                    block = Block(block.dims, self._each(block, _opaque))
-                elif kind == "c":
-                    block = Block(block.dims, self._each(block, functools.partial(self._channel_sum, size)))
-                else:
-                    axis = at + len([a for a in block.dims[place] if a[0] == "i"]) - 1
-                    entries = np.empty(np.delete(block.entries.shape, axis), dtype=object)
-                    for index in np.ndindex(*entries.shape):
-                        row = np.moveaxis(block.entries, axis, -1)[index]
-                        entries[index] = self.graph.sum(row)
-                    block = Block(block.dims, entries)
-                rest = block.dims[place][:-1]
-                block = Block((*block.dims[:place], rest, *block.dims[place + 1 :]), block.entries)
-        if not keepdim:
-            block = Block(tuple(d for i, d in enumerate(block.dims) if i not in places), block.entries)
-        return block
-
-    def _channel_sum(self, size: int, node: Node) -> Node:
-        return self.graph.csum(node) if node.width > 1 else self.graph.pointwise("mul", self.graph.const(size), node)
-
-    def _each(self, block: Block, function: Callable[[Node], Node]) -> Any:
+    def each(self, block: NodeArray, function: Callable[[Node], Node]) -> NodeArray:
+        """A function of every node."""
         entries = np.empty(block.entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
             entries[index] = function(block.entries[index])
-        return entries
+        return NodeArray(block.dims, entries)
 
-    def filled(self, shape: Sequence[int], value: Any) -> Block:
+    def filled(self, shape: Sequence[int], value: Any) -> NodeArray:
         """A number in a shape."""
         dims: list[Dim] = [() if n == 1 else (("b" if n == self.batch else "c", n),) for n in shape]
         # Only the last dimension holds channels; those before it hold indices.
         dims = [((("i", d[0][1]),) if d and d[0][0] == "c" and i < len(dims) - 1 else d) for i, d in enumerate(dims)]
         return whole(self.graph.const(float(value)), dims)
 
-    def expanded(self, x: Any, shape: Sequence[int], **_: Any) -> Block:
+    def expanded(self, x: Any, shape: Sequence[int], **_: Any) -> NodeArray:
         """A tensor repeated along dimensions of size 1."""
         block = self.block(x)
         lead = len(shape) - len(block.dims)
@@ -326,7 +267,7 @@ class Lowering:
         filled = self.filled(sizes, 0.0)
         padded = ((),) * lead + block.dims
         dims = tuple(b or f for b, f in zip(padded, filled.dims, strict=True))
-        return self.broadcast(Block(padded, block.entries), dims)
+        return self.broadcast(NodeArray(padded, block.entries), dims)
 
 
 def _zero(node: Node) -> bool:
@@ -340,11 +281,6 @@ def _option(x: Any) -> bool:
     return x is None or isinstance(x, str)
 
 
-def _opaque(node: Node) -> Node:
-    """A value that stands for a sum over samples, which nothing may use."""
-    return Node("opaque", (), None, False, 1, False, -2)
-
-
 def _kept(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
@@ -352,23 +288,23 @@ def _kept(low: Lowering, x: Any, *_: Any, **__: Any) -> Any:
 def _unsqueezed(low: Lowering, x: Any, dim: int) -> Any:
     block = low.block(x)
     dim %= len(block.dims) + 1
-    return Block((*block.dims[:dim], (), *block.dims[dim:]), block.entries)
+    return NodeArray((*block.dims[:dim], (), *block.dims[dim:]), block.entries)
 
 
-def _squeezed(low: Lowering, x: Any, dim: Any = None) -> Block:
+def _squeezed(low: Lowering, x: Any, dim: Any = None) -> NodeArray:
     block = low.block(x)
     places = range(len(block.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % len(block.dims) for d in places if not block.dims[d]}
-    return Block(tuple(d for i, d in enumerate(block.dims) if i not in gone), block.entries)
+    return NodeArray(tuple(d for i, d in enumerate(block.dims) if i not in gone), block.entries)
 
 
 def _detached(low: Lowering, x: Any) -> Any:
-    if isinstance(x, Held):
+    if isinstance(x, ParameterMatrix):
         raise Refused("it detaches a matrix of parameters")
-    return Block(x.dims, low._each(x, low.graph.stop))
+    return low.each(x, low.graph.stop)
 
 
-def _split(low: Lowering, x: Any, size: Any, dim: int = 0) -> list[Block]:
+def _split(low: Lowering, x: Any, size: Any, dim: int = 0) -> list[NodeArray]:
     block = low.block(x)
     total = block.shape[dim % len(block.dims)]
     sizes = [min(size, total - at) for at in range(0, total, size)] if isinstance(size, int) else list(size)
@@ -376,38 +312,32 @@ def _split(low: Lowering, x: Any, size: Any, dim: int = 0) -> list[Block]:
     return [low.sliced(block, dim, at, at + n) for at, n in zip(starts, sizes, strict=True)]
 
 
-def _unbound(low: Lowering, x: Any, dim: int = 0) -> list[Block]:
+def _unbound(low: Lowering, x: Any, dim: int = 0) -> list[NodeArray]:
     return [low.selected(x, dim, i) for i in range(low.block(x).shape[dim])]
 
 
-def _stacked(low: Lowering, parts: Sequence[Any], dim: int = 0) -> Block:
+def _stacked(low: Lowering, parts: Sequence[Any], dim: int = 0) -> NodeArray:
     return low.joined([_unsqueezed(low, p, dim % (len(low.block(p).dims) + 1)) for p in parts], dim)
 
 
-def _like(low: Lowering, x: Any, value: Any, **_: Any) -> Block:
+def _like(low: Lowering, x: Any, value: Any, **_: Any) -> NodeArray:
     block = low.block(x)
     return whole(low.graph.const(float(value)), block.dims)
 
 
-def _mean(low: Lowering, x: Any, dims: Any, keepdim: bool) -> Block:
-    shape = low.block(x).shape
-    count = math.prod(shape[d] for d in (dims or range(len(shape))))
-    return low.pointwise(_binary("mul"), low.summed(x, dims, keepdim), 1 / count)
-
-
-def _addmm(low: Lowering, bias: Any, x: Any, matrix: Any, beta: float = 1, alpha: float = 1) -> Block:
+def _addmm(low: Lowering, bias: Any, x: Any, matrix: Any, beta: float = 1, alpha: float = 1) -> NodeArray:
     if beta != 1 or alpha != 1:
         raise Refused("a product with factors")
-    return low.pointwise(_binary("add"), bias, low.product(x, matrix))
+    return low.pointwise(lambda a, b: a + b, bias, low.product(x, matrix))
 
 
-def _clamp(low: Lowering, x: Any, least: Any = None, most: Any = None, **bounds: Any) -> Block:
+def _clamp(low: Lowering, x: Any, least: Any = None, most: Any = None, **bounds: Any) -> NodeArray:
     # As in torch, the gradient passes where a bound is met.
     least, most = bounds.get("min", least), bounds.get("max", most)
     if least is not None:
-        x = low.pointwise(lambda g, a, b: g.pointwise("where", g.pointwise("lt", a, b), b, a), x, least)
+        x = low.pointwise(lambda a, b: (a < b).where(b, a), x, least)
     if most is not None:
-        x = low.pointwise(lambda g, a, b: g.pointwise("where", g.pointwise("gt", a, b), b, a), x, most)
+        x = low.pointwise(lambda a, b: (a > b).where(b, a), x, most)
     return low.block(x)
 
 
@@ -437,8 +367,6 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "stack": _stacked,
     "mm": lambda low, x, matrix: low.product(x, matrix),
     "addmm": _addmm,
-    "sum": lambda low, x, dims=None, keepdim=False, **k: low.summed(x, dims, keepdim),
-    "mean": lambda low, x, dims=None, keepdim=False, **k: _mean(low, x, dims, keepdim),
     "full_like": _like,
     "zeros_like": lambda low, x, **_: _like(low, x, 0),
     "ones_like": lambda low, x, **_: _like(low, x, 1),
@@ -450,63 +378,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
 
 
 def _swapped(low: Lowering, x: Any, a: int, b: int) -> list[int]:
-    count = 2 if isinstance(x, Held) else len(x.dims)
+    count = 2 if isinstance(x, ParameterMatrix) else len(x.dims)
     order = list(range(count))
     order[a % count], order[b % count] = order[b % count], order[a % count]
     return order
-
-
-def _unary(op: str) -> Callable[..., Node]:
-    return lambda g, a: g.pointwise(op, a)
-
-
-def _binary(op: str) -> Callable[..., Node]:
-    def make(g: Graph, a: Node, b: Node, alpha: float = 1) -> Node:
-        return g.pointwise(op, a, b if alpha == 1 else g.pointwise("mul", g.const(alpha), b))
-
-    return make
-
-
-def _power(g: Graph, a: Node, b: Node) -> Node:
-    if b.op != "const":
-        raise Refused("a power whose exponent is computed")
-    if b.data == 0:
-        return g.const(1.0)
-    if b.data in (-1, -2):
-        return g.pointwise("div", g.const(1.0), g.pointwise("pow", a, data=-b.data))
-    return g.pointwise("pow", a, data=b.data)
-
-
-def _division(g: Graph, a: Node, b: Node, rounding_mode: str | None = None) -> Node:
-    if rounding_mode is not None:
-        raise Refused("a division that rounds")
-    return g.pointwise("div", a, b)
-
-
-def _relu(g: Graph, a: Node) -> Node:
-    return g.pointwise("where", g.pointwise("le", a, g.const(0.0)), g.const(0.0), a)
-
-
-_POINTWISE: dict[str, Callable[..., Node]] = {
-    **{op: _unary(op) for op in ("tanh", "sigmoid", "exp", "expm1", "log", "log1p", "sin", "cos", "sqrt", "abs")},
-    **{op: _unary(op) for op in ("neg", "sign", "erf", "floor")},
-    **{op: _binary(op) for op in ("add", "sub", "mul", "lt", "le", "gt", "ge", "eq", "ne")},
-    "div": _division,
-    "maximum": _binary("max"),
-    "minimum": _binary("min"),
-    "logical_and": _binary("and"),
-    "bitwise_and": _binary("and"),
-    "logical_or": _binary("or"),
-    "bitwise_or": _binary("or"),
-    "logical_not": _unary("not"),
-    "bitwise_not": _unary("not"),
-    "where": lambda g, c, a, b: g.pointwise("where", c, a, b),
-    "pow": _power,
-    "relu": _relu,
-    "reciprocal": lambda g, a: g.pointwise("div", g.const(1.0), a),
-    "rsqrt": lambda g, a: g.pointwise("div", g.const(1.0), g.pointwise("sqrt", a)),
-    "square": lambda g, a: g.pointwise("mul", a, a),
-}
-
-#: Names of every aten operation that is understood.
-UNDERSTOOD = frozenset(_SHAPES) | frozenset(_POINTWISE)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from solvers.compiled.step.ir import TRANSCENDENTAL, Graph, Matrix, Node, ordered, uses
+from solvers.compiled.step.ir import Graph, Matrix, Node, ordered, uses
+from solvers.compiled.step.ops import COLLECTIVE, DEAR, OVER_CHANNELS
 from solvers.compiled.step.pullback import pullback
 from solvers.compiled.step.trace import Key, Traced
 
@@ -123,7 +124,7 @@ def merged(graph: Graph, roots: Sequence[Node], fixed: Iterable[Node] = ()) -> l
             start = sum(n.width for n in group[: group.index(node)])
             known[node] = graph.slice(whole, start, node.width)
         else:
-            known[node] = graph._renewed(node, tuple(known[a] for a in node.args))
+            known[node] = graph.renewed(node, tuple(known[a] for a in node.args))
     return [known[root] for root in roots]
 
 
@@ -161,7 +162,7 @@ def _merged_sums(graph: Graph, roots: Sequence[Node], known: dict[Node, Node]) -
                     rest.append(graph.mm(operand, Matrix.stacked([t.data for t in group])))
                 known[node] = graph.sum(rest)
                 continue
-        known[node] = graph._renewed(node, tuple(known[a] for a in node.args))
+        known[node] = graph.renewed(node, tuple(known[a] for a in node.args))
     return [known[root] for root in roots]
 
 
@@ -184,7 +185,7 @@ def levels(nodes: Sequence[Node], known: Any = ()) -> dict[Node, int]:
     depth: dict[Node, int] = {}
     for node in nodes:
         before = 0 if node in known else max((depth[a] for a in node.args), default=0)
-        depth[node] = before + (node.op in ("mm", "csum", "bsum") and node not in known)
+        depth[node] = before + (node.op in COLLECTIVE and node not in known)
     return depth
 
 
@@ -280,7 +281,7 @@ class Planner:
                 self.operand(node.args[0])
                 if node not in adding and not self.made_in_place(node):
                     self.plan.homes.setdefault(node, []).insert(0, self.array("temp", node.width))
-            elif node.op == "csum" and node.batch and node not in self.known:
+            elif node.op in OVER_CHANNELS and node.batch and node not in self.known:
                 self.plan.homes[node] = [self.array("temp", 1)]
         nodes = ordered([*nodes, *(node for node, _ in self.wanted)], self.known)
         depth = levels(nodes, self.known)
@@ -297,7 +298,7 @@ class Planner:
                 (plan.levels[depth[node]].scalars if node.width == 1 else plan.levels[depth[node]].rows).append(node)
             if node in self.known:
                 continue
-            if node.op in ("csum", "bsum") and node.args[0].batch:
+            if node.op in (*OVER_CHANNELS, "bsum") and node.args[0].batch:
                 plan.levels[depth[node.args[0]]].sums.append(node)
             if node.op == "mm":
                 operand = self.operand(node.args[0])
@@ -316,14 +317,14 @@ class Planner:
             if node in self.known:
                 continue
             at = last.get(node, depth[node])
-            if node.op in ("mm", "csum", "bsum"):
+            if node.op in COLLECTIVE:
                 at = depth[node] - 1
-            elif node in stored or node.op in TRANSCENDENTAL:
+            elif node in stored or node.op in DEAR:
                 at = depth[node]
             for arg in node.args:
                 last[arg] = max(last.get(arg, 0), at)
         for node in nodes:
-            dear = node.op in TRANSCENDENTAL and node.batch and last.get(node, 0) > depth[node]
+            dear = node.op in DEAR and node.batch and last.get(node, 0) > depth[node]
             if dear and node not in self.plan.homes and node not in self.known:
                 self.store(node, self.array("temp", node.width))
 
@@ -440,7 +441,7 @@ def _saved(roots: Sequence[Node], forward: set[Node], known: dict[Node, list[Pla
         if node in seen or node in known:
             continue
         seen.add(node)
-        if node in forward and node.batch and (node.op in TRANSCENDENTAL or node.op in ("mm", "csum")):
+        if node in forward and node.batch and (node.op in DEAR or node.op in ("mm", *OVER_CHANNELS)):
             found[node] = None
         else:
             waiting += node.args

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from solvers.compiled.step.ir import PREDICATES, Graph, Matrix, Node, ordered
+from solvers.compiled.step.ir import Graph, Matrix, Node, ordered
+from solvers.compiled.step.ops import COLLECTIVE, OPERATIONS, PREDICATES, Term
 from solvers.compiled.step.refused import Refused
 
 
@@ -85,7 +86,7 @@ def _zeros(graph: Graph, width: int) -> Node:
 
 def _reduced(graph: Graph, flow: Node, node: Node, arg: Node) -> Node:
     """A cotangent summed over the axes along which the argument was repeated."""
-    if flow.op == "pad" or node.op in ("mm", "csum", "bsum", "cat"):
+    if flow.op == "pad" or node.op in (*COLLECTIVE, "cat"):
         return flow
     if node.width > arg.width:
         flow = graph.csum(flow) if flow.width > 1 else graph.pointwise("mul", graph.const(node.width), flow)
@@ -95,13 +96,6 @@ def _reduced(graph: Graph, flow: Node, node: Node, arg: Node) -> Node:
 def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
     """The cotangents of the arguments, before `_reduced`."""
     op, args = node.op, node.args
-
-    def f(name: str, *operands: Node) -> Node:
-        return graph.pointwise(name, *operands)
-
-    def number(value: float) -> Node:
-        return graph.const(value)
-
     if op == "slice":
         start = node.data[0]
         return [Node("pad", (g,), (start, args[0].width), g.batch, args[0].width, True, -1)]
@@ -113,50 +107,13 @@ def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
         return [graph.mm(g, node.data.T)]
     if op in ("csum", "bsum"):
         return [g]
-    if op == "add":
-        return [g, g]
-    if op == "sub":
-        return [g, f("neg", g)]
-    if op == "mul":
-        return [f("mul", g, args[1]), f("mul", g, args[0])]
-    if op == "div":
-        share = f("div", g, args[1])
-        return [share, f("neg", f("mul", share, node))]
-    if op == "neg":
-        return [f("neg", g)]
-    if op == "tanh":
-        return [f("mul", g, f("sub", number(1), f("mul", node, node)))]
-    if op == "sigmoid":
-        return [f("mul", g, f("mul", node, f("sub", number(1), node)))]
-    if op == "exp":
-        return [f("mul", g, node)]
-    if op == "expm1":
-        return [f("mul", g, f("add", node, number(1)))]
-    if op == "log":
-        return [f("div", g, args[0])]
-    if op == "log1p":
-        return [f("div", g, f("add", args[0], number(1)))]
-    if op == "sin":
-        return [f("mul", g, f("cos", args[0]))]
-    if op == "cos":
-        return [f("neg", f("mul", g, f("sin", args[0])))]
-    if op == "sqrt":
-        return [f("div", g, f("mul", number(2), node))]
-    if op == "abs":
-        return [f("mul", g, f("sign", args[0]))]
-    if op == "erf":
-        slope = f("mul", number(1.1283791670955126), f("exp", f("neg", f("mul", args[0], args[0]))))
-        return [f("mul", g, slope)]
-    if op == "pow":
-        slope = f("mul", number(node.data), graph.pointwise("pow", args[0], data=node.data - 1))
-        return [f("mul", g, slope)]
-    if op in ("max", "min"):
-        tie = f("mul", number(0.5), g)
-        first = "gt" if op == "max" else "lt"
-        same = f("eq", *args)
-        return [f("where", same, tie, f("where", f(first, a, b), g, number(0))) for a, b in (args, reversed(args))]
-    if op == "where":
-        return [None, f("where", args[0], g, number(0)), f("where", args[0], number(0), g)]
-    if op in ("sign", "floor"):
-        return [None]
-    raise Refused(f"no derivative of {op!r}")
+    if op == "cmax":
+        # Where several channels are the largest each gets its share, as in torch.
+        largest = graph.pointwise("where", graph.pointwise("eq", *args, node), graph.const(1.0), graph.const(0.0))
+        share = graph.pointwise("div", g, graph.csum(largest))
+        return [graph.pointwise("mul", largest, share)]
+    derivative = OPERATIONS[op].derivative if op in OPERATIONS else None
+    if derivative is None:
+        raise Refused(f"no derivative of {op!r}")
+    shares = derivative(*(Term(graph, x) for x in (g, node, *args)))
+    return [None if share is None else share.node for share in shares]

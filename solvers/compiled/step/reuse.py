@@ -11,6 +11,7 @@ from typing import Any
 
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.ir import Node
+from solvers.compiled.step.ops import COLLECTIVE
 from solvers.compiled.step.plan import Plan, Program
 
 #: For the number of a saved value, the array ("dstep", ..) it shares and its first column there.
@@ -68,7 +69,7 @@ def _reads(target: Node, saved: Node) -> bool:
         node = waiting.pop()
         if node is saved:
             return True
-        if node not in seen and (node is target or node.op not in ("mm", "csum", "bsum")):
+        if node not in seen and (node is target or node.op not in COLLECTIVE):
             seen.add(node)
             waiting += node.args
     return False

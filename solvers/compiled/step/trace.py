@@ -20,10 +20,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from solvers.base.counted import Counted
 from solvers.base.leaves import Leaves
 from solvers.base.loop import Loop
+from solvers.compiled.step.arrays import NodeArray, ParameterMatrix, entries_of
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.ir import Graph, Matrix, Node, Tile
 from solvers.compiled.step.layout import Layout
-from solvers.compiled.step.lower import Block, Held, Lowering, entries_of
+from solvers.compiled.step.lower import Lowering
+from solvers.compiled.step.ops import FORMULAS
+from solvers.compiled.step.reductions import REDUCTIONS
 from solvers.compiled.step.refused import Refused
 
 Key = tuple[Hashable, ...]
@@ -116,6 +119,11 @@ def _decompositions() -> dict[Any, Any]:
     # Its decomposition fails for 256 channels and more.
     table.pop(torch.ops.aten.eye.default, None)
     table.pop(torch.ops.aten.eye.m, None)
+    # What the loop has a formula of its own for is not taken apart: how torch does that changes between versions.
+    formulas = FORMULAS | REDUCTIONS
+    for overload in list(table):
+        if getattr(overload, "_schema", None) and overload._schema.name.removeprefix("aten::") in formulas:
+            table.pop(overload)
     return table
 
 
@@ -196,7 +204,7 @@ class _Splitter:
         expected = (self.batch, *self.state.shape[1:])
         if block.shape != expected:
             raise Refused("the step does not return the shape of the state")
-        flat = Block(block.dims, block.entries)
+        flat = NodeArray(block.dims, block.entries)
         components = [low.selected(flat, 1, i) for i in range(expected[1])]
         made = [graph.wide(c.entries[()], expected[2]) if c.entries.shape == () else None for c in components]
         if any(m is None for m in made):
@@ -212,19 +220,19 @@ class _Splitter:
         if not isinstance(node, fx.Node):
             return node
         if node in self.numbers:
-            return Block((), np.array(graph.const(self.numbers[node]), dtype=object))
+            return NodeArray((), np.array(graph.const(self.numbers[node]), dtype=object))
         if node in self.uniform and node not in self.env:
             self.env[node] = self._leaf(node, graph)
         return self.env[node]
 
-    def _placeholder(self, node: fx.Node, graph: Graph) -> Block:
+    def _placeholder(self, node: fx.Node, graph: Graph) -> NodeArray:
         if node is self.start:
             _, components, width = self.state.shape
             made = np.empty(() if components == 1 else (components,), dtype=object)
             for i in range(components):
                 made[i if components > 1 else ()] = graph.leaf(("state", i), True, width, True)
             dims: Any = ((("b", self.batch),), _index(components), _channels(width))
-            return Block(dims, made)
+            return NodeArray(dims, made)
         item = self.item[node]
         dims = (((("b", self.batch),),) if item.batch else ()) + _dims(item.shape)
         kind = "whole" if item.uniform else "step"
@@ -248,7 +256,7 @@ class _Splitter:
             raise Refused("a matrix of parameters is used in a product and outside of one")
         if products:
             rows, columns = shape
-            return Held(Matrix(rows, columns, (Tile(("uniform", name), rows, columns),)))
+            return ParameterMatrix(Matrix(rows, columns, (Tile(("uniform", name), rows, columns),)))
         if len(shape) > 1 and int(np.prod(shape[:-1])) > 16:
             raise Refused("a matrix of parameters is used outside of a product")
         return _entries(_dims(shape), lambda i, n: graph.leaf(("uniform", name, i), False, n, False))
@@ -331,14 +339,14 @@ def _dims(shape: tuple[int, ...]) -> Any:
     return (*(_index(n) for n in shape[:-1]), *(_channels(n) for n in shape[-1:]))
 
 
-def _entries(dims: Any, leaf: Any) -> Block:
+def _entries(dims: Any, leaf: Any) -> NodeArray:
     """One leaf for every index, of the width of the last dimension."""
     width = dims[-1][0][1] if dims and dims[-1] and dims[-1][0][0] == "c" else 1
     shape = entries_of(dims)
     made = np.empty(shape, dtype=object)
     for number, index in enumerate(np.ndindex(*shape)):
         made[index] = leaf(number, width)
-    return Block(dims, made)
+    return NodeArray(dims, made)
 
 
 def _is_matrix(node: fx.Node, user: fx.Node) -> bool:

@@ -1,27 +1,29 @@
 """The plan of a step written out as Python on whole-batch tensors: the loop for where there is no compiler.
 
-As in the C++ of `emit_cpu` there is one function for each pass over a sequence, with its own backward pass. Arrays with
+As in the C++ of `cpp.emit` there is one function for each pass over a sequence, with its own backward pass. Arrays with
 a place for each step are taken apart once, before the loop; the gradient of a matrix is one product over all steps.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from solvers.compiled.passes import memory
-from solvers.compiled.passes.source import Signature, Source
+from solvers.compiled.passes.source import Source
+from solvers.compiled.passes.writer import Writer, kind_of
 from solvers.compiled.step.ir import Matrix, Node, uses
+from solvers.compiled.step.ops import OPERATIONS
 from solvers.compiled.step.plan import Level, Outer, Place, Plan, Program
 from solvers.compiled.step.refused import Refused
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
-_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
+#: Operations whose function, unlike their sign, can write into a place that is there.
 _CALLS = {"add", "sub", "mul", "div"}
-_UNARY = {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "sin", "cos", "sqrt", "erf", "floor", "abs", "sign", "neg"}
+_REDUCED = {"csum": "sum", "cmax": "amax"}
 
 #: Both passes: tensors by name, steps, steps per interval, samples.
 Pass = Callable[[dict[Any, Any], int, int, int], None]
@@ -46,12 +48,14 @@ def functions(source: Source) -> tuple[Pass, Pass | None]:
     return scope["forward"], scope.get("backward")
 
 
-class _Function:
+class _Function(Writer):
     """Writes one of the two functions."""
 
+    language = "torch"
+    title = "torch"
+
     def __init__(self, name: str, program: Program, plan: Plan, matrices: list[Matrix]) -> None:
-        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
-        self.signature = Signature()
+        super().__init__(name, program, plan, matrices)
         #: Lines before the loop, and of a step; names of what they define.
         self.top: list[str] = []
         self.body: list[str] = []
@@ -79,8 +83,8 @@ class _Function:
         for array, nodes in stored.items():
             if array[0] != "chunk" or len(nodes) > 1 or self.plan.widths[array] != nodes[0].width:
                 continue
-            known = [p for p in self.plan.homes.get(nodes[0], []) if _kind(p) in ("state", "next", "saved")]
-            whole = [p for p in places[nodes[0]] if _kind(p) == "dstep" and not self.program.divided]
+            known = [p for p in self.plan.homes.get(nodes[0], []) if kind_of(p.array) in ("state", "next", "saved")]
+            whole = [p for p in places[nodes[0]] if kind_of(p.array) == "dstep" and not self.program.divided]
             if known or whole:
                 found[array] = (known or whole)[0]
         return found
@@ -99,12 +103,12 @@ class _Function:
         self.signature.pointer(name)
         return f"given[{name!r}]"
 
-    def whole(self, place: Place, width: int) -> str:
+    def all_steps(self, place: Place, width: int) -> str:
         """All steps of an array that has a place for each."""
         place = self.moved(place)
-        if _kind(place) in ("state", "next"):
+        if kind_of(place.array) in ("state", "next"):
             text = self.declare("states", f"{self.given('states')}.flatten(2)")
-        elif _kind(place) == "chunk":
+        elif kind_of(place.array) == "chunk":
             shape = f"(steps, batch, {self.plan.widths[place.array]})"
             text = self.declare(place.array, f"empty({shape}, {self.dtype()})")
         else:
@@ -118,8 +122,8 @@ class _Function:
 
     def steps_of(self, place: Place, width: int) -> str:
         """The rows of all steps and samples, one after the other."""
-        steps = {"state": "[:-1]", "next": "[1:]"}.get(_kind(self.moved(place)), "")
-        return f"{self.whole(place, width)}{steps}.reshape(-1, {width})"
+        steps = {"state": "[:-1]", "next": "[1:]"}.get(kind_of(self.moved(place).array), "")
+        return f"{self.all_steps(place, width)}{steps}.reshape(-1, {width})"
 
     def dtype(self) -> str:
         return f"{self.given('states')}.dtype"
@@ -127,7 +131,7 @@ class _Function:
     def view(self, place: Place, width: int) -> str:
         """Columns of an array in this step."""
         place = self.moved(place)
-        array, kind, last = place.array, _kind(place), place.offset + width
+        array, kind, last = place.array, kind_of(place.array), place.offset + width
         columns = f"{place.offset}:{last}"
         if kind in ("carry", "sent"):
             both = [f"{self.given(f'carry{i}')}.flatten(1)[:, {columns}]" for i in (0, 1)]
@@ -136,21 +140,19 @@ class _Function:
         if kind == "temp":
             own = self.declare(array, f"torch.empty(batch, {self.plan.widths[array]}, dtype={self.dtype()})")
             return self.declare((array, columns), f"{own}[:, {columns}]")
-        at = "s"
-        if kind in ("step", "dstep"):
-            at = "s" if array[1] == ("start",) else "at"
         parts = self.declare(
             ("states" if kind in ("state", "next") else array, columns),
-            f"{self.whole(place, width)}.unbind(0)",
+            f"{self.all_steps(place, width)}.unbind(0)",
         )
-        return f"{parts}[{'s + 1' if kind == 'next' else at}]"
+        # A chunk has all steps here.
+        return f"{parts}[{'s' if kind == 'chunk' else self.address(array).time}]"
 
     # Values
 
     def value(self, node: Node) -> str:
         """The expression of a value: a name, an array or a number."""
         if node.op == "const":
-            return f"float({str(node.data)!r})" if node.data - node.data != 0 else f"({node.data!r})"
+            return self.literal(node.data)
         if node not in self.values:
             known = self.located(node)
             if known is not None:
@@ -175,10 +177,10 @@ class _Function:
         if node.op == "leaf" and node.data[0] == "carry":
             return self.carry(node)
         if node.op == "leaf" and not node.batch:
-            return self.shared(node)
+            return self.shared_leaf(node)
         homes = self.plan.homes.get(node, [])
         for place in homes:
-            kind = _kind(place)
+            kind = kind_of(place.array)
             stays = self.name == "backward" and kind in ("next", "saved")
             if node.op in ("leaf", "mm") or stays:
                 return self.view(place, node.width)
@@ -186,16 +188,25 @@ class _Function:
             raise Refused(f"the leaf {node.data!r} has no place")
         return None
 
-    def shared(self, node: Node) -> str:
-        """A leaf that all samples share."""
-        key = node.data
-        if key[0] == "zeros":
-            return self.declare(key, f"torch.zeros({key[1]}, dtype={self.dtype()})")
-        if key[0] == "step":
-            at = "s" if key[1] == ("start",) else "at"
-            return f"{self.declare(key, f'{self.given(key)}.unbind(0)')}[{at}]"
-        # A number stays in double precision, which in this form changes no other tensor's.
-        return self.declare(key, self.given(key) + (".reshape(())" if node.width == 1 else ""))
+    def literal(self, value: float) -> str:
+        """A number."""
+        return f"({value!r})" if math.isfinite(value) else f"float({str(value)!r})"
+
+    def zeros(self, node: Node, *where: Any) -> str:
+        """A row of zeros."""
+        return self.declare(node.data, f"torch.zeros({node.width}, dtype={self.dtype()})")
+
+    def shared_number(self, node: Node, time: str | None) -> str:
+        """A number from outside, which stays in double precision: in this form it changes no other tensor's."""
+        if time is None:
+            return self.declare(node.data, f"{self.given(node.data)}.reshape(())")
+        return self.shared_row(node, time)
+
+    def shared_row(self, node: Node, time: str | None, *where: Any) -> str:
+        """A row from outside."""
+        if time is None:
+            return self.declare(node.data, self.given(node.data))
+        return f"{self.declare(node.data, f'{self.given(node.data)}.unbind(0)')}[{time}]"
 
     def carry(self, node: Node) -> str:
         """The gradient from the step after plus that of the output itself."""
@@ -217,8 +228,8 @@ class _Function:
         if op == "cat":
             parts = [f"{self.value(a)}.expand({'batch, ' if node.batch else ''}{a.width})" for a in args]
             return f"torch.cat(({', '.join(parts)}), -1)"
-        if op == "csum":
-            return f"{self.value(args[0])}.sum(-1{', keepdim=True' if args[0].batch else ''})"
+        if op in _REDUCED:
+            return f"{self.value(args[0])}.{_REDUCED[op]}(-1{', keepdim=True' if args[0].batch else ''})"
         if op == "bsum":
             return f"{self.value(args[0])}.sum({'0' if args[0].width > 1 else ''})"
         if op in _CALLS and node.batch:
@@ -226,35 +237,17 @@ class _Function:
             x, y = args[::-1] if args[0].op == "const" and op in ("add", "mul") else args
             if x.op != "const":
                 return f"torch.{op}({self.value(x)}, {self.value(y)})"
-        if op in _INFIX:
-            # Of two numbers Python would make a number, or a truth value that no tensor follows.
-            first = self.typed(args[0]) if args[1].op == "const" else self.value(args[0])
-            return f"{first} {_INFIX[op]} {self.value(args[1])}"
-        if op in _UNARY:
-            return f"torch.{op}({self.typed(args[0])})"
-        if op == "not":
-            return f"torch.logical_not({self.value(args[0])})"
-        if op == "pow":
-            return f"torch.pow({self.value(args[0])}, {node.data!r})"
-        if op == "where":
-            return f"torch.where({', '.join([self.value(args[0]), *map(self.typed, args[1:])])})"
-        if op in ("max", "min"):
-            return self.extremum(node)
-        raise Refused(f"{op!r} is not known to the emitter for torch" if op != "opaque" else "it sums over the samples")
+        if op in OPERATIONS and OPERATIONS[op].alike:
+            return self.operation(node, [self.typed(a) for a in args])
+        # Of two numbers Python would make a number, or a truth value that no tensor follows.
+        first = self.typed(args[0]) if all(a.op == "const" for a in args[1:]) else self.value(args[0])
+        return self.operation(node, [first, *map(self.value, args[1:])])
 
     def typed(self, node: Node) -> str:
         """A value as a tensor of the state's type, also where it is a number, of which torch makes one of its own."""
         if node.op != "const":
             return self.value(node)
         return self.declare(("number", repr(node.data)), f"torch.tensor({self.value(node)}, dtype={self.dtype()})")
-
-    def extremum(self, node: Node) -> str:
-        """The larger or smaller of two."""
-        numbers = [a for a in node.args if a.op == "const"]
-        if not numbers:
-            return f"torch.{node.op}imum({', '.join(self.value(a) for a in node.args)})"
-        other = next(a for a in node.args if a.op != "const")
-        return f"torch.clamp({self.value(other)}, {'min' if node.op == 'max' else 'max'}={self.value(numbers[0])})"
 
     def fused(self, node: Node) -> str | None:
         """A sum or difference with a product in one operation, where that product is used here alone."""
@@ -295,15 +288,13 @@ class _Function:
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value."""
-        kind = _kind(place)
         if place.array in self.same:
             return
-        whole = kind in ("next", "sent") and place not in self.plan.parts
-        width = self.program.width if whole else node.width
+        width = self.program.width if self.whole(place) else node.width
         target = self.view(place, width)
         if node.op == "mm" and place in self.plan.homes.get(node, [])[:1]:
             return
-        if kind == "dstep" and place.array[1] != ("start",) and self.program.divided:
+        if self.adds(place):
             value = self.value(node)
             self.line(f"{target}.copy_({value}) if fresh else {target}.add_({value})")
             return
@@ -326,30 +317,28 @@ class _Function:
         for node, place in level.stores:
             self.store(node, place)
         for p in level.products:
-            if p.matrix not in self.matrices:
-                self.matrices.append(p.matrix)
-            matrix = self.declare(p.matrix, self.given(("matrix", self.matrices.index(p.matrix))))
+            matrix = self.declare(p.matrix, self.given(("matrix", self.matrix(p.matrix))))
             x, out = self.view(p.operand, p.matrix.rows), self.view(p.result, p.matrix.columns)
             self.line(f"{out}.addmm_({x}, {matrix})" if p.add else f"torch.mm({x}, {matrix}, out={out})")
 
-    def endings(self) -> None:
-        """Add up the gradients of what is shared by steps or samples."""
-        for key, node in self.plan.sinks:
-            total = self.declare(("sum", key), self.given(("sum", key)))
-            if node.op == "bsum" and node.args[0].width == node.width > 1 and self.count.get(node, 0) == 0:
-                self.after.append(f"{total}.add_({self.summed(node.args[0])})")
-            else:
-                self.line(f"{total}.add_({self.value(node)})")
-        for key, node in self.plan.drops:
-            at = "s" if key[1] == ("start",) else "at"
-            parts = self.declare(("drop", key), f"{self.given(('drop', key))}.unbind(0)")
-            self.line(f"{parts}[{at}].add_({self.value(node)})")
+    def sink(self, number: int, name: Hashable, node: Node) -> None:
+        """Add to the gradient of what all steps share; a sum over samples read here alone is taken at the end."""
+        total = self.declare(name, self.given(name))
+        if node.op == "bsum" and node.args[0].width == node.width > 1 and self.count.get(node, 0) == 0:
+            self.after.append(f"{total}.add_({self.summed(node.args[0])})")
+        else:
+            self.line(f"{total}.add_({self.value(node)})")
+
+    def drop(self, number: int, name: Hashable, node: Node, time: str) -> None:
+        """Add to the gradient of what belongs to one step or interval."""
+        parts = self.declare(name, f"{self.given(name)}.unbind(0)")
+        self.line(f"{parts}[{time}].add_({self.value(node)})")
 
     def summed(self, node: Node) -> str:
         """The sum of a value over steps and samples, taken once after the loop."""
         for level in self.plan.levels:
             for other, place in level.stores:
-                kept = _kind(place) == "chunk" or (_kind(place) == "dstep" and not self.program.divided)
+                kept = kind_of(place.array) == "chunk" or (kind_of(place.array) == "dstep" and not self.program.divided)
                 if other is node and kept:
                     return f"{self.steps_of(place, node.width)}.sum(0)"
         known = ("sum of", node) in self.declared
@@ -384,8 +373,3 @@ class _Function:
         lines += [f"    {line}" for line in self.top]
         lines += [f"    for s in {steps}:", *(f"        {line}" for line in (*counters, *self.body))]
         return "\n".join([*lines, *(f"    {line}" for line in self.after)]) + "\n"
-
-
-def _kind(place: Place) -> str:
-    kind: str = place.array if isinstance(place.array, str) else place.array[0]
-    return kind

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node
 from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
 from solvers.compiled.step.refused import Refused
@@ -179,7 +180,7 @@ class _Kernel(Values):
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value where it is wanted."""
-        kind = place.array if isinstance(place.array, str) else place.array[0]
+        kind = kind_of(place.array)
         if kind == "temp" and not (self.layout.depth and place.array in self.read):
             return
         if kind in ("next", "sent") and place in self.plan.parts:
@@ -210,38 +211,33 @@ class _Kernel(Values):
         self.step.append(f"{name} = tl.where(fresh, {text}, {name} + {text})")
         return name
 
-    def endings(self) -> None:
-        """Add up the gradients of what is shared by steps or samples."""
-        for i, (key, node) in enumerate(self.plan.sinks):
-            for start, size in self.cuts.of(node):
-                self.sink(f"g{i}_{start}", ("sum", key), node, (start, size))
-        for i, (key, node) in enumerate(self.plan.drops):
-            p, count = self.double(("drop", key)), self.number(("drop", key, "count"))
-            for start, size in self.cuts.of(node):
-                shape, kind = self.shared_type(node, size)
-                text, name = self.typed(node, start, size), f"h{i}_{start}"
-                at = "s" if key[1] == ("start",) else "at"
-                if key[1] != ("start",):
-                    self.once(name, self.top, f"{name} = tl.zeros({shape}, {kind})")
-                    self.step.append(f"{name} = tl.where(fresh, {text}, {name} + {text})")
-                    text = name
-                address = f"{p} + (tl.program_id(0) * {count} + {at}) * {node.width} + {start}"
-                self.keep(address, text, node, size, self.step)
+    def drop(self, number: int, name: Hashable, node: Node, time: str) -> None:
+        """A gradient of one step or interval: added up in registers over the steps of an interval."""
+        p, count = self.double(name), self.number((*name, "count"))  # type: ignore[misc]
+        for start, size in self.cuts.of(node):
+            shape, kind = self.shared_type(node, size)
+            text, total = self.typed(node, start, size), f"h{number}_{start}"
+            if time == "at":
+                self.once(total, self.top, f"{total} = tl.zeros({shape}, {kind})")
+                self.step.append(f"{total} = tl.where(fresh, {text}, {total} + {text})")
+                text = total
+            address = f"{p} + (tl.program_id(0) * {count} + {time}) * {node.width} + {start}"
+            self.keep(address, text, node, size, self.step)
 
-    def sink(self, name: str, key: Hashable, node: Node, piece: Piece) -> None:
+    def sink(self, number: int, name: Hashable, node: Node) -> None:
         """A gradient that is added up over all steps; a sum over samples is taken at the end, once."""
-        start, size = piece
-        p = self.double(key)
-        address = f"{p} + tl.program_id(0) * {node.width} + {start}"
-        if node.op == "bsum" and node.args[0].batch and node.width > 1:
-            self.top.append(f"{name} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
-            self.step.append(f"{name} += {self.value(node.args[0], start)}")
-            self.keep(address, f"tl.sum(tl.where(here, {name}, 0.0), 0)[None, :]", node, size, self.after)
-            return
-        shape, kind = self.shared_type(node, size)
-        self.top.append(f"{name} = tl.zeros({shape}, {kind})")
-        self.step.append(f"{name} += {self.typed(node, start, size)}")
-        self.keep(address, name, node, size, self.after)
+        p = self.double(name)
+        for start, size in self.cuts.of(node):
+            total, address = f"g{number}_{start}", f"{p} + tl.program_id(0) * {node.width} + {start}"
+            if node.op == "bsum" and node.args[0].batch and node.width > 1:
+                self.top.append(f"{total} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
+                self.step.append(f"{total} += {self.value(node.args[0], start)}")
+                self.keep(address, f"tl.sum(tl.where(here, {total}, 0.0), 0)[None, :]", node, size, self.after)
+                continue
+            shape, kind = self.shared_type(node, size)
+            self.top.append(f"{total} = tl.zeros({shape}, {kind})")
+            self.step.append(f"{total} += {self.typed(node, start, size)}")
+            self.keep(address, total, node, size, self.after)
 
     def keep(self, address: str, text: str, node: Node, size: int, section: list[str]) -> None:
         if node.width == 1:

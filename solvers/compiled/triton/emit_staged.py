@@ -12,7 +12,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from solvers.compiled.passes.source import Signature
+from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node, ordered
+from solvers.compiled.step.ops import OVER_CHANNELS
 from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
 from solvers.compiled.triton.tiling import GpuSource, Layout, literal, power, said
 from solvers.compiled.triton.values import HEAD, Values
@@ -114,8 +116,7 @@ class _Stage(Values):
         if array in ("carry", "sent"):
             return f"{'before' if array == 'carry' else 'after'} + row * {self.ld}"
         if isinstance(array, tuple) and array[0] == "chunk":
-            width = self.plan.widths[array]
-            return f"{self.given(array)} + ((s - {self.number('first')}) * batch + row) * {width}"
+            return super().base(array).replace("s - first", f"s - {self.number('first')}")
         return super().base(array)
 
     # Values
@@ -129,11 +130,11 @@ class _Stage(Values):
         if not node.batch or node.op == "leaf":
             return None
         homes = self.plan.homes.get(node, [])
-        if node.op in ("mm", "csum"):
+        if node.op in ("mm", *OVER_CHANNELS):
             return homes[0] if homes else None
         backward = self.name == "backward"
         for place in homes:
-            kind = place.array if isinstance(place.array, str) else place.array[0]
+            kind = kind_of(place.array)
             if kind in ("next", "saved") and backward:
                 return place
             if kind in ("temp", "chunk", "next", "saved") and self.plan.depth[node] < self.number_of_level:
@@ -169,15 +170,13 @@ class _Stage(Values):
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value where it is wanted; a new state among the states of all steps, too."""
-        kind = place.array if isinstance(place.array, str) else place.array[0]
+        kind = kind_of(place.array)
         if node.op == "mm" and place in self.plan.homes.get(node, [])[:1] and kind == "temp":
             return
-        whole = kind in ("next", "sent") and place not in self.plan.parts
-        adds = kind == "dstep" and place.array[1] != ("start",) and self.program.divided
-        for start, size in self.state_pieces() if whole else self.cuts.of(node):
+        for start, size in self.state_pieces() if self.whole(place) else self.cuts.of(node):
             text, shift = self.full(node, (start, size)), f"{place.offset + start} + {self.channels(size)}"
             address = f"{self.base(place.array)} + {shift}"
-            if adds:
+            if self.adds(place):
                 # The steps of an interval share it; the last of them comes first.
                 text = f"{text} + tl.where(fresh, 0.0, {self.load(address, size)})"
             self.step.append(f"tl.store({address}, {text}{self.mask(size)})")
@@ -185,14 +184,14 @@ class _Stage(Values):
                 states = f"{self.given('states')} + ((s + 1) * batch + row) * {self.ld}"
                 self.step.append(f"tl.store({states} + {shift}, {text}{self.mask(size)})")
 
-    def endings(self) -> None:
-        """Add this step's share to the gradients of what is shared by steps or samples."""
-        for key, node in self.plan.sinks:
-            self.added(("sum", key), f"tl.program_id(0) * {node.width}", node)
-        for key, node in self.plan.drops:
-            count = self.number(("drop", key, "count"))
-            at = "s" if key[1] == ("start",) else "at"
-            self.added(("drop", key), f"(tl.program_id(0) * {count} + {at}) * {node.width}", node)
+    def sink(self, number: int, name: Hashable, node: Node) -> None:
+        """Add to the gradient of what all steps share."""
+        self.added(name, f"tl.program_id(0) * {node.width}", node)
+
+    def drop(self, number: int, name: Hashable, node: Node, time: str) -> None:
+        """Add to the gradient of what belongs to one step or interval."""
+        count = self.number((*name, "count"))  # type: ignore[misc]
+        self.added(name, f"(tl.program_id(0) * {count} + {time}) * {node.width}", node)
 
     def added(self, name: Hashable, shift: str, node: Node) -> None:
         """Add to numbers in memory that this program alone adds to."""
@@ -209,7 +208,7 @@ class _Stage(Values):
     def text(self) -> str:
         """The kernel; empty where the level has nothing to compute."""
         level: Level = self.plan.levels[self.number_of_level]
-        sums = [node for node in level.sums if node.op == "csum" and node.batch]
+        sums = [node for node in level.sums if node.op in OVER_CHANNELS and node.batch]
         ends = [node for _, node in (*self.plan.sinks, *self.plan.drops)] if self.last else []
         if not (sums or ends or level.stores):
             return ""
@@ -219,7 +218,7 @@ class _Stage(Values):
         for node in sums:
             place = self.plan.homes[node][0]
             address = f"{self.base(place.array)} + {place.offset}"
-            self.step.append(f"tl.store({address}, {self.channel_sum(node.args[0])}{self.mask(1)})")
+            self.step.append(f"tl.store({address}, {self.over_channels(node)}{self.mask(1)})")
         for node, place in level.stores:
             self.store(node, place)
         if self.last:

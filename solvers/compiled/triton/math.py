@@ -50,6 +50,28 @@ def log1p(x):
 
 
 @triton.jit
+def atan(x):
+    """Arc tangent: pi/2 - that of 1/x, pi/4 + that of (x - 1) / (x + 1), and near zero Cephes' rational function."""
+    size = tl.abs(x)
+    large, middle = size > 2.41421356237309504880, size > 0.41421356237309504880
+    y = tl.where(large, -1.0 / tl.where(large, size, 1.0), tl.where(middle, (size - 1.0) / (size + 1.0), size))
+    # Bare numbers would be of single precision here.
+    right, half = tl.full([], 1.57079632679489661923, x.dtype), tl.full([], 0.78539816339744830962, x.dtype)
+    base = tl.where(large, right, tl.where(middle, half, half - half))
+    z = y * y
+    top = (
+        ((-0.8750608600031904122785 * z - 16.15753718733365076637) * z - 75.00855792314704667340) * z
+        - 122.8866684490136173410
+    ) * z - 64.85021904942025371773
+    bottom = (
+        (((z + 24.85846490142306297962) * z + 165.0270098316988542046) * z + 432.8810604912902668951) * z
+        + 485.3903996359136964868
+    ) * z + 194.5506571482613964425
+    y = base + (y + y * z * (top / bottom))
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
 def sign(x):
     """-1, 0 or 1."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))

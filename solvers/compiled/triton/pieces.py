@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable
 
 from solvers.compiled.step.ir import Node
+from solvers.compiled.step.ops import OVER_CHANNELS
 
 #: First channel and number of channels.
 Piece = tuple[int, int]
@@ -59,7 +60,7 @@ class Cuts:
 
 def _links(node: Node) -> list[tuple[Node, Node, int]]:
     """A value, another that is part of it, and the channel where that begins."""
-    if node.op in ("mm", "csum"):
+    if node.op in ("mm", *OVER_CHANNELS):
         return []
     if node.op == "slice":
         return [(node.args[0], node, node.data[0])]

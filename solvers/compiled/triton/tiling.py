@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solvers.compiled.passes.source import Source
+from solvers.compiled.step.ops import OVER_CHANNELS
 from solvers.compiled.step.plan import Plan
 from solvers.compiled.step.refused import Refused
 
@@ -54,7 +55,7 @@ class GpuSource(Source):
 def separable(plan: Plan, width: int) -> bool:
     """Whether each channel of a step can be computed without the others."""
     return width > 1 and all(
-        node.op not in ("mm", "slice", "cat") and node.width in (1, width) and node.op != "csum" for node in plan.depth
+        node.op not in ("mm", "slice", "cat", *OVER_CHANNELS) and node.width in (1, width) for node in plan.depth
     )
 
 

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
-from solvers.compiled.passes.source import Signature
-from solvers.compiled.step.ir import PREDICATES, Matrix, Node
+from solvers.compiled.passes.writer import Writer
+from solvers.compiled.step.ir import Matrix, Node
+from solvers.compiled.step.ops import OPERATIONS, OVER_CHANNELS, PREDICATES
 from solvers.compiled.step.plan import Plan, Program
-from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton.pieces import Cuts, Piece
 from solvers.compiled.triton.tiling import Layout, literal, power, raised, separable
-
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
-_INFIX |= {"ne": "!=", "and": "&", "or": "|"}
-_CALLS = {"exp": "tl.exp", "log": "tl.log", "sin": "tl.sin", "cos": "tl.cos", "sqrt": "tl.sqrt", "erf": "tl.erf"}
-_CALLS |= {"floor": "tl.floor", "abs": "tl.abs", "tanh": "tanh", "sigmoid": "sigmoid", "expm1": "expm1"}
-_CALLS |= {"log1p": "log1p", "sign": "sign", "max": "larger", "min": "smaller"}
 
 HEAD = """import triton
 import triton.language as tl
 
-from solvers.compiled.triton.math import expm1, half_dot, larger, log1p, sigmoid, sign, smaller, tanh
+from solvers.compiled.triton.math import atan, expm1, half_dot, larger, log1p, sigmoid, sign, smaller, tanh
 """
 
 
-class Values:
+class Values(Writer):
     """Writes the values of a kernel, piece of channels by piece."""
+
+    language = "triton"
+    title = "GPUs"
 
     def __init__(
         self, name: str, program: Program, plan: Plan, matrices: list[Matrix], dtype: str, layout: Layout
     ) -> None:
-        self.name, self.program, self.plan, self.matrices = name, program, plan, matrices
+        super().__init__(name, program, plan, matrices)
         self.real, self.layout = f"tl.{dtype}", layout
-        self.signature = Signature()
-        self.ld = program.components * program.width
         #: Least width of a register tensor.
         self.least = 1
         self.split = self.separable()
@@ -117,26 +113,20 @@ class Values:
 
     def base(self, array: Any) -> str:
         """The address of this step's first channel of an array, for each sample of the program."""
-        kind = array if isinstance(array, str) else array[0]
-        if kind in ("state", "next"):
-            shift = "s" if kind == "state" else "(s + 1)"
-            return f"{self.given('states')} + ({shift} * batch + row) * {self.ld}"
-        if kind in ("step", "dstep"):
-            p, st, sb = self.given(array), self.number((*array, "time")), self.number((*array, "sample"))
-            return f"{p} + {'s' if array[1] == ('start',) else 'at'} * {st} + row * {sb}"
-        width = self.plan.widths[array]
-        if kind == "saved":
-            return f"{self.given(array)} + (s * batch + row) * {width}"
-        if kind == "chunk":
-            return f"{self.given(array)} + ((s - first) * batch + row) * {width}"
-        return f"{self.given(array)} + row * {width}"
+        where = self.address(array)
+        p = self.given(where.pointer)
+        if where.along is not None:
+            along, across = self.number(where.along), self.number(where.across)
+            return f"{p} + {where.time} * {along} + row * {across}"
+        shift = f"(({where.time}) * batch + row)" if where.time else "row"
+        return f"{p} + {shift} * {where.across}"
 
     # Values
 
     def value(self, node: Node, start: int) -> str:
         """The name of a piece of a value."""
         node, start = self.source(node, start)
-        return literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
+        return self.literal(node.data) if node.op == "const" else self.names[node, start if node.width > 1 else 0]
 
     def source(self, node: Node, start: int) -> tuple[Node, int]:
         """The value, and the channel of it, that a piece of a slice or of parts beside each other is."""
@@ -170,9 +160,9 @@ class Values:
             return text
         return f"(tl.zeros([{self.layout.rows}, {self.padded(piece[1])}], {self.real}) + {text})"
 
-    def clean(self, name: str, size: int) -> str:
-        """A piece with zeros in the channels that are not there."""
-        return f"tl.where({self.inside(size)}, {name}, 0.0)" if self.inside(size) else name
+    def clean(self, name: str, size: int, empty: str = "0.0") -> str:
+        """A piece with zeros, or what `empty` says, in the channels that are not there."""
+        return f"tl.where({self.inside(size)}, {name}, {empty})" if self.inside(size) else name
 
     def define(self, node: Node, start: int, text: str, section: list[str]) -> None:
         """Give a piece of a value its name."""
@@ -199,9 +189,9 @@ class Values:
                 address = f"{self.base(home[0].array)} + {home[0].offset + start} + {self.channels(size)}"
                 self.define(node, start, self.load(address, size), section)
             elif node.op == "leaf":
-                self.define(node, start, self.leaf(node, start, size), section)
-            elif node.op == "csum":
-                self.define(node, start, self.channel_sum(node.args[0]), section)
+                self.define(node, start, self.shared_leaf(node, start, size), section)
+            elif node.op in OVER_CHANNELS:
+                self.define(node, start, self.over_channels(node), section)
             elif node.op == "bsum":
                 self.define(node, start, self.sample_sum(node, start), section)
             else:
@@ -211,26 +201,43 @@ class Values:
         """Whether a state or its gradient stays in registers from step to step."""
         raise NotImplementedError
 
-    def leaf(self, node: Node, start: int, size: int) -> str:
-        """A row or a scalar from outside."""
-        kind = node.data[0]
-        if kind == "zeros":
-            return f"tl.zeros([1, {self.padded(size)}], {self.real})"
-        p = self.double(node.data) if node.width == 1 else self.given(node.data)
-        at = ""
-        if kind == "step":
-            at = f" + {'s' if node.data[1] == ('start',) else 'at'}"
-            at += "" if node.width == 1 else f" * {self.number((*node.data, 'time'))}"
-        if node.width == 1:
-            return f"tl.load({p}{at})"
-        return self.load(f"{p}{at} + {start} + {self.channels(size)}", size, batch=False)
+    def literal(self, value: float) -> str:
+        """A number as Python writes it."""
+        return literal(value)
 
-    def channel_sum(self, x: Node) -> str:
-        """The sum of all pieces: for each sample, or of a row."""
-        pieces = [(self.value(x, start), size) for start, size in self.cuts.of(x)]
-        if x.batch:
-            return " + ".join(n if size == 1 else f"tl.sum({self.clean(n, size)}, 1)[:, None]" for n, size in pieces)
-        return " + ".join(f"tl.sum({self.clean(n, size)}.to(tl.float64))" for n, size in pieces)
+    def zeros(self, node: Node, *where: Any) -> str:
+        """A piece of a row of zeros."""
+        return f"tl.zeros([1, {self.padded(where[1])}], {self.real})"
+
+    def shared_number(self, node: Node, time: str | None) -> str:
+        """A number from outside, which stays in double precision."""
+        return f"tl.load({self.double(node.data)}{f' + {time}' if time else ''})"
+
+    def shared_row(self, node: Node, time: str | None, *where: Any) -> str:
+        """A piece of a row from outside."""
+        start, size = where
+        shift = f" + {time} * {self.number((*node.data, 'time'))}" if time else ""
+        return self.load(f"{self.given(node.data)}{shift} + {start} + {self.channels(size)}", size, batch=False)
+
+    def over_channels(self, node: Node) -> str:
+        """The sum or the largest of all pieces: for each sample, or of a row."""
+        (x,) = node.args
+        whole: list[str] = []
+        for start, size in self.cuts.of(x):
+            name = self.value(x, start)
+            # What is not there must not change the result.
+            name = self.clean(name, size, "0.0" if node.op == "csum" else 'float("-inf")')
+            if not x.batch:
+                name = f"{name}.to(tl.float64)"
+                whole.append(f"tl.sum({name})" if node.op == "csum" else f"tl.reduce(tl.ravel({name}), 0, larger)")
+            elif size == 1:
+                whole.append(name)
+            else:
+                one = f"tl.sum({name}, 1)" if node.op == "csum" else f"tl.reduce({name}, 1, larger)"
+                whole.append(f"{one}[:, None]")
+        if node.op == "csum":
+            return " + ".join(whole)
+        return functools.reduce(lambda a, b: f"larger({a}, {b})", whole)
 
     def sample_sum(self, node: Node, start: int) -> str:
         """The sum over the samples of a program."""
@@ -240,36 +247,21 @@ class Values:
 
     def function(self, node: Node, start: int) -> str:
         """One operation."""
-        op, tensor = node.op, not node.scalar
+        tensor = not node.scalar
         args = [self.operand(a, start if a.width > 1 else 0, tensor) for a in node.args]
-        if op in ("where", "max", "min") or all(a.op == "const" for a in node.args):
+        if node.op == "stop":
+            return args[0]
+        if node.op == "pow":
+            return raised(args[0], node.data)
+        alike = node.op in OPERATIONS and OPERATIONS[node.op].alike
+        if alike or all(a.op == "const" for a in node.args):
             # Left to itself Triton would take a number for one of single precision.
             kind = self.real if tensor else "tl.float64"
             args = [
                 f"tl.full([], {text}, {kind})" if a.op == "const" else text
                 for a, text in zip(node.args, args, strict=True)
             ]
-        if op == "stop":
-            return args[0]
-        if op in _INFIX:
-            return f"{args[0]} {_INFIX[op]} {args[1]}"
-        if op == "neg":
-            return f"-{args[0]}"
-        if op == "not":
-            return f"{args[0]} == 0"
-        if op == "where":
-            return f"tl.where({', '.join(args)})"
-        if op in _CALLS:
-            return f"{_CALLS[op]}({', '.join(args)})"
-        if op == "pow":
-            return raised(args[0], node.data)
-        raise Refused(f"{op!r} is not known to the GPU emitter" if op != "opaque" else "it sums over the samples")
-
-    def matrix(self, matrix: Matrix) -> int:
-        """The number of a packed matrix."""
-        if matrix not in self.matrices:
-            self.matrices.append(matrix)
-        return self.matrices.index(matrix)
+        return self.operation(node, args)
 
     # What a value is stored as
 
