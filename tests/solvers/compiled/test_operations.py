@@ -6,7 +6,6 @@ The examples must name exactly the functions of torch that the tables know: a ne
 import importlib.util
 import os
 
-import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ import neuralosc
 import solvers
 from solvers.compiled.step.ops import OPERATIONS, POINTWISE
 from solvers.compiled.step.reductions import REDUCTIONS
+from tests import conftest
 
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON and not torch.cuda.is_available():
