@@ -15,7 +15,7 @@ import neuralosc
 import solvers
 from solvers.compiled.step.ops import OPERATIONS, POINTWISE
 from solvers.compiled.step.reductions import REDUCTIONS
-from tests import conftest
+from tests.measures import assert_agree
 
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON and not torch.cuda.is_available():
@@ -134,7 +134,7 @@ def agree(expression, path, hidden, solver="euler", time=6):
     torch.manual_seed(0)
     rnn = neuralosc.ContinuousRNN(Step(expression, hidden), solver, 0.1).double()
     x = torch.randn(4, time, 2, dtype=F64, requires_grad=True)
-    conftest.assert_agree(solve(rnn, path, x), solve(rnn, "plain", x), 1e-9)
+    assert_agree(solve(rnn, path, x), solve(rnn, "plain", x), 1e-9)
 
 
 def test_every_row_of_the_tables_has_an_example():
