@@ -26,7 +26,7 @@ from solvers.compiled.passes import cache
 from solvers.compiled.passes.precision import asked as multiply_asked
 from solvers.compiled.step.plan import Plan, Program
 from solvers.compiled.step.refused import Refused
-from solvers.compiled.triton.tiling import GpuSource, Layout, power, separable
+from solvers.compiled.triton.tiling import GpuSource, Tiling, power, separable
 
 #: Bytes of shared memory that one program can have on devices of compute capability 9.0.
 SHARED = 227 * 1024
@@ -91,30 +91,30 @@ def target(state: Tensor) -> Target:
     return Target(0, "bf16" if asked == torch.bfloat16 else "ieee")
 
 
-def layouts(plan: Plan, program: Program, size: int, precision: str) -> list[Layout]:
+def tilings(plan: Plan, program: Program, size: int, precision: str) -> list[Tiling]:
     """Layouts worth trying for a kernel, the best first; `size` is that of a number in bytes."""
     widest = power(max((node.width for node in plan.depth), default=1))
     matrices = {p.matrix for level in plan.levels for p in level.products}
     if not matrices:
         if separable(plan, program.width):
-            return [Layout(1, min(64, power(program.width)), 0, 1, 1)]
+            return [Tiling(1, min(64, power(program.width)), 0, 1, 1)]
         piece = min(widest, 1024)
-        return [Layout(1, piece, 0, max(1, min(8, piece // 64)), 1)]
+        return [Tiling(1, piece, 0, max(1, min(8, piece // 64)), 1)]
     size = 2 if precision == "bf16" else size
     bytes_held = size * sum(power(m.rows) * power(m.columns) for m in matrices)
     piece = min(widest, power(program.width))
     found = []
     if bytes_held <= HELD:
-        found.append(Layout(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
+        found.append(Tiling(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
     tile = min(piece, 128) ** 2
     kept = HELD // (size * tile) * tile
     if precision != "ieee" and bytes_held > HELD and 4 * size * kept >= bytes_held:
         # Reading matrices is what takes time: a good part of them on the chip is that much less to read. Without tensor
         # cores multiplying takes longer than reading, and such kernels spill, or break the compiler.
-        found.append(Layout(16, min(piece, 128), 32, 8, 2, kept))
+        found.append(Tiling(16, min(piece, 128), 32, 8, 2, kept))
     # Fewer samples a program take fewer registers a thread, and read the matrices more often.
     for rows, depth, stages in ((16, 32, 3), (8, 16, 4), (4, 16, 2)):
-        found.append(Layout(rows, min(piece, 256), depth, 8, stages))
+        found.append(Tiling(rows, min(piece, 256), depth, 8, stages))
     return found
 
 
@@ -144,9 +144,9 @@ def module(text: str) -> Any:
     return made
 
 
-def options(layout: Layout) -> dict[str, Any]:
+def options(tiling: Tiling) -> dict[str, Any]:
     """What Triton is told about a kernel."""
-    return {"num_warps": layout.warps, "num_stages": layout.stages, "enable_fp_fusion": True}
+    return {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": True}
 
 
 def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Report:
@@ -155,7 +155,7 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     Raises:
         Refused: it does not compile, with Triton's reason.
     """
-    layout, doubles = source.layouts[which], source.doubles[which]
+    tiling, doubles = source.tilings[which], source.doubles[which]
     path = cache.cache() / f"{_name(source, which, arch)}.json"
     if path.exists():
         return Report(**json.loads(path.read_text()))
@@ -172,7 +172,7 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     flags: dict[str, Any] = {"SUBSTEPS": 1, **(dict.fromkeys(source.outs, True) if which else {})}
     types |= dict.fromkeys(flags, "constexpr")
     function = getattr(module(source.text), "backward" if which else "forward")
-    found = taken(function, types, flags, aligned, layout, arch)
+    found = taken(function, types, flags, aligned, tiling, arch)
     path.write_text(json.dumps(asdict(found)))
     return found
 
@@ -212,7 +212,7 @@ def _last_words(code: int, errors: str) -> str:
 
 
 def taken(
-    function: Any, types: dict[str, str], flags: dict[str, Any], known: dict[Any, Any], layout: Layout, arch: int
+    function: Any, types: dict[str, str], flags: dict[str, Any], known: dict[Any, Any], tiling: Tiling, arch: int
 ) -> Report:
     """Compile a Triton function for arguments of these types and say what it takes.
 
@@ -222,7 +222,7 @@ def taken(
     try:
         compiler = importlib.import_module("triton.compiler")
         gpu = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", arch, 32)
-        made = compiler.compile(compiler.ASTSource(function, types, flags, known), target=gpu, options=options(layout))
+        made = compiler.compile(compiler.ASTSource(function, types, flags, known), target=gpu, options=options(tiling))
         return Report(*_usage(made.asm["cubin"]), made.metadata.shared)
     except Exception as error:
         raise Refused(f"Triton does not compile it: {type(error).__name__}: {_line(error)}") from error
@@ -234,7 +234,7 @@ def _line(error: Exception) -> str:
 
 
 def _name(source: GpuSource, which: int, arch: int) -> str:
-    key = (source.text, which, arch, options(source.layouts[which]), _version())
+    key = (source.text, which, arch, options(source.tilings[which]), _version())
     return f"report_{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 
 
@@ -277,5 +277,5 @@ def best(sources: Sequence[GpuSource], which: int, arch: int, dtype: torch.dtype
             return i
         found.append((taken.stack, i))
     if not found:
-        raise Refused(f"no layout of a GPU kernel fits: {reasons[0]}")
+        raise Refused(f"no tiling of a GPU kernel fits: {reasons[0]}")
     return min(found)[1]

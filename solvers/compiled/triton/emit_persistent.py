@@ -17,7 +17,7 @@ from solvers.compiled.step.ir import Matrix, Node
 from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton.pieces import Piece
-from solvers.compiled.triton.tiling import GpuSource, Layout, said
+from solvers.compiled.triton.tiling import GpuSource, Tiling, said
 from solvers.compiled.triton.values import HEAD, Values
 
 #: Most tile products of one step: more would make a kernel that takes minutes to compile.
@@ -26,27 +26,27 @@ LARGEST = 256
 TILE = 16
 
 
-def emit(program: Program, dtype: str, precision: str, layouts: tuple[Layout, Layout]) -> GpuSource:
+def emit(program: Program, dtype: str, precision: str, tilings: tuple[Tiling, Tiling]) -> GpuSource:
     """The source of a program.
 
     Args:
         program: forward and perhaps backward plan.
         dtype: "float32" or "float64".
         precision: of products, as in `tl.dot`: "ieee", "tf32x3" or "tf32"; "bf16" takes matrices in bfloat16.
-        layouts: of the forward and the backward kernel.
+        tilings: of the forward and the backward kernel.
     """
     matrices: list[Matrix] = []
-    forward = _Kernel("forward", program, program.forward, matrices, dtype, precision, layouts[0])
+    forward = _Kernel("forward", program, program.forward, matrices, dtype, precision, tilings[0])
     texts, backward = [forward.text()], None
     if program.backward is not None:
-        backward = _Kernel("backward", program, program.backward, matrices, dtype, precision, layouts[1])
+        backward = _Kernel("backward", program, program.backward, matrices, dtype, precision, tilings[1])
         texts.append(backward.text())
     tiles = (forward.tiles, 1 if backward is None else backward.tiles)
     outs = {} if backward is None else backward.outs
     other = None if backward is None else backward.signature
     doubles = (frozenset(forward.doubles), frozenset() if backward is None else frozenset(backward.doubles))
     text = "\n\n".join([HEAD, *texts])
-    return GpuSource(text, forward.signature, other, matrices, layouts, tiles, doubles, outs, precision == "bf16")
+    return GpuSource(text, forward.signature, other, matrices, tilings, tiles, doubles, outs, precision == "bf16")
 
 
 def joined(pieces: list[Piece]) -> list[tuple[int, int]]:
@@ -69,9 +69,9 @@ class _Kernel(Values):
         matrices: list[Matrix],
         dtype: str,
         precision: str,
-        layout: Layout,
+        tiling: Tiling,
     ) -> None:
-        super().__init__(name, program, plan, matrices, dtype, layout)
+        super().__init__(name, program, plan, matrices, dtype, tiling)
         self.precision = precision
         self.products = any(level.products for level in plan.levels)
         self.least = TILE if self.products else 1
@@ -96,7 +96,7 @@ class _Kernel(Values):
     def dots(self, product: Product) -> int:
         """Tile products of one product."""
         columns = len(self.cuts.of(product.node))
-        return columns * (1 if self.layout.depth else len(self.cuts.of(product.node.args[0])))
+        return columns * (1 if self.tiling.depth else len(self.cuts.of(product.node.args[0])))
 
     def carried(self, node: Node) -> bool:
         """The state of the forward pass, and what flows back through the backward one."""
@@ -110,7 +110,7 @@ class _Kernel(Values):
         for start, size in self.cuts.of(node):
             tile = max(self.padded(size), TILE)
             name = f"v{node.number}_{start}" if node.width > 1 else f"v{node.number}"
-            self.step.append(f"{name} = tl.zeros([{self.layout.rows}, {tile}], {self.real})")
+            self.step.append(f"{name} = tl.zeros([{self.tiling.rows}, {tile}], {self.real})")
             streamed = [piece for piece in self.cuts.of(x) if not self.stays(p.matrix, piece, (start, tile))]
             for piece in self.cuts.of(x):
                 if piece not in streamed:
@@ -126,10 +126,10 @@ class _Kernel(Values):
 
     def stays(self, matrix: Matrix, rows: Piece, columns: Piece) -> bool:
         """Whether a tile of a matrix stays on the chip: all where nothing is streamed, else the first that fit."""
-        if not self.layout.depth or matrix.rows == 1:
+        if not self.tiling.depth or matrix.rows == 1:
             return True
         tile, numbers = (matrix, rows[0], columns[0]), self.padded(rows[1]) * columns[1]
-        if tile not in self.kept and sum(self.kept.values()) + numbers <= self.layout.kept:
+        if tile not in self.kept and sum(self.kept.values()) + numbers <= self.tiling.kept:
             self.kept[tile] = numbers
         return tile in self.kept
 
@@ -155,7 +155,7 @@ class _Kernel(Values):
 
     def streamed(self, p: Product, name: str, rows: Piece, columns: Piece, tile: int) -> None:
         """Add the product of what lies in memory with rows of a matrix that are read some at a time."""
-        depth, (first, last), (n, size) = self.layout.depth, rows, columns
+        depth, (first, last), (n, size) = self.tiling.depth, rows, columns
         x = f"x{p.node.number}"
         self.once(x, self.step, f"{x} = {self.base(p.operand.array)} + {p.operand.offset}")
         wide, deep = f"tl.arange(0, {tile})[None, :]", f"(k + tl.arange(0, {depth}))"
@@ -181,7 +181,7 @@ class _Kernel(Values):
     def store(self, node: Node, place: Place) -> None:
         """Write a value where it is wanted."""
         kind = kind_of(place.array)
-        if kind == "temp" and not (self.layout.depth and place.array in self.read):
+        if kind == "temp" and not (self.tiling.depth and place.array in self.read):
             return
         if kind in ("next", "sent") and place in self.plan.parts:
             raise Refused("a component of the state is put together from channels computed apart")
@@ -207,7 +207,7 @@ class _Kernel(Values):
 
     def accumulated(self, name: str, text: str, size: int) -> str:
         """What is added up over the steps of an interval."""
-        self.once(name, self.top, f"{name} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
+        self.once(name, self.top, f"{name} = tl.zeros([{self.tiling.rows}, {self.padded(size)}], {self.real})")
         self.step.append(f"{name} = tl.where(fresh, {text}, {name} + {text})")
         return name
 
@@ -230,7 +230,7 @@ class _Kernel(Values):
         for start, size in self.cuts.of(node):
             total, address = f"g{number}_{start}", f"{p} + tl.program_id(0) * {node.width} + {start}"
             if node.op == "bsum" and node.args[0].batch and node.width > 1:
-                self.top.append(f"{total} = tl.zeros([{self.layout.rows}, {self.padded(size)}], {self.real})")
+                self.top.append(f"{total} = tl.zeros([{self.tiling.rows}, {self.padded(size)}], {self.real})")
                 self.step.append(f"{total} += {self.value(node.args[0], start)}")
                 self.keep(address, f"tl.sum(tl.where(here, {total}, 0.0), 0)[None, :]", node, size, self.after)
                 continue
@@ -254,7 +254,7 @@ class _Kernel(Values):
                 self.compute(node, self.step)
         for node, place in level.stores:
             self.store(node, place)
-        if level.products and self.layout.depth:
+        if level.products and self.tiling.depth:
             self.step.append("tl.debug_barrier()")
         for p in level.products:
             self.product(p)
@@ -262,7 +262,7 @@ class _Kernel(Values):
 
     def stored_result(self, p: Product) -> None:
         """A product whose result another one reads from memory."""
-        if not self.layout.depth or p.add or p.result.array not in self.read:
+        if not self.tiling.depth or p.add or p.result.array not in self.read:
             return
         for start, size in self.cuts.of(p.node):
             address = f"{self.base(p.result.array)} + {p.result.offset + start} + {self.channels(size)}"
@@ -299,8 +299,8 @@ class _Kernel(Values):
 
     def described(self) -> str:
         """How the kernel lies on the device, in words."""
-        rows, depth = self.layout.rows, self.layout.depth
-        said = f"{rows} sample{'s' if rows > 1 else ''} a program, {32 * self.layout.warps} threads"
+        rows, depth = self.tiling.rows, self.tiling.depth
+        said = f"{rows} sample{'s' if rows > 1 else ''} a program, {32 * self.tiling.warps} threads"
         if self.split:
             return f"{said}; programs share the channels, {self.block} each."
         if not self.products:
@@ -320,8 +320,8 @@ class _Kernel(Values):
         self.endings()
         before, renewal = self.carries()
         loop = [*head, *self.step, *renewal]
-        loop += ["tl.debug_barrier()"] if self.layout.depth and self.products else []
-        rows = self.layout.rows
+        loop += ["tl.debug_barrier()"] if self.tiling.depth and self.products else []
+        rows = self.tiling.rows
         lines = [
             f"row = tl.program_id(0).to(tl.int64) * {rows} + tl.arange(0, {rows})[:, None]",
             "here = row < batch",

@@ -16,7 +16,7 @@ from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node, ordered
 from solvers.compiled.step.ops import OVER_CHANNELS
 from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
-from solvers.compiled.triton.tiling import GpuSource, Layout, literal, power, said
+from solvers.compiled.triton.tiling import GpuSource, Tiling, literal, power, said
 from solvers.compiled.triton.values import HEAD, Values
 
 #: Most channels of one register tensor, and channels for each warp.
@@ -44,7 +44,7 @@ def emit(program: Program, dtype: str, half: bool) -> StagedSource:
     """The source of a program that was planned with places that stay; `half` if matrices will be in bfloat16."""
     matrices: list[Matrix] = []
     widest = power(max(node.width for node in program.forward.depth))
-    layout = Layout(1, min(widest, PIECE), 0, max(1, min(8, widest // CHANNELS)), 1)
+    tiling = Tiling(1, min(widest, PIECE), 0, max(1, min(8, widest // CHANNELS)), 1)
     texts, signatures, stages, doubles = [], [], [], []
     outs: dict[str, Hashable] = {}
     flags: dict[str, tuple[str, ...]] = {}
@@ -52,7 +52,7 @@ def emit(program: Program, dtype: str, half: bool) -> StagedSource:
         signature, made, own = Signature(), [], set[Hashable]()
         for number, level in enumerate(plan.levels if plan is not None else ()):
             assert plan is not None
-            stage = _Stage(name, number, program, plan, matrices, dtype, layout, signature, own)
+            stage = _Stage(name, number, program, plan, matrices, dtype, tiling, signature, own)
             text = stage.text()
             outs |= stage.outs
             for p in level.products:
@@ -66,7 +66,7 @@ def emit(program: Program, dtype: str, half: bool) -> StagedSource:
         doubles.append(frozenset(own))
     whole = "\n\n".join([HEAD, *texts])
     backward = None if program.backward is None else signatures[1]
-    both = (layout, layout), (1, 1), (doubles[0], doubles[1])
+    both = (tiling, tiling), (1, 1), (doubles[0], doubles[1])
     return StagedSource(whole, signatures[0], backward, matrices, *both, outs, half, (stages[0], stages[1]), flags)
 
 
@@ -81,11 +81,11 @@ class _Stage(Values):
         plan: Plan,
         matrices: list[Matrix],
         dtype: str,
-        layout: Layout,
+        tiling: Tiling,
         signature: Signature,
         doubles: set[Hashable],
     ) -> None:
-        super().__init__(name, program, plan, matrices, dtype, layout)
+        super().__init__(name, program, plan, matrices, dtype, tiling)
         self.called, self.number_of_level = f"{name}_{number}", number
         self.last = number == len(plan.levels) - 1
         self.signature, self.doubles = signature, doubles
@@ -226,7 +226,7 @@ class _Stage(Values):
         flags = "".join(f", {flag}: tl.constexpr" for flag in ("SUBSTEPS", *self.outs))
         sign = "-" if self.name == "backward" else "+"
         lines = [
-            f"row = tl.program_id(0).to(tl.int64) * {self.layout.rows} + tl.arange(0, {self.layout.rows})[:, None]",
+            f"row = tl.program_id(0).to(tl.int64) * {self.tiling.rows} + tl.arange(0, {self.tiling.rows})[:, None]",
             "here = row < batch",
             f"s = tl.load(integers) {sign} k",
             "at = s // SUBSTEPS",

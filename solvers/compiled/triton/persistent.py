@@ -18,7 +18,7 @@ from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton import compiler as gpu_build
 from solvers.compiled.triton.compiler import Target
 from solvers.compiled.triton.emit_persistent import emit
-from solvers.compiled.triton.tiling import GpuSource, Layout
+from solvers.compiled.triton.tiling import GpuSource, Tiling
 
 #: Bytes of the factors of matrix gradients that are kept at a time.
 CHUNK = 1 << 28
@@ -40,7 +40,7 @@ class GpuKernel(Kernel):
 
 
 class GpuArguments(Arguments):
-    """The tensors of one call, in the layout a Triton kernel reads."""
+    """The tensors of one call, in the tiling a Triton kernel reads."""
 
     kernel: GpuKernel
 
@@ -51,15 +51,15 @@ class GpuArguments(Arguments):
     def call(self, function: Any, signature: Signature, own: Callable[[int], dict[Hashable, Tensor]]) -> None:
         """Run a kernel over all steps."""
         which = int(signature is self.kernel.source.backward)
-        layout = self.kernel.source.layouts[which]
-        grid = (-(-self.batch // layout.rows), self.kernel.source.tiles[which])
+        tiling = self.kernel.source.tilings[which]
+        grid = (-(-self.batch // tiling.rows), self.kernel.source.tiles[which])
         state = self.tensors["states"]
         plan = self.kernel.program.backward if which else self.kernel.program.forward
         assert plan is not None
         tensors = dict(self.tensors)
         tensors |= self.temporaries(plan, state)
         if not which:
-            self.launch(function, signature, layout, grid, tensors, (0, self.steps))
+            self.launch(function, signature, tiling, grid, tensors, (0, self.steps))
             return
         # The kernel takes what flows back in one buffer and leaves it there.
         flowing = tensors["carry0"]
@@ -74,7 +74,7 @@ class GpuArguments(Arguments):
         last = self.steps
         while last > 0:
             first = max(0, (last - 1) // chunk * chunk)
-            self.launch(function, signature, layout, grid, tensors, (first, last))
+            self.launch(function, signature, tiling, grid, tensors, (first, last))
             for i, outer in enumerate(plan.outers):
                 left = self.factor(tensors, outer.left, outer.matrix.rows, first, last)
                 right = self.factor(tensors, outer.right, outer.matrix.columns, first, last)
@@ -111,7 +111,7 @@ class GpuArguments(Arguments):
         self,
         function: Any,
         signature: Signature,
-        layout: Layout,
+        tiling: Tiling,
         grid: tuple[int, int],
         tensors: dict[Hashable, Tensor],
         steps: tuple[int, int],
@@ -125,7 +125,7 @@ class GpuArguments(Arguments):
         flags = self.flags(which, tensors)
 
         def launch() -> None:
-            function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(layout))
+            function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(tiling))
 
         self.guarded(launch)
 
@@ -175,12 +175,12 @@ def kernel(
     """
     name = str(dtype).removeprefix("torch.")
     plans = [program.forward] + ([program.backward] if program.backward is not None else [])
-    chosen: list[Layout] = []
+    chosen: list[Tiling] = []
     for which, plan in enumerate(plans):
-        tried = gpu_build.layouts(plan, program, dtype.itemsize, target.precision)
+        tried = gpu_build.tilings(plan, program, dtype.itemsize, target.precision)
         if target.arch and len(tried) > 1:
             # Each with the simplest of the other kernel: the two are compiled apart.
-            pairs = [(layout, tried[-1]) if which == 0 else (chosen[0], layout) for layout in tried]
+            pairs = [(tiling, tried[-1]) if which == 0 else (chosen[0], tiling) for tiling in tried]
             alone = program if which else replace(program, backward=None)
             sources = [emit(alone, name, target.precision, pair) for pair in pairs]
             tried = [tried[gpu_build.best(sources, which, target.arch, dtype)]]

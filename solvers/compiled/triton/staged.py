@@ -20,7 +20,7 @@ from solvers.compiled.triton import compiler as gpu_build
 from solvers.compiled.triton.compiler import Report
 from solvers.compiled.triton.emit_staged import StagedSource
 from solvers.compiled.triton.persistent import GpuArguments, GpuKernel
-from solvers.compiled.triton.tiling import Layout
+from solvers.compiled.triton.tiling import Tiling
 
 #: Steps of the longest graph. An even number: after that many, the state is where it was at first.
 GRAPH = 64
@@ -66,7 +66,7 @@ class StagedArguments(GpuArguments):
         self,
         function: Any,
         signature: Signature,
-        layout: Layout,
+        tiling: Tiling,
         grid: tuple[int, int],
         tensors: dict[Hashable, Tensor],
         steps: tuple[int, int],
@@ -161,8 +161,8 @@ class Work:
         """Launch every kernel and product of some steps."""
         source, module = self.kernel.source, self.kernel.library
         stages, backward = source.stages[self.which], self.which
-        options = gpu_build.options(source.layouts[self.which])
-        grid = (-(-self.batch // source.layouts[self.which].rows),)
+        options = gpu_build.options(source.tilings[self.which])
+        grid = (-(-self.batch // source.tilings[self.which].rows),)
         for k in range(count):
             before, after = self.pair[k % 2], self.pair[1 - k % 2]
             for name, products in stages:
@@ -206,6 +206,6 @@ def reports(source: StagedSource, arch: int, dtype: torch.dtype) -> dict[str, Re
         function = getattr(gpu_build.module(source.text), name)
         values: dict[str, Any] = {flag: 1 if flag == "SUBSTEPS" else True for flag in flags}
         found[name] = gpu_build.taken(
-            function, types | dict.fromkeys(flags, "constexpr"), values, {}, source.layouts[0], arch
+            function, types | dict.fromkeys(flags, "constexpr"), values, {}, source.tilings[0], arch
         )
     return found

@@ -13,7 +13,7 @@ from solvers.compiled.step.refused import Refused
 
 
 @dataclass(frozen=True)
-class Layout:
+class Tiling:
     """How a kernel lies on the device.
 
     Attributes:
@@ -38,14 +38,14 @@ class GpuSource(Source):
     """What the emitter made.
 
     Attributes:
-        layouts: of the forward and the backward kernel.
+        tilings: of the forward and the backward kernel.
         tiles: number of programs that share the channels, of each kernel.
         doubles: pointers to numbers that are kept in double precision, of each kernel.
         outs: the gradients of outputs that the backward kernel can be given, by the name of the flag that says so.
         half: matrices are in bfloat16.
     """
 
-    layouts: tuple[Layout, Layout]
+    tilings: tuple[Tiling, Tiling]
     tiles: tuple[int, int]
     doubles: tuple[frozenset[Hashable], frozenset[Hashable]]
     outs: dict[str, Hashable]

@@ -11,7 +11,7 @@ from solvers.compiled.step.ir import Matrix, Node
 from solvers.compiled.step.ops import OPERATIONS, OVER_CHANNELS, PREDICATES
 from solvers.compiled.step.plan import Plan, Program
 from solvers.compiled.triton.pieces import Cuts, Piece
-from solvers.compiled.triton.tiling import Layout, literal, power, raised, separable
+from solvers.compiled.triton.tiling import Tiling, literal, power, raised, separable
 
 HEAD = """import triton
 import triton.language as tl
@@ -27,17 +27,17 @@ class Values(Writer):
     title = "GPUs"
 
     def __init__(
-        self, name: str, program: Program, plan: Plan, matrices: list[Matrix], dtype: str, layout: Layout
+        self, name: str, program: Program, plan: Plan, matrices: list[Matrix], dtype: str, tiling: Tiling
     ) -> None:
         super().__init__(name, program, plan, matrices)
-        self.real, self.layout = f"tl.{dtype}", layout
+        self.real, self.tiling = f"tl.{dtype}", tiling
         #: Least width of a register tensor.
         self.least = 1
         self.split = self.separable()
-        self.block = min(layout.piece, power(program.width))
+        self.block = min(tiling.piece, power(program.width))
         self.tiles = -(-program.width // self.block) if self.split else 1
         added = [p.node for level in plan.levels for p in level.products if p.add]
-        self.cuts = Cuts(plan.depth, self.looped(), added, program.width if self.split else layout.piece)
+        self.cuts = Cuts(plan.depth, self.looped(), added, program.width if self.split else tiling.piece)
         #: Lines at the top of the kernel, and those of a step.
         self.top: list[str] = []
         self.step: list[str] = []
@@ -158,7 +158,7 @@ class Values(Writer):
         node, _ = self.source(node, piece[0])
         if node.batch and (node.width > 1 or piece[1] == 1):
             return text
-        return f"(tl.zeros([{self.layout.rows}, {self.padded(piece[1])}], {self.real}) + {text})"
+        return f"(tl.zeros([{self.tiling.rows}, {self.padded(piece[1])}], {self.real}) + {text})"
 
     def clean(self, name: str, size: int, empty: str = "0.0") -> str:
         """A piece with zeros, or what `empty` says, in the channels that are not there."""

@@ -26,7 +26,7 @@ from solvers.compiled.triton import emit_staged as emit_stages
 from solvers.compiled.triton import kernel as choice
 from solvers.compiled.triton import persistent as gpu_run
 from solvers.compiled.triton import staged as gpu_stages
-from solvers.compiled.triton.tiling import Layout, power
+from solvers.compiled.triton.tiling import Tiling, power
 from tests.measures import assert_agree
 from tests.solvers.compiled.guards import Guarded, Watch
 
@@ -192,7 +192,7 @@ def each(first, second, quick):
     return [pytest.param(*pair, marks=[] if pair in quick else [pytest.mark.slow]) for pair in pairs]
 
 
-HELD, STREAMED, BOTH = Layout(16, 16, 0, 4, 1), Layout(4, 32, 16, 4, 1), Layout(16, 16, 16, 4, 1, 512)
+HELD, STREAMED, BOTH = Tiling(16, 16, 0, 4, 1), Tiling(4, 32, 16, 4, 1), Tiling(16, 16, 16, 4, 1, 512)
 
 
 def lay(monkeypatch, layout, hidden):
@@ -202,7 +202,7 @@ def lay(monkeypatch, layout, hidden):
         monkeypatch.setattr(emit_stages, "PIECE", 16)
     elif layout is not None:
         cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))
-        monkeypatch.setattr(gpu_build, "layouts", lambda *_: [cut])
+        monkeypatch.setattr(gpu_build, "tilings", lambda *_: [cut])
 
 
 @needs_triton

@@ -14,7 +14,7 @@ from tests.solvers.compiled.triton.kernels import REPORTS, reports
 BEFORE = """
 import importlib
 from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton.tiling import Layout
+from solvers.compiled.triton.tiling import Tiling
 
 compiler = importlib.import_module("triton.compiler")
 compile, made = compiler.compile, []
@@ -24,7 +24,7 @@ def kept(*args, **options):
     return made[-1]
 
 compiler.compile = kept
-gpu_build.layouts = lambda *_: [Layout(16, 64, 16, 4, 3, KEPT)]
+gpu_build.tilings = lambda *_: [Tiling(16, 64, 16, 4, 3, KEPT)]
 """
 AFTER = f'{REPORTS}\nprint(json.dumps([kernel.asm["ttgir"] for kernel in made]))'
 

@@ -12,7 +12,7 @@ import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled.triton import compiler as gpu_build
 from solvers.compiled.triton import kernel as choice
-from solvers.compiled.triton.tiling import Layout
+from solvers.compiled.triton.tiling import Tiling
 from tests.measures import assert_agree, relative_error
 from tests.solvers.compiled.triton.kernels import DEVICE, reports
 
@@ -27,8 +27,8 @@ def lay(monkeypatch):
         if way == "staged":
             monkeypatch.setattr(choice, "CACHED", -1)
         else:
-            layout = Layout(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
-            monkeypatch.setattr(gpu_build, "layouts", lambda *_: [layout])
+            layout = Tiling(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
+            monkeypatch.setattr(gpu_build, "tilings", lambda *_: [layout])
 
     return choose
 

@@ -7,7 +7,7 @@ import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled.triton import compiler as gpu_build
 from solvers.compiled.triton import persistent as gpu_run
-from solvers.compiled.triton.tiling import Layout
+from solvers.compiled.triton.tiling import Tiling
 from tests.fields import FIELDS
 from tests.solvers.compiled.paths import compiles
 from tests.solvers.compiled.triton.kernels import DEVICE, QUICK, Functions, agree, reports
@@ -37,7 +37,7 @@ def test_every_function():
 )
 def test_pieces_of_channels(name, solver, depth, kept, make_field, monkeypatch):
     """Held and streamed matrices, and some of both, cut into tiles that do not divide the width."""
-    monkeypatch.setattr(gpu_build, "layouts", lambda *_: [Layout(16, 16, depth, 4, 1, kept)])
+    monkeypatch.setattr(gpu_build, "tilings", lambda *_: [Tiling(16, 16, depth, 4, 1, kept)])
     agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), batch=18, time=2, spans="sample")
 
 
