@@ -187,6 +187,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_weights(whole, tmp_path)
         assert folder.result() is None, name
         if name == "between-last-and-best":
             # The case that needs mending: the second epoch is the best so far, and best.ckpt is of the first.
+            # Its loss is half of that of the first epoch, so that it is the best on every processor.
             assert history.best_record(load_checkpoint(folder.last)["history"])["epoch"] == 2
             assert load_checkpoint(folder.best)["epochs"] == 1
         resume(folder.path, progress=False)
