@@ -22,7 +22,7 @@ from experiments.command import listing
 from experiments.tasks.adding import Adding
 from experiments.train.model import SequenceModel
 from neuralosc import fields
-from solvers.base.pairing import missing
+from solvers.base.pairing import lacking
 from solvers.protocol import STRUCTURES
 
 #: Columns beside the solvers of published networks: a method of high order, a symplectic one, an adaptive one.
@@ -59,7 +59,7 @@ class Row:
 
     def lacks(self, solver: str) -> tuple[str, ...]:
         """The structures that the solver needs and the field does not declare; none where the pairing works."""
-        return missing(self.field, solvers.get(solver))
+        return lacking(self.field, solvers.get(solver))
 
     def verify(self, solver: str) -> str:
         """What the pairing cannot do of what `_failure` asks of it; empty if all is well."""

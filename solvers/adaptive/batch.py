@@ -148,7 +148,7 @@ class PerSample(Protocol):
         """Weights of the slopes at fractions theta `(points,)` of a step, `(stages, points)`."""
 
 
-class Stride(NamedTuple):
+class Round(NamedTuple):
     """The steps of one round, with the states inside them.
 
     Attributes:

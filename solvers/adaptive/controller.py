@@ -14,7 +14,7 @@ class Progress(Tally):
     Attributes:
         status: a `Status` each.
         next: the step to take next, in units of time; nan where none is known yet.
-        memory: what `Pace` remembers of the error of the last step.
+        memory: what `StepController` remembers of the error of the last step.
     """
 
     def __init__(self, samples: int) -> None:
@@ -23,7 +23,7 @@ class Progress(Tally):
         self.next, self.memory = np.full(samples, np.nan), np.ones(samples)
 
 
-class Pace:
+class StepController:
     """The rows of a batch on their way from s = 0 to 1.
 
     A PI controller: after a step of error e (1 is the tolerance), the next is 0.9 e^-0.6/k e_before^0.2/k times as

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adaptive.batch import Array, Attempt, PerSample, Rows, Stride
-from solvers.adaptive.controller import Pace, Progress
+from solvers.adaptive.batch import Array, Attempt, PerSample, Round, Rows
+from solvers.adaptive.controller import Progress, StepController
 from solvers.errors import ConvergenceError, NonFiniteStateError, NumericalError, StepLimitError, StepUnderflowError
 from solvers.protocol import check_slope
 
@@ -63,15 +63,15 @@ class Watch(Protocol):
         """Look at the start of an interval."""
         ...
 
-    def look(self, stride: Stride) -> tuple[Array, Array, Tensor] | None:
+    def look(self, round_: Round) -> tuple[Array, Array, Tensor] | None:
         """The rows that stop inside their steps, the fractions of the steps at which they do, and their states."""
         ...
 
 
-class Record(Protocol):
+class Recorder(Protocol):
     """What takes states out of the steps."""
 
-    def take(self, stride: Stride, reached: Array) -> None:
+    def take(self, round_: Round, reached: Array) -> None:
         """Take what lies inside the accepted steps, up to the fractions of the interval that were reached."""
         ...
 
@@ -82,7 +82,7 @@ class Driver:
     Args:
         solver: the method.
         samples: size of the flattened batch.
-        watch, record: what looks into the steps.
+        watch, recorder: what looks into the steps.
         throw: raise at the first sample that fails; otherwise it stops there, with its status in the tally.
     """
 
@@ -91,10 +91,10 @@ class Driver:
         solver: PerSample,
         samples: int,
         watch: Watch | None = None,
-        record: Record | None = None,
+        recorder: Recorder | None = None,
         throw: bool = True,
     ) -> None:
-        self.solver, self.watch, self.record, self.throw = solver, watch, record, throw
+        self.solver, self.watch, self.recorder, self.throw = solver, watch, recorder, throw
         self.tally = Progress(samples)
 
     def advance(self, rows: Rows, x: Tensor) -> Tensor:
@@ -109,27 +109,27 @@ class Driver:
         # A learned span of zero is stepped over too: the state stays, but its derivative is the slope.
         moving = (span > 0) | (torch.is_grad_enabled() and rows.dt.requires_grad)
         live = moving & (self.tally.status == Status.SUCCESS)
-        self.pace = Pace(self.solver, self.tally, span, live, 1e3 * torch.finfo(x.dtype).tiny)
+        self.controller = StepController(self.solver, self.tally, span, live, 1e3 * torch.finfo(x.dtype).tiny)
         self._retire()
-        if self.pace.live.any():
+        if self.controller.live.any():
             self._begin()
-        while np.count_nonzero(self.pace.live):
+        while np.count_nonzero(self.controller.live):
             self._round()
         return self._gather()
 
     def _begin(self) -> None:
         """First slopes and first steps."""
-        (now,) = self.rows.times(self.pace.s[None])
+        (now,) = self.rows.times(self.controller.s[None])
         self.slope = check_slope(self.rows.field, self.x, self._evaluate(now, self.x))
         for value, what in ((self.x, "state"), (self.slope, "slope")):
             bad = ~torch.isfinite(value).flatten(1).all(1).cpu().numpy()
-            self._fail(bad & self.pace.live, Status.NON_FINITE, f"the {what} became non-finite")
+            self._fail(bad & self.controller.live, Status.NON_FINITE, f"the {what} became non-finite")
         self._retire()
-        unknown = np.isnan(self.pace.ds) & self.pace.live
+        unknown = np.isnan(self.controller.ds) & self.controller.live
         if unknown.any():
-            self.pace.ds = np.where(unknown, self._first_steps(), self.pace.ds)
+            self.controller.ds = np.where(unknown, self._first_steps(), self.controller.ds)
         if self.watch is not None:
-            self.watch.enter(self.rows, self.x, self.pace.ids)
+            self.watch.enter(self.rows, self.x, self.controller.ids)
 
     def _evaluate(self, time: Tensor, x: Tensor) -> Tensor:
         self.calls += 1
@@ -139,14 +139,14 @@ class Driver:
     def _first_steps(self) -> Array:
         """A first step from the size of the slope and of its change (Hairer, Norsett, Wanner, II.4)."""
         if self.solver.first_step is not None:
-            given: Array = self.solver.first_step / np.maximum(self.pace.span, 1e-300)
+            given: Array = self.solver.first_step / np.maximum(self.controller.span, 1e-300)
             return given
         slope = self.rows.h * self.slope
         scale = self.solver.atol + self.solver.rtol * self.x.abs()
         size, speed = _rms(self.x / scale), _rms(slope / scale)
         with np.errstate(all="ignore"):
             trial = np.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-            trial = np.maximum(np.minimum(np.nan_to_num(trial), 1.0), self.pace.floor)
+            trial = np.maximum(np.minimum(np.nan_to_num(trial), 1.0), self.controller.floor)
             (time,) = self.rows.times(trial[None])
             there = self.x + slope * torch.from_numpy(trial).to(self.x)[:, None, None]
             change = _rms((self.rows.h * self._evaluate(time, there) - slope) / scale) / trial
@@ -158,28 +158,30 @@ class Driver:
 
     def _round(self) -> None:
         """One attempted step of every sample that has not arrived."""
-        pace = self.pace
-        s, ds = pace.s, pace.propose()
+        controller = self.controller
+        s, ds = controller.s, controller.propose()
         attempt = self._attempt(s, ds)
         error = self._errors(attempt)
-        taken = pace.judge(ds, error)
+        taken = controller.judge(ds, error)
         if attempt.end.requires_grad and not np.isfinite(error).all():
             # Even with no weight in the result, a step into NaN would spoil the gradients of shared parameters.
             attempt = self._attempt(s, np.where(taken, ds, 0.0))
         count = np.count_nonzero(taken)
         if count:
-            self._move(Stride(self.solver, self.rows, attempt, pace.ids, taken, s, ds, pace.s, self.x))
+            self._move(Round(self.solver, self.rows, attempt, controller.ids, taken, s, ds, controller.s, self.x))
         if count < len(taken):
-            short = pace.live & ~taken & (ds <= pace.floor)
+            short = controller.live & ~taken & (ds <= controller.floor)
             if attempt.unsolved is not None:
                 self._fail(short & attempt.unsolved, Status.NOT_CONVERGED, "the stages could not be solved for")
                 short &= ~attempt.unsolved
             self._fail(short & ~np.isfinite(error), Status.NON_FINITE, "the state became non-finite")
-            self._fail(short & pace.live, Status.STEP_UNDERFLOW, "the step shrank to nothing")
-        pace.live &= pace.s < 1
+            self._fail(short & controller.live, Status.STEP_UNDERFLOW, "the step shrank to nothing")
+        controller.live &= controller.s < 1
         limit = self.solver.max_steps
-        if pace.rounds >= limit:
-            self._fail(pace.live & (pace.tried >= limit), Status.STEP_LIMIT, f"max_steps = {limit:g} was used up")
+        if controller.rounds >= limit:
+            self._fail(
+                controller.live & (controller.tried >= limit), Status.STEP_LIMIT, f"max_steps = {limit:g} was used up"
+            )
         self._retire()
 
     def _attempt(self, s: Array, ds: Array) -> Attempt:
@@ -194,26 +196,26 @@ class Driver:
         # An infinite end would hide its error behind its own size: inf - inf is NaN and keeps it in sight.
         return _rms(torch.addcdiv(end - end, attempt.error, scale))
 
-    def _move(self, stride: Stride) -> None:
+    def _move(self, round_: Round) -> None:
         """Move the samples whose steps were taken, to the ends of the steps or to the events inside them."""
-        attempt, reached = stride.attempt, stride.reached
-        stops = None if self.watch is None else self.watch.look(stride)
+        attempt, reached = round_.attempt, round_.reached
+        stops = None if self.watch is None else self.watch.look(round_)
         if stops is not None:
             rows, theta, _ = stops
             reached = reached.copy()
-            reached[rows] = stride.s[rows] + theta * stride.ds[rows]
-        if self.record is not None:
-            self.record.take(stride, reached)
-        if np.count_nonzero(stride.taken) == len(stride.taken):
+            reached[rows] = round_.s[rows] + theta * round_.ds[rows]
+        if self.recorder is not None:
+            self.recorder.take(round_, reached)
+        if np.count_nonzero(round_.taken) == len(round_.taken):
             self.x, self.slope = attempt.end, attempt.slope
         else:
-            chosen = torch.from_numpy(stride.taken).to(self.x.device)[:, None, None]
+            chosen = torch.from_numpy(round_.taken).to(self.x.device)[:, None, None]
             self.x = torch.where(chosen, attempt.end, self.x)
             self.slope = torch.where(chosen, attempt.slope, self.slope)
         if stops is not None:
             self.x = self.x.index_copy(0, torch.from_numpy(stops[0]).to(self.x.device), stops[2])
-            self.tally.status[self.pace.ids[stops[0]]] = Status.EVENT
-            self.pace.live[stops[0]] = False
+            self.tally.status[self.controller.ids[stops[0]]] = Status.EVENT
+            self.controller.live[stops[0]] = False
 
     def _fail(self, rows: Array, status: Status, what: str) -> None:
         """Stop rows with a status, or raise it."""
@@ -221,7 +223,7 @@ class Driver:
             return
         if self.throw:
             row = int(rows.nonzero()[0][0])
-            s, sample = float(self.pace.s[row]), int(self.pace.ids[row])
+            s, sample = float(self.controller.s[row]), int(self.controller.ids[row])
             time = float(self.rows.t[row, 0] + s * self.rows.dt[row, 0])
             unsolved = status == Status.NOT_CONVERGED
             message = f"{what} under solver {self.solver.name!r} at {s:.3g} of an interval"
@@ -230,24 +232,24 @@ class Driver:
             )
             error.time = time
             raise error
-        self.tally.status[self.pace.ids[rows]] = status
-        self.pace.live[rows] = False
+        self.tally.status[self.controller.ids[rows]] = status
+        self.controller.live[rows] = False
 
     def _retire(self) -> None:
         """Let the samples that are done leave the batch."""
-        live = self.pace.live
+        live = self.controller.live
         if np.count_nonzero(live) == len(live) or not self.solver.compact:
             return
         done, keep = (torch.from_numpy(rows.nonzero()[0]).to(self.x.device) for rows in (~live, live))
-        self.arrived.append((self.pace.ids[~live], self.x.index_select(0, done)))
+        self.arrived.append((self.controller.ids[~live], self.x.index_select(0, done)))
         self.x, self.slope = self.x.index_select(0, keep), self.slope.index_select(0, keep)
         self.rows = self.rows.select(keep)
-        self.pace.drop(~live, self.calls)
+        self.controller.drop(~live, self.calls)
 
     def _gather(self) -> Tensor:
         """The states of all samples in their order."""
-        self.arrived.append((self.pace.ids, self.x))
-        self.pace.drop(np.ones(len(self.pace.ids), dtype=bool), self.calls)
+        self.arrived.append((self.controller.ids, self.x))
+        self.controller.drop(np.ones(len(self.controller.ids), dtype=bool), self.calls)
         if len(self.arrived) == 1:
             return self.x
         ids = np.concatenate([ids for ids, _ in self.arrived])

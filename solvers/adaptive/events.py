@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adaptive.batch import Array, Rows, Stride
+from solvers.adaptive.batch import Array, Round, Rows
 from solvers.errors import InputError
 
 #: Parts of a step at whose ends the sign of an event function is looked at.
@@ -81,7 +81,7 @@ class Occurrences:
 
 @dataclass(frozen=True)
 class _Crossing:
-    """Crossings of one event in one part of the steps of a round: rows of the stride, and fractions of the step."""
+    """Crossings of one event in one part of the steps of a round: rows of the round, and fractions of the step."""
 
     event: int
     rows: Array
@@ -102,10 +102,10 @@ class EventWatch:
         for i, event in enumerate(self.events):
             self.values[i, ids] = _host(event(rows.t[:, :1], x))
 
-    def look(self, stride: Stride) -> tuple[Array, Array, Tensor] | None:
+    def look(self, round_: Round) -> tuple[Array, Array, Tensor] | None:
         """Record the crossings of a round; the rows that stop, the fractions of their steps, and their states."""
-        crossings = [found for i in range(len(self.events)) for found in self._crossings(i, stride)]
-        stop = np.full(len(stride.ids), np.inf)
+        crossings = [found for i in range(len(self.events)) for found in self._crossings(i, round_)]
+        stop = np.full(len(round_.ids), np.inf)
         for found in crossings:
             if self.events[found.event].terminal:
                 stop[found.rows] = np.minimum(stop[found.rows], found.theta)
@@ -115,60 +115,60 @@ class EventWatch:
             if not keep.any():
                 continue
             rows, theta = found.rows[keep], found.theta[keep]
-            time, state = self._differentiable(found.event, stride, rows, theta)
-            self.found[found.event].append((stride.ids[rows], time, state))
+            time, state = self._differentiable(found.event, round_, rows, theta)
+            self.found[found.event].append((round_.ids[rows], time, state))
             if self.events[found.event].terminal:
                 stopped.append((rows, theta, state))
         return _first_of_each(stopped) if stopped else None
 
     @torch.no_grad()
-    def _crossings(self, i: int, stride: Stride) -> list[_Crossing]:
+    def _crossings(self, i: int, round_: Round) -> list[_Crossing]:
         """Bracket the sign changes of event `i` between the parts of the steps, and find them."""
-        event, which = self.events[i], _asked(stride)
+        event, which = self.events[i], _asked(round_)
         ends = np.arange(PARTS + 1) / PARTS
-        values = [self.values[i, stride.ids[which]]]
-        values += [self._value(event, stride, which, np.full(len(which), theta)) for theta in ends[1:]]
-        self.values[i, stride.ids[which]] = np.where(stride.taken[which], values[-1], values[0])
+        values = [self.values[i, round_.ids[which]]]
+        values += [self._value(event, round_, which, np.full(len(which), theta)) for theta in ends[1:]]
+        self.values[i, round_.ids[which]] = np.where(round_.taken[which], values[-1], values[0])
         crossings = []
         for low, high, before, after in zip(ends[:-1], ends[1:], values[:-1], values[1:], strict=True):
-            hit = event.crossed(before, after) & stride.taken[which]
+            hit = event.crossed(before, after) & round_.taken[which]
             if not hit.any():
                 continue
-            asked = which[hit] if stride.solver.compact else which
-            own = hit[hit] if stride.solver.compact else hit
-            bracket = (before[hit], after[hit]) if stride.solver.compact else (before, after)
+            asked = which[hit] if round_.solver.compact else which
+            own = hit[hit] if round_.solver.compact else hit
+            bracket = (before[hit], after[hit]) if round_.solver.compact else (before, after)
 
             def value(theta: Array, asked: Array = asked) -> Array:
-                return self._value(event, stride, asked, theta)
+                return self._value(event, round_, asked, theta)
 
             roots = find_roots(value, np.full(len(asked), low), np.full(len(asked), high), *bracket, own)
             crossings.append(_Crossing(i, asked[own], roots[own]))
         return crossings
 
-    def _value(self, event: Event, stride: Stride, which: Array, theta: Array) -> Array:
-        at = stride.numbers(theta)
-        return _host(event(stride.time(which, at)[:, :1], stride.state(which, at)))
+    def _value(self, event: Event, round_: Round, which: Array, theta: Array) -> Array:
+        at = round_.numbers(theta)
+        return _host(event(round_.time(which, at)[:, :1], round_.state(which, at)))
 
-    def _differentiable(self, i: int, stride: Stride, rows: Array, theta: Array) -> tuple[Tensor, Tensor]:
+    def _differentiable(self, i: int, round_: Round, rows: Array, theta: Array) -> tuple[Tensor, Tensor]:
         """Times `(points,)` and states of crossings, as functions of whatever moves them.
 
         theta(p) solves g(p, theta) = 0, so that d theta = -dg / (dg/dtheta): one step of Newton's method from the
         root, recorded, with a value of zero.
         """
-        at = stride.numbers(theta)
+        at = round_.numbers(theta)
         if torch.is_grad_enabled():
-            which = rows if stride.solver.compact else np.arange(len(stride.ids))
+            which = rows if round_.solver.compact else np.arange(len(round_.ids))
             here = torch.from_numpy(np.searchsorted(which, rows)).to(at.device)
             full = at.new_zeros(len(which)).index_copy(0, here, at)
-            value = self._recorded(i, stride, which, full).index_select(0, here)
+            value = self._recorded(i, round_, which, full).index_select(0, here)
             if value.requires_grad:
                 leaf = full.requires_grad_(True)
-                rates = torch.autograd.grad(self._recorded(i, stride, which, leaf).sum(), leaf)[0]
+                rates = torch.autograd.grad(self._recorded(i, round_, which, leaf).sum(), leaf)[0]
                 at = at - (value - value.detach()) / rates.index_select(0, here)
-        return stride.time(rows, at)[:, 0].to(stride.start.dtype), stride.state(rows, at)
+        return round_.time(rows, at)[:, 0].to(round_.start.dtype), round_.state(rows, at)
 
-    def _recorded(self, i: int, stride: Stride, which: Array, at: Tensor) -> Tensor:
-        return self.events[i](stride.time(which, at)[:, :1], stride.state(which, at))
+    def _recorded(self, i: int, round_: Round, which: Array, at: Tensor) -> Tensor:
+        return self.events[i](round_.time(which, at)[:, :1], round_.state(which, at))
 
     def collect(self, like: Tensor) -> tuple[Occurrences, ...]:
         """What was recorded, for states like `like`."""
@@ -197,9 +197,9 @@ def _host(value: Tensor) -> Array:
     return host
 
 
-def _asked(stride: Stride) -> Array:
+def _asked(round_: Round) -> Array:
     """The rows to evaluate an event function for: those that moved, or all where the batch must stay whole."""
-    rows: Array = stride.taken.nonzero()[0] if stride.solver.compact else np.arange(len(stride.ids))
+    rows: Array = round_.taken.nonzero()[0] if round_.solver.compact else np.arange(len(round_.ids))
     return rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adaptive.batch import Array, Stride
+from solvers.adaptive.batch import Array, Round
 
 
 class Outputs:
@@ -34,13 +34,13 @@ class Outputs:
         self.next = (self.host <= 0).sum(1)
         self.due = self.host[np.arange(self.samples), self.next]
 
-    def take(self, stride: Stride, reached: Array) -> None:
+    def take(self, round_: Round, reached: Array) -> None:
         """Take what lies inside the accepted steps, up to the fractions of the interval that were reached."""
-        waiting = self.due[stride.ids] <= reached
+        waiting = self.due[round_.ids] <= reached
         if not np.count_nonzero(waiting):
             return
         rows = waiting.nonzero()[0]
-        ids = stride.ids[rows]
+        ids = round_.ids[rows]
         first = self.next[ids]
         counts = (self.host[ids] <= reached[rows, None]).sum(1) - first
         self.next[ids] += counts
@@ -50,17 +50,17 @@ class Outputs:
         ends = self.host[samples, columns] == 1
         places = samples * self.count + columns
         self.places.append(places)
-        self.values.append(self._states(stride, np.repeat(rows, counts), places, ends))
+        self.values.append(self._states(round_, np.repeat(rows, counts), places, ends))
 
-    def _states(self, stride: Stride, which: Array, places: Array, ends: Array) -> Tensor:
-        device = stride.start.device
+    def _states(self, round_: Round, which: Array, places: Array, ends: Array) -> Tensor:
+        device = round_.start.device
         fraction = self.fractions.index_select(0, torch.from_numpy(places).to(device))
-        theta = (fraction - stride.numbers(stride.s[which])) / stride.numbers(stride.ds[which])
-        states = stride.state(which, theta)
+        theta = (fraction - round_.numbers(round_.s[which])) / round_.numbers(round_.ds[which])
+        states = round_.state(which, theta)
         if fraction.requires_grad or not ends.any():
             return states
         # At the end of the interval the state is there already, without the rounding of the interpolation.
-        there = stride.attempt.end.index_select(0, torch.from_numpy(which).to(device))
+        there = round_.attempt.end.index_select(0, torch.from_numpy(which).to(device))
         return torch.where(torch.from_numpy(ends).to(device)[:, None, None], there, states)
 
     def collect(self) -> Tensor:

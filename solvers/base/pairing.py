@@ -11,14 +11,14 @@ from solvers.errors import PairingError, listed
 from solvers.protocol import STRUCTURES, describe, structure
 
 
-def missing(field: Any, solver: Solver) -> tuple[str, ...]:
+def lacking(field: Any, solver: Solver) -> tuple[str, ...]:
     """The structures that `solver` needs and `field` does not declare."""
     return tuple(need for need in solver.needs if need not in structure(field))
 
 
 def compatible(field: Any) -> list[str]:
     """Names of the registered solvers that work with `field`."""
-    return [name for name in SOLVERS if not missing(field, SOLVERS[name])]
+    return [name for name in SOLVERS if not lacking(field, SOLVERS[name])]
 
 
 def _varied(names: list[str]) -> list[str]:
@@ -38,9 +38,9 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
     Raises:
         PairingError: which structure is missing and which solvers would do; or an adaptive solver while exporting.
     """
-    lacking = missing(field, solver)
-    if lacking:
-        needs = " and ".join(f"a {name} field ({STRUCTURES.get(name, name)})" for name in lacking)
+    absent = lacking(field, solver)
+    if absent:
+        needs = " and ".join(f"a {name} field ({STRUCTURES.get(name, name)})" for name in absent)
         raise PairingError(
             f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
             f"use one of {listed(_varied(compatible(field)))}"

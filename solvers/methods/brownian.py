@@ -28,7 +28,7 @@ KEPT = 3 * FINEST
 _STRIDE, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def mixed(z: int) -> int:
+def scrambled(z: int) -> int:
     """A 64-bit hash."""
     z = (z + _STRIDE) % 2**64
     z = (z ^ z >> 30) * _FIRST % 2**64
@@ -75,7 +75,7 @@ class Noise:
     @classmethod
     def of(cls, seed: int, interval: int) -> Noise:
         """The motions on one interval of a solve, independent of those on its other intervals."""
-        return cls(mixed(mixed(seed) + interval))
+        return cls(scrambled(scrambled(seed) + interval))
 
     def at(self, fraction: float) -> float:
         """A place in the part, in units of the interval."""
@@ -155,9 +155,9 @@ class Brownian(BaseBrownian):  # type: ignore[misc]
 
     def normals(self, level: int, index: int, which: int) -> Tensor:
         """The normals that belong to one piece of the halving."""
-        key = mixed(mixed(mixed(self.noise.key) + level) + index) + which
+        key = scrambled(scrambled(scrambled(self.noise.key) + level) + index) + which
         rows, columns = self.like.shape
-        return _normals(mixed(key), rows, columns, self.drawn_on)
+        return _normals(scrambled(key), rows, columns, self.drawn_on)
 
 
 class _Piece:

@@ -24,7 +24,7 @@ from solvers.protocol import ControlPath, Time
 Flow = Callable[[float, Tensor], Tensor]
 
 
-def carried(
+def transported(
     tableau: ButcherTableau, slope: Callable[[float, Tensor], Tensor], flow: Flow, h: Time, x: Tensor
 ) -> Tensor:
     """One step of x' = L x + slope by a Runge-Kutta method for exp(-t L) x, in which L is exact (Lawson's method).
@@ -112,7 +112,7 @@ class ExponentialEuler(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class Lawson(Exponential):
-    """A Runge-Kutta method for exp(-t L) x; see `carried`."""
+    """A Runge-Kutta method for exp(-t L) x; see `transported`."""
 
     tableau: ButcherTableau = RK4
 
@@ -126,7 +126,7 @@ class Lawson(Exponential):
             moved: Tensor = flows[c]((x,))
             return moved
 
-        return carried(self.tableau, nonlinear, flow, over_state(h), state)
+        return transported(self.tableau, nonlinear, flow, over_state(h), state)
 
 
 @dataclass(frozen=True)

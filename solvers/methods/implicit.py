@@ -15,7 +15,7 @@ from solvers.methods.explicit import combine
 from solvers.numerics.jacobian import StageEquations, System
 from solvers.numerics.linear import linear_part
 from solvers.numerics.newton import Newton
-from solvers.numerics.tableau import Block, ImplicitTableau
+from solvers.numerics.tableau import ImplicitTableau, StageGroup
 from solvers.protocol import ControlPath, Time, check_slope, structure
 
 
@@ -88,7 +88,7 @@ class _Stages:
         #: Weights and factors of the block before.
         self.kept: tuple[list[list[float]], System | None] | None = None
 
-    def solve(self, block: Block) -> None:
+    def solve(self, block: StageGroup) -> None:
         """Append the increments of a block."""
         a, c = self.tableau.a, self.tableau.c
         base = [combine(self.state, 1.0, a[i][: block.stages[0]], self.increments) for i in block.stages]
@@ -110,7 +110,7 @@ class _Stages:
         self.last = linear_part(self.field).solve(h, known)
         self.increments.append((self.last - base) / weight)
 
-    def _iterate(self, block: Block, times: list[Time], inputs: list[Any], base: Tensor) -> None:
+    def _iterate(self, block: StageGroup, times: list[Time], inputs: list[Any], base: Tensor) -> None:
         """Stages by Newton's method, from the state of the stage before: its first iterate is linearly implicit."""
         weights, inverse = (base.new_tensor(rows) for rows in (block.weights, block.inverse))
         equations = StageEquations(self.field, times, inputs, over_state(self.h), base, weights)
@@ -122,7 +122,7 @@ class _Stages:
         self.increments += k.reshape(base.shape).unbind(-3)
         self.last = equations.states(k)[-1]
 
-    def _kept(self, block: Block) -> System | None:
+    def _kept(self, block: StageGroup) -> System | None:
         """The factors of the block before, if they fit this one."""
         return self.kept[1] if self.kept is not None and self.kept[0] == block.weights else None
 

@@ -18,7 +18,7 @@ from solvers.base.solver import Solver, register
 from solvers.base.state import axpy, components, increment, packed
 from solvers.errors import PairingError
 from solvers.methods.explicit import BOSH3, EULER, MIDPOINT, RK4, stepped
-from solvers.methods.exponential import carried
+from solvers.methods.exponential import transported
 from solvers.numerics.phi import phis
 from solvers.numerics.tableau import ButcherTableau, Splitting
 from solvers.protocol import ControlPath, Time, describe, structure
@@ -132,7 +132,7 @@ class SubstituteFlows(Flows):
             undamped: Tensor = self.field.force(at, q, p, u) + self.damping * p
             return undamped
 
-        return q, carried(self.tableau, slope, lambda c, p: self.decay(c * fraction)[0] * p, h, p)
+        return q, transported(self.tableau, slope, lambda c, p: self.decay(c * fraction)[0] * p, h, p)
 
     def drift(self, fraction: float, before: float, after: float, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """The drift of a fraction of the step."""

@@ -25,7 +25,7 @@ from solvers.base.solver import Paired, Solver, register
 from solvers.base.state import increment, over_state
 from solvers.base.values import concrete, non_finite_sample
 from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
-from solvers.methods.brownian import Brownian, Driven, Noise, mixed
+from solvers.methods.brownian import Brownian, Driven, Noise, scrambled
 from solvers.protocol import ControlPath, Time, check_slope, describe, structure
 
 #: The shortest step of an adaptive solve, in units of its interval: long against the finest piece of a path.
@@ -92,7 +92,7 @@ class Stochastic(Solver):
         return (
             self
             if self.noise_seed is None or not index
-            else _replace(self, noise_seed=mixed(mixed(self.noise_seed) + index) >> 1)
+            else _replace(self, noise_seed=scrambled(scrambled(self.noise_seed) + index) >> 1)
         )
 
     def driven(self, paths: Sequence[ControlPath], clock: Clock) -> Sequence[ControlPath]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from solvers.base.state import over_state
 from solvers.base.values import exporting
-from solvers.numerics.phi import Block, matrix_phis, oscillator_phis, phi_action, phis
+from solvers.numerics.phi import TwoByTwo, matrix_phis, oscillator_phis, phi_action, phis
 from solvers.protocol import Time, structure
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class OscillatorOperator:
 
         return combination
 
-    def _blocks(self, h: Time, order: int, like: Tensor) -> list[Block]:
+    def _blocks(self, h: Time, order: int, like: Tensor) -> list[TwoByTwo]:
         values = (h, self.stiffness, self.damping)
         # Of numbers alone, numbers in double precision.
         numbers = not any(isinstance(value, Tensor) for value in values)

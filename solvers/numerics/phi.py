@@ -27,7 +27,7 @@ MOST = 24
 Pair = tuple[Tensor, Tensor]
 
 #: The entries of a 2x2 block in reading order.
-Block = tuple[Tensor, Tensor, Tensor, Tensor]
+TwoByTwo = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _terms(dtype: torch.dtype, order: int, radius: float) -> int:
@@ -64,7 +64,7 @@ def phis(z: Tensor, order: int) -> list[Tensor]:
     return values
 
 
-def oscillator_phis(h: Tensor, stiffness: Tensor, damping: Tensor, order: int) -> list[Block]:
+def oscillator_phis(h: Tensor, stiffness: Tensor, damping: Tensor, order: int) -> list[TwoByTwo]:
     """phi_0 .. phi_order of h L with L = [[0, 1], [-stiffness, -damping]], one block for every entry.
 
     With a = damping / 2, m = -a h and N = h L - m, whose square is y = (a^2 - stiffness) h^2, every function of h L is

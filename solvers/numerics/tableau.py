@@ -305,7 +305,7 @@ class Splitting:
 
 
 @dataclass(frozen=True)
-class Block:
+class StageGroup:
     """Stages that have to be solved for together, and their part of a tableau."""
 
     stages: range
@@ -370,11 +370,11 @@ class ImplicitTableau:
         return self.a[-1] == self.b
 
     @cached_property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[StageGroup, ...]:
         """Groups of stages that see one another, in the order in which they can be solved."""
         a, n = np.array(self.a), self.stages
         cuts = [0, *(i for i in range(1, n) if not a[:i, i:].any()), n]
-        return tuple(Block(range(i, j), a[i:j, i:j].tolist()) for i, j in pairwise(cuts))
+        return tuple(StageGroup(range(i, j), a[i:j, i:j].tolist()) for i, j in pairwise(cuts))
 
     def residuals(self) -> dict[str, float]:
         """How far each order condition up to min(order, 4), and the declared symmetry, is from holding."""

@@ -27,7 +27,7 @@ from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.segmented import Undo, run_segmented
 from solvers.compiled.passes.states import States
 from solvers.compiled.products import Products
-from solvers.compiled.step.input_map import fed
+from solvers.compiled.step.input_map import with_input_map
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.tensors.kernel import TORCH
@@ -72,7 +72,7 @@ def attempt(
         given = loop
         if path != "triton":
             # A GPU kernel has no registers to spare for the map.
-            loop = fed(loop, path == "compiled")
+            loop = with_input_map(loop, path == "compiled")
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")

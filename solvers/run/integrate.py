@@ -25,8 +25,8 @@ from solvers.base.solver import Solver, get
 from solvers.errors import InputError, NumericalError
 from solvers.gradients.adjoint import Adjoint
 from solvers.protocol import ControlPath, Time, bind
-from solvers.run.intervals import Plan, by_intervals
-from solvers.run.sampled import Pieces, Sampled
+from solvers.run.intervals import StepPlan, by_intervals
+from solvers.run.sampled import Sampled, Segments
 
 #: What `integrate` takes as an input: nothing, u(t), a constant u `(batch, channels)`, or known samples of it.
 Input = Callable[[Time], Any] | Tensor | Sampled | None
@@ -155,15 +155,15 @@ def _native(
     outputs, watch = Outputs(batch, count), EventWatch(events, batch) if events else None
     outputs.put((per_sample == per_sample[:, :1]).cpu().numpy(), state)
     driver = Driver(solver, batch, watch, outputs, throw)
-    pieces = Pieces.of(times[..., [0, -1]], path)
-    bounds = pieces.bounds.expand(batch, -1)
+    segments = Segments.of(times[..., [0, -1]], path)
+    bounds = segments.bounds.expand(batch, -1)
     bound, x = bind(field), state
-    for j in range(pieces.count):
+    for j in range(segments.count):
         start, span = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
         still = span == 0
         fractions = (per_sample - start) / torch.where(still, 1.0, span)
         outputs.enter(torch.where(still, -1.0, fractions))
-        x = driver.advance(Rows(bound, start, span, x, pieces.paths[j]), x)
+        x = driver.advance(Rows(bound, start, span, x, segments.paths[j]), x)
     found = watch.collect(state) if watch is not None else ()
     status = tuple(Status(int(value)) for value in driver.tally.status)
     return Integration(times, outputs.collect(), status, _statistics(driver.tally, state), found)
@@ -192,15 +192,15 @@ def _stepwise(
     throw: bool,
 ) -> Integration:
     """Through the loop, from time to time."""
-    pieces = Pieces.of(times, path).driven(solver, state.dtype)
+    segments = Segments.of(times, path).driven(solver, state.dtype)
     # A part of a Brownian path is drawn for the whole batch, so that all samples take their steps together.
-    plan = Plan.of(pieces, substeps, longest, state.dtype, alike=solver.alike)
+    plan = StepPlan.of(segments, substeps, longest, state.dtype, alike=solver.alike)
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
         rtol, atol = gradient.rtol or solver.rtol, gradient.atol or solver.atol
         gradient = dataclasses.replace(gradient, rtol=rtol, atol=atol)
     states, tally, status = by_intervals(field, solver, gradient, plan, state, throw)
-    if pieces.places is not None:
-        places = pieces.places.expand(len(state), -1)
+    if segments.places is not None:
+        places = segments.places.expand(len(state), -1)
         states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
     return Integration(times, states, tuple(status), _statistics(tally, state))
 

@@ -16,48 +16,50 @@ from solvers.base.gradient import Gradient
 from solvers.base.solver import Solver
 from solvers.base.substeps import Division, divide, step_counts
 from solvers.errors import NumericalError
-from solvers.run.sampled import Pieces
+from solvers.run.sampled import Segments
 from solvers.run.solve import solve_paths
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The steps of each interval: as many for each sample as its own span asks for.
 
     Attributes:
-        pieces: the intervals.
+        segments: the intervals.
         counts: equal steps in each interval, `(count,)` or `(batch, count)`.
         dtype: that of the state.
     """
 
-    pieces: Pieces
+    segments: Segments
     counts: np.ndarray
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, pieces: Pieces, substeps: int, longest: float | None, dtype: torch.dtype, alike: bool = False) -> Plan:
+    def of(
+        cls, segments: Segments, substeps: int, longest: float | None, dtype: torch.dtype, alike: bool = False
+    ) -> StepPlan:
         """At least `substeps` in each interval, and no step longer than `longest`; see `step_counts`."""
-        spans = pieces.bounds.detach().diff(dim=-1).cpu().double().numpy()
+        spans = segments.bounds.detach().diff(dim=-1).cpu().double().numpy()
         counts = step_counts(spans, substeps, longest, torch.float64, alike)
-        return cls(pieces, counts, dtype)
+        return cls(segments, counts, dtype)
 
     def steps(self, reached: np.ndarray) -> np.ndarray:
         """Steps of each sample, in the intervals it `reached` the end of and that are not empty."""
-        taken = self.pieces.bounds.detach().diff(dim=-1).cpu().numpy() != 0
+        taken = self.segments.bounds.detach().diff(dim=-1).cpu().numpy() != 0
         steps: np.ndarray = np.where(taken & reached, self.counts, 0).sum(-1)
         return steps
 
     def divided(self) -> Division:
         """The intervals cut into their steps."""
-        columns = list(self.pieces.columns(self.dtype))
+        columns = list(self.segments.columns(self.dtype))
         starts, spans = zip(*columns, strict=True) if columns else ((), ())
-        return divide(Clock(starts, spans), self.pieces.paths, self.counts)
+        return divide(Clock(starts, spans), self.segments.paths, self.counts)
 
 
 def by_intervals(
-    field: Any, solver: Solver, gradient: Gradient, plan: Plan, state: Tensor, throw: bool
+    field: Any, solver: Solver, gradient: Gradient, plan: StepPlan, state: Tensor, throw: bool
 ) -> tuple[Tensor, Tally, list[Status]]:
-    """The states at the bounds of the pieces `(batch, bounds, components, hidden)`, what they cost and the statuses.
+    """The states at the bounds of the segments `(batch, bounds, components, hidden)`, what they cost and the statuses.
 
     Without `throw` a sample that fails is stopped before the interval in which it does, and the batch starts again.
     """

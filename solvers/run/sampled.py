@@ -61,7 +61,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Segments:
     """Intervals on each of which the input is smooth, for a list of times that are ends of intervals.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pieces:
     places: Tensor | None = None
 
     @classmethod
-    def of(cls, times: Tensor, control: ControlPath | Sampled) -> Pieces:
+    def of(cls, times: Tensor, control: ControlPath | Sampled) -> Segments:
         """The intervals between times, cut where a sampled input may jump."""
         if not isinstance(control, Sampled):
             return cls(times, [control] * (times.shape[-1] - 1))
@@ -99,8 +99,8 @@ class Pieces:
         chosen = [_chosen(paths, i) for i in index.unbind(-1)]
         return cls(bounds, chosen, order.argsort(dim=-1)[..., : times.shape[-1]])
 
-    def driven(self, solver: Solver, dtype: torch.dtype) -> Pieces:
-        """The pieces with the noise that a solver wants: what a later cut into steps leaves the same."""
+    def driven(self, solver: Solver, dtype: torch.dtype) -> Segments:
+        """The segments with the noise that a solver wants: what a later cut into steps leaves the same."""
         starts, spans = zip(*self.columns(dtype), strict=True) if self.count else ((), ())
         return dataclasses.replace(self, paths=solver.driven(self.paths, Clock(starts, spans)))
 

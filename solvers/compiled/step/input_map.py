@@ -22,7 +22,7 @@ FEATURES = 8
 
 
 @dataclass(frozen=True)
-class Feed:
+class InputMap:
     """Makes the path of an interval from its sample; two are the same where the field calls its tensors the same.
 
     Attributes:
@@ -35,17 +35,17 @@ class Feed:
     weight: Tensor = field(compare=False)
     bias: Tensor | None = field(compare=False)
 
-    def __call__(self, value: Tensor) -> Fed:
+    def __call__(self, value: Tensor) -> MappedPath:
         """The path of one interval."""
-        return Fed(value, self)
+        return MappedPath(value, self)
 
 
 @dataclass(eq=False)
-class Fed:
+class MappedPath:
     """u(t) = V x + b; the value is x, `(batch, features)`, or `(batch, features, 1)` to add feature by feature."""
 
     value: Tensor
-    kind: Feed
+    kind: InputMap
 
     def __call__(self, t: Time) -> Tensor:
         """The current, at any time."""
@@ -59,7 +59,7 @@ class Fed:
         return u if self.kind.bias is None else u + self.kind.bias
 
 
-def fed(loop: Loop, many: bool) -> Loop:
+def with_input_map(loop: Loop, many: bool) -> Loop:
     """The loop with its currents computed inside the steps where they are linear; in `many` features too, if wanted."""
     paths = loop.paths
     if not isinstance(paths, Paths) or paths.kind is not Held:
@@ -72,6 +72,6 @@ def fed(loop: Loop, many: bool) -> Loop:
     own = tuple(names.get(id(t)) for t in (samples.weight, samples.bias) if t is not None)
     if None in own:
         return loop
-    feed = Feed(own, samples.weight, samples.bias)
+    input_map = InputMap(own, samples.weight, samples.bias)
     x = samples.x if features > FEATURES else samples.x.unsqueeze(-1)
-    return dataclasses.replace(loop, paths=Paths(feed, value=Series(x)))
+    return dataclasses.replace(loop, paths=Paths(input_map, value=Series(x)))
