@@ -156,10 +156,10 @@ def child(text: str) -> None:
 def _asked(what: str, *args: Any, cache: str | None = None) -> Any:
     """The result of work done in another process."""
     text = json.dumps({"what": what, "args": args, "threads": torch.get_num_threads()})
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": paths} | ({CACHE: cache} if cache else {})
-    code = "import sys; from experiments import bench_cost; bench_cost.child(sys.argv[1])"
+    code = "import sys; from experiments.bench import cost; cost.child(sys.argv[1])"
     command = [sys.executable, "-c", code, text]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return json.loads(run.stdout.strip().splitlines()[-1])
