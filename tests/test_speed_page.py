@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 
 import neuralosc
-from experiments.bench import suite as bench
-from solvers.compiled.cpp import compiler as build
-from solvers.compiled.cpp import gemm as multiply
+from experiments.bench import suite
+from solvers.compiled.cpp import compiler, gemm
 from solvers.compiled.passes import cache
 from solvers.run.choice import BACKENDS, WORTHWHILE
 
@@ -25,23 +24,23 @@ def test_the_backends_and_the_paths_are_all_there():
 
 def test_the_variables_are_those_that_are_read():
     assert set(re.findall(r"^\| `(NEURALOSC_\w+)` \|", TEXT, re.MULTILINE)) == {
-        build.COMPILER,
+        compiler.COMPILER,
         cache.CACHE,
-        multiply.PRODUCTS,
+        gemm.PRODUCTS,
     }
 
 
 def test_the_shapes_are_those_of_the_benchmark():
     flowing = " ".join(TEXT.split())
     told = {name: tuple(map(int, sizes.split(", "))) for name, sizes in re.findall(r"(S\d) \(([\d, ]+)\)", flowing)}
-    assert told == {s.name: (s.time, s.batch, s.hidden, s.features) for s in bench.SHAPES if not s.linear}
-    assert all(f"{part}" in TEXT for part in bench.PARTS)
+    assert told == {s.name: (s.time, s.batch, s.hidden, s.features) for s in suite.SHAPES if not s.linear}
+    assert all(f"{part}" in TEXT for part in suite.PARTS)
 
 
 def test_the_table_has_every_field_of_the_benchmark():
     rows = TEXT.split("<!-- table -->")[1].split("<!-- end of table -->")[0]
     fields = {line.split("|")[1].strip() for line in rows.splitlines() if line.startswith("| ")} - {"field"}
-    assert fields == {case.field for case in bench.bench_cases.cases(bench.SHAPES[0]).values()}
+    assert fields == {case.field for case in suite.cases.cases(suite.SHAPES[0]).values()}
 
 
 def test_the_example_shows_what_explain_prints():

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import neuralosc
 import solvers
-from experiments.bench import jax as bench_diffrax
-from experiments.bench import loops as loops
+from experiments.bench import jax, loops
 from solvers.compiled.products import Products
 
 
@@ -252,7 +251,7 @@ def library(pair: Pair, backend: str, dtype: torch.dtype | None = None) -> Maker
 
 def _diffrax(shape: Shape, x: Tensor) -> Subject:
     torch.manual_seed(0)
-    step, norm = bench_diffrax.leaky_rk4(loops.Leaky(shape.features, shape.hidden), x, DT)
+    step, norm = jax.leaky_rk4(loops.Leaky(shape.features, shape.hidden), x, DT)
     return Subject(step, norm=norm)
 
 
@@ -300,7 +299,7 @@ NETWORKS = [
     *_family("LEM", _lem, "LEM: floor", blocks=((1, 1, 3), (1, 1, 1))),
     *_family("UnICORNN, 2 layers", unicornn(2), CORNN_FLOOR),
     *_family(_OWN, _field(_user, "rk4"), f"{_OWN}: floor", RK4, ((4, 1, 1),)),
-    *([Case(_OWN, "diffrax rk4", _diffrax, f"{_OWN}: floor", f"{_OWN}: {RK4}")] if bench_diffrax.FOUND else []),
+    *([Case(_OWN, "diffrax rk4", _diffrax, f"{_OWN}: floor", f"{_OWN}: {RK4}")] if jax.FOUND else []),
     *_family("coRNN field, rk4", _field(_oscillator, "rk4"), "coRNN field, rk4: floor", RK4, ((4, 2, 1),)),
     Case(
         "coRNN field, dopri5",

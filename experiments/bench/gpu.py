@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from experiments.bench import cases as bench_cases
-from experiments.bench import training as bench_training
+from experiments.bench import training
 from experiments.bench.cases import LOOP, Maker, Shape, library
 from experiments.bench.cost import BATCHES, LENGTHS, QUICK_LENGTHS, Cost
 from experiments.bench.gpu_cases import LAYER, LSTM, UNICORNN, groups
@@ -82,7 +82,7 @@ def run(
     for group in todo:
         own = within(report, done / total, group.work / total)
         cases = {case.name: case for case in group.cases}
-        timings += bench_training.measure(group.shape, repeats, own, cases, device, lenient=True)
+        timings += training.measure(group.shape, repeats, own, cases, device, lenient=True)
         done += group.work
     return timings, goals(timings, fast), growth(quick, within(report, done / total, 1.0 / total), device, fast)
 
@@ -142,9 +142,9 @@ def _seconds(make: Maker, shape: Shape, device: str) -> float:
 def rows(timings: Sequence[Timing], reached: Sequence[Goal], costs: Sequence[Cost]) -> dict[str, Any]:
     """Everything as plain values."""
     return {
-        "training": bench_training.rows(timings),
+        "training": training.rows(timings),
         "goals": [{**asdict(goal), "reached": goal.reached} for goal in reached],
-        "growth": [{**asdict(cost), "value": bench_training.known(cost.value)} for cost in costs],
+        "growth": [{**asdict(cost), "value": training.known(cost.value)} for cost in costs],
     }
 
 
@@ -163,8 +163,8 @@ def _cases(timings: Sequence[Timing]) -> Table:
         ("shape", "field", "case"),
         ("median ms", "min ms", "ratio: medians", "minima", "speed-up", "rounds", "way"),
     )
-    for words, timing in bench_training.sectioned(result, timings):
-        result.add_row(*words, *bench_training.numbers(timing), timing.way)
+    for words, timing in training.sectioned(result, timings):
+        result.add_row(*words, *training.numbers(timing), timing.way)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from experiments.bench import loops as loops
+from experiments.bench import loops
 
 #: Whether there is anything to time; neither is a dependency of this package.
 FOUND = all(importlib.util.find_spec(name) is not None for name in ("jax", "diffrax"))

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.bench import cases as bench_cases
+from experiments.bench import cases, gpu, training
 from experiments.bench import cost as bench_cost
-from experiments.bench import gpu as bench_gpu
-from experiments.bench import solving as bench_solvers
-from experiments.bench import training as bench_training
+from experiments.bench import solving as bench_solving
 from experiments.bench.cases import QUICK_SHAPES, SHAPES, Shape
 from experiments.bench.timing import Report, machine, silent, within
 from solvers.errors import InputError
@@ -37,7 +35,7 @@ def shapes_of(names: Sequence[str] | None, quick: bool) -> tuple[Shape, ...]:
     """
     if names is None:
         return QUICK_SHAPES if quick else SHAPES
-    known = {shape.name: shape for shape in (*bench_cases.SHAPES, *bench_cases.QUICK_SHAPES)}
+    known = {shape.name: shape for shape in (*cases.SHAPES, *cases.QUICK_SHAPES)}
     for name in names:
         if name not in known:
             raise InputError(f"--shapes holds {name!r}, expected some of {', '.join(known)}")
@@ -54,9 +52,9 @@ def parts_of(names: Sequence[str] | None) -> tuple[str, ...]:
         if name not in PARTS:
             raise InputError(f"--parts holds {name!r}, expected some of {', '.join(PARTS)}")
     if names is None:
-        return tuple(part for part in PARTS if part != "gpu" or bench_gpu.available())
+        return tuple(part for part in PARTS if part != "gpu" or gpu.available())
     if "gpu" in names:
-        bench_gpu.check()
+        gpu.check()
     return tuple(names)
 
 
@@ -98,21 +96,21 @@ def run(
             continue
         own = within(report, done, PARTS[part] / total)
         if part == "training":
-            timings = bench_training.run(shapes, repeats, own)
-            found[part] = bench_training.rows(timings)
-            tables.append(bench_training.table(timings))
+            timings = training.run(shapes, repeats, own)
+            found[part] = training.rows(timings)
+            tables.append(training.table(timings))
         elif part == "cost":
             costs = bench_cost.run(quick, own)
             found[part] = [asdict(cost) for cost in costs]
             tables.append(bench_cost.table(costs))
         elif part == "gpu":
-            figures = bench_gpu.run(repeats, quick, own)
-            found[part] = bench_gpu.rows(*figures)
-            tables += bench_gpu.tables(*figures)
+            figures = gpu.run(repeats, quick, own)
+            found[part] = gpu.rows(*figures)
+            tables += gpu.tables(*figures)
         else:
-            solving = bench_solvers.run(bench_solvers.problems(quick), repeats, own)
-            found[part] = bench_solvers.rows(solving)
-            tables.append(bench_solvers.table(solving))
+            solving = bench_solving.run(bench_solving.problems(quick), repeats, own)
+            found[part] = bench_solving.rows(solving)
+            tables.append(bench_solving.table(solving))
         done += PARTS[part] / total
     return found, tables
 

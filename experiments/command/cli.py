@@ -277,18 +277,18 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write all times to a file.")] = None,
 ) -> None:
     """Time training steps in units of their matrix products, what else they cost, and solving alone."""
-    from experiments.bench import suite as benchmark
+    from experiments.bench import suite
 
     if json is not None and not json.absolute().parent.is_dir():
         raise InputError(f"--json {json}: there is no folder {json.absolute().parent}, make it first")
-    chosen, wanted = benchmark.shapes_of(shapes, quick), benchmark.parts_of(parts)
+    chosen, wanted = suite.shapes_of(shapes, quick), suite.parts_of(parts)
     out = console()
-    with benchmark.threads(threads), progress_of(out, "benchmark") as report:
-        values, tables = benchmark.run(chosen, repeats, wanted, quick, report)
+    with suite.threads(threads), progress_of(out, "benchmark") as report:
+        values, tables = suite.run(chosen, repeats, wanted, quick, report)
     for table in tables:
         out.print(table)
     if json is not None:
-        benchmark.write_json(values, json)
+        suite.write_json(values, json)
         out.print(f"Written: {json}", soft_wrap=True, markup=False)
 
 

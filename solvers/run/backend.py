@@ -31,7 +31,7 @@ from solvers.compiled.step.input_map import with_input_map
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.tensors.kernel import TORCH
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler as triton_compiler
 from solvers.compiled.triton.kernel import TRITON
 from solvers.errors import PairingError
 from solvers.methods.reversible import Undoing
@@ -118,7 +118,7 @@ def _path(chosen: str, state: Tensor) -> tuple[str, str]:
         return chosen, "" if chosen == "compiled" else f"the backend is {chosen!r}"
     if state.device.type == "cuda":
         try:
-            gpu_build.target(state)
+            triton_compiler.target(state)
         except Refused as error:
             return "plain", str(error)
         return "triton", ""

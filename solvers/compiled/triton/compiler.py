@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from solvers.compiled.passes import cache
-from solvers.compiled.passes.precision import asked as multiply_asked
+from solvers.compiled.passes.precision import asked as product_type
 from solvers.compiled.step.plan import Plan, Program
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton.tiling import GpuSource, Tiling, power, separable
@@ -76,7 +76,7 @@ def target(state: Tensor) -> Target:
     """
     if importlib.util.find_spec("triton") is None:
         raise Refused("Triton is not installed, which GPU kernels are written in")
-    asked = multiply_asked(state)
+    asked = product_type(state)
     if state.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(state.device)
         if torch.version.cuda is None:

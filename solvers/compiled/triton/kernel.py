@@ -10,8 +10,7 @@ from solvers.compiled.passes.maker import Maker
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.plan import Planned
 from solvers.compiled.step.refused import Refused
-from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton import persistent as gpu_run
+from solvers.compiled.triton import compiler, persistent
 from solvers.compiled.triton.compiler import Target
 from solvers.compiled.triton.emit_staged import emit
 from solvers.compiled.triton.persistent import GpuKernel
@@ -48,15 +47,15 @@ def kernel(
         why = f"its largest matrix has {read >> 10} KiB, which every program would read again in every step"
     else:
         try:
-            return gpu_run.kernel(program, target, items, scalars, dtype, wanted)
+            return persistent.kernel(program, target, items, scalars, dtype, wanted)
         except Refused as error:
             why = str(error)
     program = plan(lasting=True)
     source = emit(program, str(dtype).removeprefix("torch."), half)
-    made = StagedKernel(program, source, gpu_build.module(source.text), items, scalars, dtype, wanted)
+    made = StagedKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
     made.note, made.half, made.slack = f"in kernels of one level each: {why}", half, target.slack
     return made
 
 
 #: Takes tensors in main memory too, in Triton's interpreter.
-TRITON = Maker(lambda state: gpu_build.target(state), kernel)
+TRITON = Maker(lambda state: compiler.target(state), kernel)

@@ -15,7 +15,7 @@ from solvers.compiled.passes.source import Signature
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.plan import Place, Plan, Program
 from solvers.compiled.step.refused import Refused
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler
 from solvers.compiled.triton.compiler import Target
 from solvers.compiled.triton.emit_persistent import emit
 from solvers.compiled.triton.tiling import GpuSource, Tiling
@@ -125,7 +125,7 @@ class GpuArguments(Arguments):
         flags = self.flags(which, tensors)
 
         def launch() -> None:
-            function[grid](*pointers, *integers, *steps, self.batch, **flags, **gpu_build.options(tiling))
+            function[grid](*pointers, *integers, *steps, self.batch, **flags, **compiler.options(tiling))
 
         self.guarded(launch)
 
@@ -177,15 +177,15 @@ def kernel(
     plans = [program.forward] + ([program.backward] if program.backward is not None else [])
     chosen: list[Tiling] = []
     for which, plan in enumerate(plans):
-        tried = gpu_build.tilings(plan, program, dtype.itemsize, target.precision)
+        tried = compiler.tilings(plan, program, dtype.itemsize, target.precision)
         if target.arch and len(tried) > 1:
             # Each with the simplest of the other kernel: the two are compiled apart.
             pairs = [(tiling, tried[-1]) if which == 0 else (chosen[0], tiling) for tiling in tried]
             alone = program if which else replace(program, backward=None)
             sources = [emit(alone, name, target.precision, pair) for pair in pairs]
-            tried = [tried[gpu_build.best(sources, which, target.arch, dtype)]]
+            tried = [tried[compiler.best(sources, which, target.arch, dtype)]]
         chosen.append(tried[0])
     source = emit(program, name, target.precision, (chosen[0], chosen[-1]))
-    made = GpuKernel(program, source, gpu_build.module(source.text), items, scalars, dtype, wanted)
+    made = GpuKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
     made.half, made.slack = source.half, target.slack
     return made

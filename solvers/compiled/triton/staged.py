@@ -16,7 +16,7 @@ from torch import Tensor
 from solvers.compiled.passes.arguments import Arguments
 from solvers.compiled.passes.source import Signature
 from solvers.compiled.step.plan import Place, Plan
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler
 from solvers.compiled.triton.compiler import Report
 from solvers.compiled.triton.emit_staged import StagedSource
 from solvers.compiled.triton.persistent import GpuArguments, GpuKernel
@@ -161,7 +161,7 @@ class Work:
         """Launch every kernel and product of some steps."""
         source, module = self.kernel.source, self.kernel.library
         stages, backward = source.stages[self.which], self.which
-        options = gpu_build.options(source.tilings[self.which])
+        options = compiler.options(source.tilings[self.which])
         grid = (-(-self.batch // source.tilings[self.which].rows),)
         for k in range(count):
             before, after = self.pair[k % 2], self.pair[1 - k % 2]
@@ -203,9 +203,9 @@ def reports(source: StagedSource, arch: int, dtype: torch.dtype) -> dict[str, Re
     types = {"pointers": "*i64", "integers": "*i64", "before": real, "after": real, "k": "i32", "batch": "i32"}
     found = {}
     for name, flags in source.flags.items():
-        function = getattr(gpu_build.module(source.text), name)
+        function = getattr(compiler.module(source.text), name)
         values: dict[str, Any] = {flag: 1 if flag == "SUBSTEPS" else True for flag in flags}
-        found[name] = gpu_build.taken(
+        found[name] = compiler.taken(
             function, types | dict.fromkeys(flags, "constexpr"), values, {}, source.tilings[0], arch
         )
     return found

@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.bench import cost as bench_cost
+from experiments.bench import cost
 from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape
 from experiments.bench.cost import Cost
 
@@ -16,7 +16,7 @@ SHAPE = Shape("M", 300, 64, 64, 1)
 def test_memory_is_counted_in_units_of_the_trajectory():
     kept, peak = {}, {}
     for case in (LOOP, PLAIN, COMPILED):
-        kept[case], peak[case] = bench_cost._asked("memory", case, "backprop", asdict(SHAPE))
+        kept[case], peak[case] = cost._asked("memory", case, "backprop", asdict(SHAPE))
     # The loop keeps what its products and its activation need; the fast path both components and the activation.
     assert 3 <= kept[LOOP] < 3.2 and 3 <= kept[COMPILED] < 3.2
     assert all(peak[case] > 0.9 * kept[case] for case in kept)
@@ -24,26 +24,26 @@ def test_memory_is_counted_in_units_of_the_trajectory():
 
 @pytest.mark.slow
 def test_the_first_use_is_paid_once():
-    first, second = bench_cost._first(Shape("F", 64, 8, 16, 1))
+    first, second = cost._first(Shape("F", 64, 8, 16, 1))
     assert first.value > second.value > 0 and "empty" in first.note
 
 
 def test_growth_gives_a_time_for_every_length():
-    found = bench_cost.measure_growth(COMPILED, [(64, 8), (128, 8), (64, 16)])
+    found = cost.measure_growth(COMPILED, [(64, 8), (128, 8), (64, 16)])
     assert len(found) == 3 and all(0 < value < 10 for value in found)
 
 
 @pytest.mark.parametrize("case", [LOOP, PLAIN, COMPILED])
 def test_all_cases_take_the_same_step(case):
     shape = Shape("", 70, 3, 4, 2)
-    loop = bench_cost._subject(LOOP, shape)
-    assert bench_cost._subject(case, shape).step() > 0
+    loop = cost._subject(LOOP, shape)
+    assert cost._subject(case, shape).step() > 0
     assert len(torch.nn.utils.parameters_to_vector(loop.model.parameters())) == 4 * (2 + 8) + 4
 
 
 def test_table_shows_every_figure():
     costs = [Cost("training memory", COMPILED, 4.1, "T B H", "backprop"), Cost("time", COMPILED, 1.0, "us", "T = 100")]
     out = Console(width=120, file=io.StringIO())
-    out.print(bench_cost.table(costs))
+    out.print(cost.table(costs))
     for word in ("training memory", "4.10", "T B H", "backprop", "T = 100"):
         assert word in out.file.getvalue()

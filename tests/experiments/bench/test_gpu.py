@@ -8,10 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.bench import gpu as bench_gpu
-from experiments.bench import gpu_cases as bench_gpu_cases
-from experiments.bench import suite as bench
-from experiments.bench import training as bench_training
+from experiments.bench import gpu, gpu_cases, suite, training
 from experiments.bench.cases import LOOP, PLAIN, Case, Shape, Subject
 from experiments.bench.gpu import Goal
 from experiments.command.cli import main
@@ -24,16 +21,16 @@ FAST = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
 @pytest.fixture(scope="module")
 def figures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_gpu, "QUICK_LENGTHS", (10, 20))
+        patch.setattr(gpu, "QUICK_LENGTHS", (10, 20))
         seen = []
-        found = bench_gpu.run(1, True, lambda what, done: seen.append(done), device="cpu", fast=FAST)
+        found = gpu.run(1, True, lambda what, done: seen.append(done), device="cpu", fast=FAST)
         assert seen == sorted(seen) and seen[0] == 0 and 0.5 < seen[-1] <= 1
         return found
 
 
 def test_every_case_runs_and_agrees_with_its_peer(figures):
     timings, _, _ = figures
-    todo = bench_gpu_cases.groups(FAST, quick=True)
+    todo = gpu_cases.groups(FAST, quick=True)
     assert [t.case.name for t in timings] == [case.name for group in todo for case in group.cases]
     for timing in timings:
         if timing.case.name == "torch.nn: LSTM, bfloat16" and not has_bfloat16_lstm():
@@ -51,7 +48,7 @@ def test_what_is_computed_in_fewer_digits_is_checked_too(figures):
 
 
 def test_full_size_is_that_of_the_goals():
-    todo = bench_gpu_cases.groups("triton", quick=False)
+    todo = gpu_cases.groups("triton", quick=False)
     assert [str(group.shape) for group in todo[:3]] == [
         "S1 (784, 120, 256, 1)",
         "U (784, 32, 256, 1)",
@@ -71,7 +68,7 @@ def test_goals_are_what_was_timed(figures):
     assert reached[1].found == times["S1", "torch.nn: LSTM"] / times["S1", f"coRNN: neuralosc, {FAST}"]
     layer = [seconds for (shape, name), seconds in times.items() if shape == "L" and "backward" in name]
     assert reached[-1].found >= 1e3 * min(layer) and reached[-1].unit == "ms"
-    missing = bench_gpu.goals([t for t in timings if LOOP not in t.case.what], FAST)
+    missing = gpu.goals([t for t in timings if LOOP not in t.case.what], FAST)
     assert missing[0].found is None and not missing[0].reached
 
 
@@ -90,16 +87,16 @@ def test_a_case_that_fails_is_left_out_and_the_others_are_timed(monkeypatch):
         "a: fails": Case("a", "fails", broken(None), "a: right", "a: right"),
         "a: alone": Case("a", "alone", broken(3.0), "a: fails", "a: fails"),
     }
-    found = bench_training.measure(Shape("T", 1, 1, 1), 2, todo=group, lenient=True)
+    found = training.measure(Shape("T", 1, 1, 1), 2, todo=group, lenient=True)
     assert [bool(t.seconds) for t in found] == [True, False, False, True]
     assert "disagree on the loss" in found[1].note and found[2].note == "out of memory"
-    assert [row["floors_of_minima"] for row in bench_training.rows(found)] == [1.0, None, None, None]
+    assert [row["floors_of_minima"] for row in training.rows(found)] == [1.0, None, None, None]
     with pytest.raises(RuntimeError):
-        bench_training.measure(Shape("T", 1, 1, 1), 2, todo=group)
-    monkeypatch.setattr(bench_gpu, "_seconds", lambda *_: broken(None)(None, None).step())
-    costs = bench_gpu.growth(True, lambda *_: None, "cpu", FAST)
+        training.measure(Shape("T", 1, 1, 1), 2, todo=group)
+    monkeypatch.setattr(gpu, "_seconds", lambda *_: broken(None)(None, None).step())
+    costs = gpu.growth(True, lambda *_: None, "cpu", FAST)
     assert all(cost.note == "left out: out of memory" for cost in costs)
-    assert bench_gpu.rows([], [], costs)["growth"][0]["value"] is None
+    assert gpu.rows([], [], costs)["growth"][0]["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +114,7 @@ def test_growth_is_measured_along_time_and_batch(figures):
 
 def test_tables_and_json_hold_everything(figures):
     out = Console(width=250, file=io.StringIO())
-    for table in bench_gpu.tables(*figures):
+    for table in gpu.tables(*figures):
         out.print(table)
     text = out.file.getvalue()
     for word in (
@@ -131,7 +128,7 @@ def test_tables_and_json_hold_everything(figures):
         "30 times faster",
     ):
         assert word in text
-    values = json.loads(json.dumps(bench_gpu.rows(*figures)))
+    values = json.loads(json.dumps(gpu.rows(*figures)))
     assert len(values["goals"]) == 9 and {"wanted", "found", "reached"} <= set(values["goals"][0])
     assert values["training"][2]["way"].startswith(FAST) and values["growth"]
 
@@ -142,26 +139,26 @@ def test_digits_are_dropped_in_the_step_alone():
     def make(shape, x):
         return Subject(lambda: seen.append(torch.get_float32_matmul_precision()) or 0.0)
 
-    bench_gpu_cases.with_tf32(make)(Shape("T", 1, 1, 1), torch.zeros(1, 1, 1)).step()
+    gpu_cases.with_tf32(make)(Shape("T", 1, 1, 1), torch.zeros(1, 1, 1)).step()
     assert seen == ["high"] and torch.get_float32_matmul_precision() == before
 
 
 def test_without_a_gpu_it_is_left_out_or_refused_in_one_line(monkeypatch, capsys, one_line):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.parts_of(None) == ("training", "cost", "solving")
-    for call in (lambda: bench.parts_of(["gpu"]), lambda: bench_gpu.run(1, True)):
+    assert suite.parts_of(None) == ("training", "cost", "solving")
+    for call in (lambda: suite.parts_of(["gpu"]), lambda: gpu.run(1, True)):
         with pytest.raises(InputError) as caught:
             call()
         one_line(caught, "'gpu'", "no GPU")
     assert main(["bench", "--parts", "gpu", "--quick"]) == 2
     assert "no GPU" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert bench.parts_of(None)[-1] == "gpu"
+    assert suite.parts_of(None)[-1] == "gpu"
 
 
 def test_the_command_prints_and_writes_it(monkeypatch, figures, capsys, tmp_path):
-    monkeypatch.setattr(bench_gpu, "available", lambda: True)
-    monkeypatch.setattr(bench_gpu, "run", lambda repeats, quick, report: figures)
+    monkeypatch.setattr(gpu, "available", lambda: True)
+    monkeypatch.setattr(gpu, "run", lambda repeats, quick, report: figures)
     assert main(["bench", "--parts", "gpu", "--quick", "--json", str(tmp_path / "gpu.json")]) == 0
     assert "What is to be reached" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "gpu.json").read_text())["gpu"]["goals"]) == 9

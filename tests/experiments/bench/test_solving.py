@@ -5,15 +5,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.bench import solving as bench_solvers
-from experiments.bench import suite as bench
+from experiments.bench import solving, suite
 from experiments.bench.solving import BARE, BARE_LOOPS, SHARED, Oscillators, Problem, Solve, overhead, stiffness_spread
 from solvers.errors import InputError, NumericalError
 
 
 @pytest.fixture(scope="module")
 def timings():
-    return bench_solvers.run([stiffness_spread(1, 0.5), overhead("rk4", 5, 4)], repeats=2)
+    return solving.run([stiffness_spread(1, 0.5), overhead("rk4", 5, 4)], repeats=2)
 
 
 def test_the_stiffness_spans_three_decades_and_reaches_the_field():
@@ -54,19 +53,19 @@ def test_unlike_work_is_refused(one_line):
     zeros = torch.zeros(1, 1, 1, 1)
     wrong = Problem("nothing", {"off": lambda: Solve(zeros + 1, 1)}, "off", lambda: zeros, 0.1)
     with pytest.raises(NumericalError) as caught:
-        bench_solvers.run([wrong], repeats=1)
+        solving.run([wrong], repeats=1)
     one_line(caught, "off", "nothing", "unlike work")
     with pytest.raises(InputError, match="at least 1"):
-        bench_solvers.run([wrong], repeats=0)
+        solving.run([wrong], repeats=0)
 
 
 def test_table_and_file_hold_every_case(timings, tmp_path):
     out = Console(width=120, file=io.StringIO())
-    out.print(bench_solvers.table(timings))
+    out.print(solving.table(timings))
     text = out.file.getvalue()
     for timing in timings:
         assert timing.case in text and timing.problem in text
-    bench.write_json({"solving": bench_solvers.rows(timings)}, tmp_path / "times.json")
+    suite.write_json({"solving": solving.rows(timings)}, tmp_path / "times.json")
     rows = json.loads((tmp_path / "times.json").read_text())["solving"]
     assert [row["case"] for row in rows] == [timing.case for timing in timings]
     assert rows[0]["seconds"] == list(timings[0].seconds) and rows[0]["median"] == timings[0].median

@@ -5,8 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.bench import suite as bench
-from experiments.bench import training as bench_training
+from experiments.bench import suite, training
 from experiments.bench.cases import COMPILED, PLAIN, SHAPES, Shape, Subject, cases
 from experiments.bench.loops import CoRNNLoop, LEMLoop, LinOSSLoop, LinOSSScan, LipschitzLoop, UnICORNNLayer
 from experiments.bench.training import check_equal, outcome
@@ -21,8 +20,8 @@ LINEAR = Shape("L", 7, 3, 4, 2, linear=True)
 def timings():
     # However slow the machine is, every round is run.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_training, "BUDGET", 1e9)
-        return bench_training.run([TINY, LINEAR], repeats=3)
+        patch.setattr(training, "BUDGET", 1e9)
+        return training.run([TINY, LINEAR], repeats=3)
 
 
 def subject(name, x=None):
@@ -118,32 +117,32 @@ def test_ratios_are_to_the_floor_of_the_field_at_the_same_shape(timings):
 
 
 def test_a_slow_case_takes_part_in_fewer_rounds(monkeypatch):
-    monkeypatch.setattr(bench_training, "BUDGET", 0.0)
-    assert {len(t.seconds) for t in bench_training.run([LINEAR], repeats=3)} == {1}
+    monkeypatch.setattr(training, "BUDGET", 0.0)
+    assert {len(t.seconds) for t in training.run([LINEAR], repeats=3)} == {1}
 
 
 def test_a_case_that_cannot_run_is_left_out_and_says_why(monkeypatch):
     monkeypatch.setenv("NEURALOSC_CXX", "no-such-compiler")
-    found = bench_training.run([Shape("L", 7, 3, 5, 2, linear=True)], repeats=1)
+    found = training.run([Shape("L", 7, 3, 5, 2, linear=True)], repeats=1)
     (ours,) = [t for t in found if t.case.what == COMPILED]
     assert not ours.seconds and "no-such-compiler" in ours.note
     assert all(t.seconds for t in found if t is not ours)
-    assert bench_training.rows(found)[1]["minimum"] is None
+    assert training.rows(found)[1]["minimum"] is None
     out = Console(width=200, file=io.StringIO())
-    out.print(bench_training.table(found))
+    out.print(training.table(found))
     assert "left out" in out.file.getvalue()
 
 
 def test_table_shows_every_case(timings):
     out = Console(width=160, file=io.StringIO())
-    out.print(bench_training.table(timings))
+    out.print(training.table(timings))
     text = out.file.getvalue()
     for word in ("T (6, 3, 4, 2)", "L (7, 3, 4, 2)", "coRNN", "LEM", "associative scan", "floors: medians", "LSTM"):
         assert word in text
 
 
 def test_json_holds_machine_and_every_time(timings, tmp_path):
-    bench.write_json({"training": bench_training.rows(timings)}, tmp_path / "times.json")
+    suite.write_json({"training": training.rows(timings)}, tmp_path / "times.json")
     first = json.loads((tmp_path / "times.json").read_text())["training"][0]
     assert (first["time"], first["batch"], first["hidden"], first["case"]) == (6, 3, 4, "floor")
     assert first["seconds"] == list(timings[0].seconds)
@@ -151,23 +150,23 @@ def test_json_holds_machine_and_every_time(timings, tmp_path):
 
 def test_progress_goes_up_to_one_over_all_shapes():
     seen = []
-    bench_training.run([LINEAR, LINEAR], repeats=2, report=lambda what, done: seen.append(done))
+    training.run([LINEAR, LINEAR], repeats=2, report=lambda what, done: seen.append(done))
     assert seen == sorted(seen) and seen[0] == 0 and 0.5 < seen[-1] <= 1
 
 
 def test_the_shapes_of_the_benchmark_have_names():
-    assert [s.name for s in bench.shapes_of(None, quick=False)] == ["S1", "S2", "S3", "S4", "S5", "L1"]
-    assert bench.shapes_of(["S4", "L1"], quick=False) == (SHAPES[3], SHAPES[5])
-    assert all(shape.time < 200 for shape in bench.shapes_of(None, quick=True))
+    assert [s.name for s in suite.shapes_of(None, quick=False)] == ["S1", "S2", "S3", "S4", "S5", "L1"]
+    assert suite.shapes_of(["S4", "L1"], quick=False) == (SHAPES[3], SHAPES[5])
+    assert all(shape.time < 200 for shape in suite.shapes_of(None, quick=True))
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: bench_training.run([TINY], repeats=0), ("repeats", "0", "at least 1")),
-        (lambda: bench.shapes_of(["S9"], quick=False), ("S9", "S1")),
-        (lambda: bench.parts_of(["speed"]), ("speed", "training")),
-        (lambda: bench.threads(-1).__enter__(), ("threads", "-1")),
+        (lambda: training.run([TINY], repeats=0), ("repeats", "0", "at least 1")),
+        (lambda: suite.shapes_of(["S9"], quick=False), ("S9", "S1")),
+        (lambda: suite.parts_of(["speed"]), ("speed", "training")),
+        (lambda: suite.threads(-1).__enter__(), ("threads", "-1")),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, words, one_line):

@@ -12,7 +12,7 @@ import torch
 import neuralosc
 import solvers
 from experiments import tasks
-from experiments.bench import suite as bench
+from experiments.bench import suite
 from experiments.command import cli, demo, listing, options
 from experiments.command.cli import main
 from experiments.command.options import Setting, descriptions, resolve, settings
@@ -205,7 +205,7 @@ def test_compare_prints_a_table_and_where_the_files_are(run, capsys):
 
 
 def test_bench_prints_floors_and_writes_the_times(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "QUICK_SHAPES", (bench.Shape("Q", 4, 2, 3, linear=True),))
+    monkeypatch.setattr(suite, "QUICK_SHAPES", (suite.Shape("Q", 4, 2, 3, linear=True),))
     where = ["--json", str(tmp_path / "times.json")]
     assert main(["bench", "--quick", "--repeats", "2", "--parts", "training,solving", *where]) == 0
     out = capsys.readouterr().out

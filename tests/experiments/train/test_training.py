@@ -383,14 +383,14 @@ def test_finished_run_says_so_when_resumed(finished, capsys):
 
 def test_full_disk_is_one_line_and_loses_no_epoch(monkeypatch, tmp_path):
     from experiments.files import write_atomically
-    from experiments.train import checkpoints as checkpointing
+    from experiments.train import checkpoints
 
     def full(path, content):
         if path.name == "last.ckpt" and path.exists():
             raise InputError(f"{path} cannot be written: No space left on device")
         write_atomically(path, content)
 
-    monkeypatch.setattr(checkpointing, "write_atomically", full)
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(InputError, match=r"last\.ckpt cannot be written: No space"):
         train(tiny(), root=tmp_path, name="run", progress=False)
     monkeypatch.undo()

@@ -15,9 +15,9 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import compiler as cpp_compiler
 from solvers.compiled.step.refused import Refused
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler as triton_compiler
 
 X = torch.randn(2, 70, 3, generator=torch.Generator().manual_seed(1))
 
@@ -210,14 +210,14 @@ def test_what_is_taken_on_a_gpu(monkeypatch):
     """GPU kernels where they can be made; else what needs none."""
     backend = importlib.import_module("solvers.run.backend")
     state = types.SimpleNamespace(device=torch.device("cuda", 0))
-    monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
+    monkeypatch.setattr(triton_compiler, "target", lambda state: triton_compiler.Target(90, "ieee"))
     assert backend._path("auto", state) == ("triton", "")
     assert backend._path("plain", state)[0] == "plain" and backend._path("scan", state)[0] == "scan"
 
     def refuse(state):
         raise Refused("Triton is not installed")
 
-    monkeypatch.setattr(gpu_build, "target", refuse)
+    monkeypatch.setattr(triton_compiler, "target", refuse)
     path, reason = backend._path("auto", state)
     assert path == "plain"
     for asked in (path, "compiled"):
@@ -250,7 +250,7 @@ def test_the_length_and_the_batch_need_no_new_code(monkeypatch):
     def refuse(*_):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(build, "library", refuse)
+    monkeypatch.setattr(cpp_compiler, "library", refuse)
     for x in (X[:, :69].repeat(4, 2, 1), X.repeat(1, 3, 1)[:1]):
         output = rnn.solve(x)
         assert output.trajectories[0].record.path == "compiled"

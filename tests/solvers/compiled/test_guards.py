@@ -19,13 +19,10 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.cpp import gemm as multiply
+from solvers.compiled.cpp import gemm
 from solvers.compiled.cpp.kernel import CppArguments
-from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton import emit_staged as emit_stages
-from solvers.compiled.triton import kernel as choice
-from solvers.compiled.triton import persistent as gpu_run
-from solvers.compiled.triton import staged as gpu_stages
+from solvers.compiled.triton import compiler, emit_staged, persistent, staged
+from solvers.compiled.triton import kernel as triton_kernel
 from solvers.compiled.triton.tiling import Tiling, power
 from tests.measures import assert_agree
 from tests.solvers.compiled.guards import Guarded, Watch
@@ -68,14 +65,14 @@ def watched(monkeypatch):
 
         return launch
 
-    for kind in (gpu_run.GpuArguments, gpu_stages.StagedArguments):
+    for kind in (persistent.GpuArguments, staged.StagedArguments):
         monkeypatch.setattr(kind, "launch", wrapped(kind.launch))
     return looked
 
 
 def staying(args, which, tensors):
     """The places that stay from one launch to the next, between guards from now on."""
-    if not isinstance(args, gpu_stages.StagedArguments):
+    if not isinstance(args, staged.StagedArguments):
         return []
     work = args.kernel.work(which, tensors["carry0"] if which else tensors["states"][0])
     names, arrays = ("pointers", "integers"), (*work.pair, *work.temps.values())
@@ -198,11 +195,11 @@ HELD, STREAMED, BOTH = Tiling(16, 16, 0, 4, 1), Tiling(4, 32, 16, 4, 1), Tiling(
 def lay(monkeypatch, layout, hidden):
     """Choose a layout, whose tiles are no wider than the state, of persistent kernels; "staged" for the others."""
     if layout == "staged":
-        monkeypatch.setattr(choice, "CACHED", -1)
-        monkeypatch.setattr(emit_stages, "PIECE", 16)
+        monkeypatch.setattr(triton_kernel, "CACHED", -1)
+        monkeypatch.setattr(emit_staged, "PIECE", 16)
     elif layout is not None:
         cut = dataclasses.replace(layout, piece=min(layout.piece, power(hidden)))
-        monkeypatch.setattr(gpu_build, "tilings", lambda *_: [cut])
+        monkeypatch.setattr(compiler, "tilings", lambda *_: [cut])
 
 
 @needs_triton
@@ -227,7 +224,7 @@ def test_gpu_kernels_stay_within_their_tensors(name, layout, network, watched, m
     ("name", "clock"), each(STEPS, ("uniform", "shared", "sample"), [("oscillator", "sample"), ("sums", "shared")])
 )
 def test_launches_for_some_of_the_steps_stay_within_their_tensors(name, clock, network, watched, monkeypatch):
-    monkeypatch.setattr(gpu_run, "CHUNK", 1)
+    monkeypatch.setattr(persistent, "CHUNK", 1)
     for layout in (None, "staged"):
         lay(monkeypatch, layout, 5)
         agree(network(name, 5, substeps=3, control="linear"), "triton", 3, 3, clock, DEVICE, torch.float32)
@@ -262,7 +259,7 @@ def test_gpu_products_in_bfloat16_stay_within_their_tensors(name, layout, networ
     assert len(watched) >= 4
 
 
-@pytest.mark.skipif(not multiply.has_half(), reason="the processor has no products of bfloat16")
+@pytest.mark.skipif(not gemm.has_half(), reason="the processor has no products of bfloat16")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "oscillator" else [pytest.mark.slow]) for name in STEPS]
 )

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 import neuralosc
 import solvers
-from solvers.compiled.cpp import gemm as multiply
+from solvers.compiled.cpp import gemm
 
 HALF = [torch.bfloat16, torch.float16]
 MODELS = ["cornn", "lem", "lipschitz", "hamiltonian", "antisymmetric"]
@@ -69,7 +69,7 @@ def test_the_gradient_of_a_gradient_is_refused(one_line):
     one_line(error, "bfloat16", "float32", "'plain'")
 
 
-@pytest.mark.skipif(not multiply.has_half(), reason="the processor has no products of bfloat16")
+@pytest.mark.skipif(not gemm.has_half(), reason="the processor has no products of bfloat16")
 @pytest.mark.parametrize(("features", "hidden"), [(1, 33), (9, 20), (12, 64)])
 def test_products_round_their_operands_and_nothing_else(features, hidden, relative_error):
     # With operands that bfloat16 holds exactly, nothing is lost.

@@ -136,8 +136,8 @@ def test_random_fields(seed, backend):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["persistent", "staged"])
 def test_random_fields_in_gpu_kernels(seed, kind, monkeypatch):
-    from solvers.compiled.triton import kernel as choice
+    from solvers.compiled.triton import kernel as triton_kernel
     from tests.solvers.compiled.triton.kernels import DEVICE  # which is skipped without Triton
 
-    monkeypatch.setattr(choice, "CACHED", -1 if kind == "staged" else 1 << 20)
+    monkeypatch.setattr(triton_kernel, "CACHED", -1 if kind == "staged" else 1 << 20)
     agree(seed, "triton", DEVICE)

@@ -8,7 +8,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from neuralosc.field import LinearDrive
-from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import compiler
 from solvers.errors import InputError, PairingError
 from solvers.numerics.linear import DenseOperator, DiagonalOperator
 from solvers.parallel import linear as parallel
@@ -185,7 +185,7 @@ def test_taken_by_itself_where_there_is_no_compiler(monkeypatch):
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "imex_euler", 0.3)
     x = torch.randn(2, parallel.WORTHWHILE["cpu"], 2, dtype=F64)
     assert rnn.solve(x).trajectories[0].record.path == "compiled"
-    monkeypatch.setenv(build.COMPILER, "no-such-compiler")
+    monkeypatch.setenv(compiler.COMPILER, "no-such-compiler")
     record = rnn.solve(x).trajectories[0].record
     assert record.path == "scan" and "no-such-compiler" in record.reason
     assert rnn.solve(x[:, :100]).trajectories[0].record.path == "torch"

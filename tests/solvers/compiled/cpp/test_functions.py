@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import compiler
 from solvers.compiled.cpp.emit import HEADER
 
 #: Largest error, in units in the last place of the result.
@@ -21,7 +21,7 @@ def functions():
         for name in ULP
         for kind in ("float", "double")
     ]
-    return build.library(HEADER.read_text() + "".join(loops))
+    return compiler.library(HEADER.read_text() + "".join(loops))
 
 
 def computed(functions, name, x):

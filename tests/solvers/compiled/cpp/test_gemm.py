@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import neuralosc
 import solvers
-from solvers.compiled.cpp import compiler as build
-from solvers.compiled.cpp import gemm as multiply
+from solvers.compiled.cpp import compiler, gemm
 
 REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
@@ -19,7 +18,7 @@ def call(x, m, out, add, transposed):
     """out [+]= x m, or x^T m; rows may be apart."""
     dtype = x.dtype
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(
-        multiply._own({torch.float32: "float", torch.float64: "double"}[dtype])
+        gemm._own({torch.float32: "float", torch.float64: "double"}[dtype])
     )
     rows, columns, depth = len(out), out.shape[1], len(m)
     numbers = [ctypes.c_int(n) for n in (columns, rows, depth)]
@@ -82,8 +81,8 @@ def test_what_is_no_number_stays_where_it_belongs():
 
 @pytest.mark.parametrize("products", ["own", "library"])
 def test_either_gives_the_numbers_of_the_plain_path(products, monkeypatch, relative_error):
-    monkeypatch.setenv(multiply.PRODUCTS, products)
-    assert multiply.own() == (products == "own")
+    monkeypatch.setenv(gemm.PRODUCTS, products)
+    assert gemm.own() == (products == "own")
     rnn = neuralosc.LEM(3, 37).double()
     x = torch.randn(5, 30, 3, dtype=torch.float64)
     found = {}
@@ -105,17 +104,17 @@ def test_either_gives_the_numbers_of_the_plain_path(products, monkeypatch, relat
     ],
 )
 def test_chosen_by_the_processor(processor, own, monkeypatch):
-    monkeypatch.delenv(multiply.PRODUCTS, raising=False)
-    monkeypatch.setattr(build, "processor", lambda: processor)
-    multiply._wide_and_unused.cache_clear()
+    monkeypatch.delenv(gemm.PRODUCTS, raising=False)
+    monkeypatch.setattr(compiler, "processor", lambda: processor)
+    gemm._wide_and_unused.cache_clear()
     try:
-        assert multiply.own() == own
+        assert gemm.own() == own
     finally:
-        multiply._wide_and_unused.cache_clear()
+        gemm._wide_and_unused.cache_clear()
 
 
 def test_a_wrong_choice_is_said(monkeypatch, one_line):
-    monkeypatch.setenv(multiply.PRODUCTS, "fast")
+    monkeypatch.setenv(gemm.PRODUCTS, "fast")
     with pytest.raises(solvers.PairingError) as error, solvers.backend("compiled"):
         neuralosc.CoRNN(1, 4)(torch.randn(2, 3, 1))
     one_line(error, "NEURALOSC_PRODUCTS", "'fast'", "'own' or 'library'")

@@ -5,7 +5,7 @@ import torch
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.cpp import compiler as build
+from solvers.compiled.cpp import compiler
 from solvers.errors import InputError, PairingError
 from tests.fields import FIELDS
 from tests.measures import assert_agree
@@ -94,14 +94,14 @@ def test_a_gradient_of_the_gradient(make_field):
 
 
 def test_taken_where_there_is_no_compiler(make_field, monkeypatch):
-    monkeypatch.setenv(build.COMPILER, "no-such-compiler")
+    monkeypatch.setenv(compiler.COMPILER, "no-such-compiler")
     rnn = ContinuousRNN(make_field("leaky"), "rk4", 0.1)
     x = torch.randn(2, 70, 2, dtype=torch.float64)
     record = rnn.solve(x).trajectories[0].record
     assert record.path == "torch" and "no-such-compiler" in record.reason
     assert "torch.tanh" in record.source and record.saved > 0 and record.products.forward
     assert rnn.solve(x[:, :10]).trajectories[0].record.path == "plain"
-    monkeypatch.delenv(build.COMPILER)
+    monkeypatch.delenv(compiler.COMPILER)
     assert rnn.solve(x).trajectories[0].record.path == "compiled"
 
 

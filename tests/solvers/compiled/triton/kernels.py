@@ -94,7 +94,7 @@ COMPILE = """
 import importlib, json, sys
 import torch
 import neuralosc, solvers
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler
 from solvers.compiled.step.refused import Refused
 from tests.fields import make_field
 
@@ -106,7 +106,7 @@ def stop(field, call, *_):
     raise Refused("only compiled")
 
 importlib.import_module("solvers.run.backend").self_check = stop
-gpu_build.target = lambda state: gpu_build.Target(90, precision)
+compiler.target = lambda state: compiler.Target(90, precision)
 rnn = neuralosc.ContinuousRNN(make_field(name, 2, int(hidden)).float(), solver, 0.1)
 try:
     with solvers.backend("triton"):
@@ -116,7 +116,7 @@ except solvers.PairingError as error:
         raise
 source = calls[0].kernel.source
 """
-REPORTS = "print(json.dumps([vars(gpu_build.report(source, which, 90, torch.float32)) for which in (0, 1)]))"
+REPORTS = "print(json.dumps([vars(compiler.report(source, which, 90, torch.float32)) for which in (0, 1)]))"
 
 
 def reports(name, solver, hidden, precision, before="", after=REPORTS):

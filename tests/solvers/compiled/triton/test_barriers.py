@@ -13,18 +13,18 @@ from tests.solvers.compiled.triton.kernels import REPORTS, reports
 
 BEFORE = """
 import importlib
-from solvers.compiled.triton import compiler as gpu_build
+from solvers.compiled.triton import compiler
 from solvers.compiled.triton.tiling import Tiling
 
-compiler = importlib.import_module("triton.compiler")
-compile, made = compiler.compile, []
+triton_compiler = importlib.import_module("triton.compiler")
+compile, made = triton_compiler.compile, []
 
 def kept(*args, **options):
     made.append(compile(*args, **options))
     return made[-1]
 
-compiler.compile = kept
-gpu_build.tilings = lambda *_: [Tiling(16, 64, 16, 4, 3, KEPT)]
+triton_compiler.compile = kept
+compiler.tilings = lambda *_: [Tiling(16, 64, 16, 4, 3, KEPT)]
 """
 AFTER = f'{REPORTS}\nprint(json.dumps([kernel.asm["ttgir"] for kernel in made]))'
 

@@ -4,7 +4,7 @@ import pytest
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.triton import kernel as choice
+from solvers.compiled.triton import kernel
 from solvers.gradients import reversible
 from tests.solvers.compiled.triton.kernels import agree
 
@@ -13,7 +13,7 @@ from tests.solvers.compiled.triton.kernels import agree
 def kernels(request, monkeypatch):
     """Each of the two ways in which kernels take steps."""
     if request.param == "staged":
-        monkeypatch.setattr(choice, "CACHED", -1)
+        monkeypatch.setattr(kernel, "CACHED", -1)
 
 
 @pytest.mark.usefixtures("kernels")

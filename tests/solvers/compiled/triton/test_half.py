@@ -10,8 +10,8 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton import kernel as choice
+from solvers.compiled.triton import compiler
+from solvers.compiled.triton import kernel as triton_kernel
 from solvers.compiled.triton.tiling import Tiling
 from tests.measures import assert_agree, relative_error
 from tests.solvers.compiled.triton.kernels import DEVICE, reports
@@ -25,10 +25,10 @@ WAYS = ["held", "streamed", "both", "staged"]
 def lay(monkeypatch):
     def choose(way):
         if way == "staged":
-            monkeypatch.setattr(choice, "CACHED", -1)
+            monkeypatch.setattr(triton_kernel, "CACHED", -1)
         else:
-            layout = Tiling(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
-            monkeypatch.setattr(gpu_build, "tilings", lambda *_: [layout])
+            tiling = Tiling(16, 16, 0 if way == "held" else 16, 4, 1, 512 if way == "both" else 0)
+            monkeypatch.setattr(compiler, "tilings", lambda *_: [tiling])
 
     return choose
 
@@ -142,4 +142,4 @@ def test_float64_is_left_alone():
 )
 def test_a_matrix_of_256_channels_stays_on_the_chip_and_of_two_such_most_does(name, held):
     for taken in reports(name, "semi_implicit_euler", 256, "bf16"):
-        assert taken["stack"] == 0 and held <= taken["shared"] <= gpu_build.SHARED
+        assert taken["stack"] == 0 and held <= taken["shared"] <= compiler.SHARED

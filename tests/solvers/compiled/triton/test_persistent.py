@@ -5,8 +5,7 @@ import torch
 
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton import persistent as gpu_run
+from solvers.compiled.triton import compiler, persistent
 from solvers.compiled.triton.tiling import Tiling
 from tests.fields import FIELDS
 from tests.solvers.compiled.paths import compiles
@@ -37,7 +36,7 @@ def test_every_function():
 )
 def test_pieces_of_channels(name, solver, depth, kept, make_field, monkeypatch):
     """Held and streamed matrices, and some of both, cut into tiles that do not divide the width."""
-    monkeypatch.setattr(gpu_build, "tilings", lambda *_: [Tiling(16, 16, depth, 4, 1, kept)])
+    monkeypatch.setattr(compiler, "tilings", lambda *_: [Tiling(16, 16, depth, 4, 1, kept)])
     agree(ContinuousRNN(make_field(name, 2, 37), solver, 0.1), batch=18, time=2, spans="sample")
 
 
@@ -55,7 +54,7 @@ def test_shapes(batch, time, hidden, make_field):
 )
 def test_clocks_and_substeps(clock, make_field, monkeypatch):
     """One interval in each launch of the backward kernel, too."""
-    monkeypatch.setattr(gpu_run, "CHUNK", 1)
+    monkeypatch.setattr(persistent, "CHUNK", 1)
     spans = torch.rand(4, dtype=torch.float64).add(0.1).to(DEVICE)
     chosen = {"uniform": None, "numbers": spans, "shared": spans.requires_grad_(clock == "shared")}
     for name, solver in (("oscillator_uncoupled", "stormer_verlet"), ("lipschitz_gated", "euler")):
@@ -106,7 +105,7 @@ def test_what_is_missing_is_said(make_field, monkeypatch, one_line):
         patch.delenv("TRITON_INTERPRET")
         said("interpreter", "TRITON_INTERPRET=1")
     with monkeypatch.context() as patch:
-        patch.setattr(gpu_build.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
         said("Triton is not installed")
 
 

@@ -11,12 +11,8 @@ from torch import nn
 import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
-from solvers.compiled.triton import compiler as gpu_build
-from solvers.compiled.triton import emit_persistent as emit_gpu
-from solvers.compiled.triton import emit_staged as emit_stages
-from solvers.compiled.triton import kernel as choice
-from solvers.compiled.triton import persistent as gpu_run
-from solvers.compiled.triton import staged as gpu_stages
+from solvers.compiled.triton import compiler, emit_persistent, emit_staged, persistent, staged
+from solvers.compiled.triton import kernel as triton_kernel
 from tests.fields import FIELDS
 from tests.measures import assert_agree
 from tests.solvers.compiled.paths import compiles
@@ -27,7 +23,7 @@ SAID = "in kernels of one level each"
 
 @pytest.fixture(autouse=True)
 def no_persistent_kernel(monkeypatch):
-    monkeypatch.setattr(choice, "CACHED", -1)
+    monkeypatch.setattr(triton_kernel, "CACHED", -1)
 
 
 @pytest.mark.parametrize(("name", "solver"), [*QUICK, ("hamiltonian_oscillator", "stormer_verlet")])
@@ -49,7 +45,7 @@ def test_single_precision(name, solver, make_field):
 @pytest.mark.parametrize(("batch", "time", "hidden"), [(1, 1, 1), (3, 2, 37)])
 def test_shapes(batch, time, hidden, make_field, monkeypatch):
     """Channels in several pieces, too."""
-    monkeypatch.setattr(emit_stages, "PIECE", 16)
+    monkeypatch.setattr(emit_staged, "PIECE", 16)
     for name, solver in (("oscillator", "semi_implicit_euler"), ("multiscale", "semi_implicit_euler")):
         agree(ContinuousRNN(make_field(name, 2, hidden), solver, 0.1), batch, time, "sample")
 
@@ -57,7 +53,7 @@ def test_shapes(batch, time, hidden, make_field, monkeypatch):
 @pytest.mark.parametrize("clock", ["uniform", "sample", "shared"])
 def test_clocks_and_substeps(clock, make_field, monkeypatch):
     """One interval in each chunk of the backward pass, too, whose steps are an odd number."""
-    monkeypatch.setattr(gpu_run, "CHUNK", 1)
+    monkeypatch.setattr(persistent, "CHUNK", 1)
     spans = torch.rand(4, dtype=torch.float64).add(0.1).to(DEVICE).requires_grad_()
     for name, solver in (("oscillator_uncoupled", "stormer_verlet"), ("lipschitz_gated", "euler")):
         rnn = ContinuousRNN(make_field(name), solver, 0.1, substeps=3, control="linear")
@@ -67,10 +63,10 @@ def test_clocks_and_substeps(clock, make_field, monkeypatch):
 def test_one_graph_serves_every_length_and_every_place(make_field, monkeypatch):
     """Steps are launched, recorded and replayed, and what is replayed reads what the next solve brings along."""
     recorded = []
-    record = gpu_stages.Work.recorded
-    monkeypatch.setattr(gpu_stages, "GRAPH", 4)
+    record = staged.Work.recorded
+    monkeypatch.setattr(staged, "GRAPH", 4)
     monkeypatch.setattr(
-        gpu_stages.Work, "recorded", lambda work, count, flags: recorded.append(count) or record(work, count, flags)
+        staged.Work, "recorded", lambda work, count, flags: recorded.append(count) or record(work, count, flags)
     )
     rnn = ContinuousRNN(make_field("oscillator", 2, 5), "semi_implicit_euler", 0.1).to(DEVICE, torch.float64)
     kept = []
@@ -112,7 +108,7 @@ class Rotated(neuralosc.VectorField):
 
 def test_a_state_put_together_from_parts(monkeypatch):
     """No persistent kernel takes it."""
-    monkeypatch.setattr(choice, "CACHED", 1 << 20)
+    monkeypatch.setattr(triton_kernel, "CACHED", 1 << 20)
     torch.manual_seed(0)
     rnn = ContinuousRNN(Rotated(2, 6), "heun", 0.1).to(DEVICE, torch.float64)
     agree(rnn, spans="sample")
@@ -130,9 +126,9 @@ def test_why_it_is_taken_is_said(make_field, monkeypatch):
             return rnn.solve(x).trajectories[0].record.reason
 
     assert SAID in reason() and "its largest matrix has 0 KiB" in reason()
-    monkeypatch.setattr(choice, "CACHED", 1 << 20)
+    monkeypatch.setattr(triton_kernel, "CACHED", 1 << 20)
     assert SAID not in reason()
-    monkeypatch.setattr(emit_gpu, "LARGEST", 1)
+    monkeypatch.setattr(emit_persistent, "LARGEST", 1)
     assert SAID in reason() and "too many for one GPU kernel" in reason()
 
 
@@ -149,10 +145,10 @@ def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, mo
     """What it compiled for is a GPU that is not here, so that the kernels of stages are refused, too, when they run."""
     kernels = []
     monkeypatch.setenv("NEURALOSC_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice, "CACHED", 1 << 20)
-    monkeypatch.setattr(gpu_build, "_APART", code)
-    monkeypatch.setattr(gpu_build, "target", lambda state: gpu_build.Target(90, "ieee"))
-    monkeypatch.setattr(gpu_stages.Work, "run", lambda work, *_: kernels.append(work.kernel) or 1 / 0)
+    monkeypatch.setattr(triton_kernel, "CACHED", 1 << 20)
+    monkeypatch.setattr(compiler, "_APART", code)
+    monkeypatch.setattr(compiler, "target", lambda state: compiler.Target(90, "ieee"))
+    monkeypatch.setattr(staged.Work, "run", lambda work, *_: kernels.append(work.kernel) or 1 / 0)
     rnn = ContinuousRNN(make_field("oscillator", 2, 8), "semi_implicit_euler", 0.1)
     with solvers.backend("triton"), pytest.raises(solvers.PairingError, match="ZeroDivisionError"):
         rnn(torch.randn(2, 3, 2, dtype=torch.float64))
@@ -169,7 +165,7 @@ def test_every_pairing(name, make_field):
 
 
 STAGES = """
-found = gpu_stages.reports(source, 90, torch.float32)
+found = staged.reports(source, 90, torch.float32)
 print(json.dumps({name: vars(report) for name, report in found.items()}))
 """
 
@@ -183,7 +179,7 @@ print(json.dumps({name: vars(report) for name, report in found.items()}))
     ],
 )
 def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden):
-    before = "from solvers.compiled.triton import kernel, staged as gpu_stages\nkernel.CACHED = -1"
+    before = "from solvers.compiled.triton import kernel, staged\nkernel.CACHED = -1"
     found = reports(name, solver, hidden, "ieee", before, STAGES)
     assert {key.split("_")[0] for key in found} == {"forward", "backward"}
     for taken in found.values():
