@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from solvers.base.counted import Counted
+from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.compiled.passes.arguments import Kernel
-from solvers.compiled.passes.call import Call, Key
+from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.maker import Maker
 from solvers.compiled.passes.precision import working
 from solvers.compiled.step.columns import Columns, Item, kind_of
@@ -39,7 +40,7 @@ class Entry:
 _ENTRIES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Entry]] = weakref.WeakKeyDictionary()
 
 
-def prepare(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
+def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
     """The kernel for a loop, made or found, and its arguments; `state` is the packed one of the layout.
 
     Args:
@@ -108,19 +109,19 @@ def _tensors(
     scalars = [i for i in columns.items if i.key in traced.stepwise and i.uniform]
     known = field_tensors(bound)
     by_key = {i.key: i for i in columns.items}
-    given, plain = [], not torch.is_autocast_enabled(state.device.type)
+    prologue_inputs, plain = [], not torch.is_autocast_enabled(state.device.type)
     for key in traced.given:
         tensor = known[key] if key in known else _step_size(columns, by_key[key], state.dtype)
         if key in known and tensor.is_floating_point() and tensor.dtype != state.dtype and plain:
             raise Refused(f"{key[-1]} has dtype {tensor.dtype}, the state {state.dtype}")
-        given.append(tensor.to(state.device, working(state.dtype) if tensor.is_floating_point() else None))
+        prologue_inputs.append(tensor.to(state.device, working(state.dtype) if tensor.is_floating_point() else None))
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
     for item, part in zip(items + scalars, parts, strict=True):
         if not item.number and part.dtype != state.dtype and plain:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")
-    taken = [part.to(state.device, working(part.dtype)) for part in parts]
-    return [*taken, *given], items, scalars
+    moved = [part.to(state.device, working(part.dtype)) for part in parts]
+    return [*moved, *prologue_inputs], items, scalars
 
 
 def _step_size(columns: Columns, item: Item, dtype: torch.dtype) -> Tensor:
@@ -148,9 +149,9 @@ def _wanted(traced: Traced, state: Tensor, tensors: list[Tensor], items: list[It
     if not torch.is_grad_enabled() or not (state.requires_grad or any(t.requires_grad for t in tensors)):
         return None
     names: list[Key] = [*(("step", i.key) for i in items), *(("whole", i.key) for i in scalars)]
-    given = tensors[len(names) :]
+    prologue_inputs = tensors[len(names) :]
     wanted: set[Key] = {n for n, t in zip(names, tensors, strict=False) if t.requires_grad}
     for i, behind in enumerate(traced.behind):
-        if any(given[k].requires_grad for k in behind):
+        if any(prologue_inputs[k].requires_grad for k in behind):
             wanted.add(("uniform", i))
     return frozenset(wanted)

@@ -64,14 +64,14 @@ class Products:
 
 def shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:
     """The shortest time in seconds of some runs after a first one, everything on the device included."""
-    found = []
+    times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def _draw(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.base.gradient import GRADIENTS, Gradient
-from solvers.base.leaves import Leaves
+from solvers.base.leaves import Key, Leaves
 from solvers.base.loop import Loop
 from solvers.base.segments import Cut
 from solvers.base.solver import SOLVERS, Solver
@@ -20,7 +20,6 @@ from solvers.base.state import parts_of
 from solvers.errors import InputError, NumericalError, PairingError, listed
 from solvers.protocol import describe
 
-Key = tuple[Hashable, ...]
 Parts = tuple[Tensor, ...]
 
 

@@ -198,7 +198,7 @@ class Steps:
         return value.unsqueeze(1) if item.batch else value.view(len(value), 1, 1, *(item.shape or (1,)))
 
 
-def prepare(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Solve:
+def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Solve:
     """A parallel solve; `state` is the packed one of the layout.
 
     Raises:

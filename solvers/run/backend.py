@@ -21,7 +21,7 @@ from solvers.base.state import parts_of
 from solvers.base.values import concrete
 from solvers.compiled.cpp import compiler
 from solvers.compiled.cpp.kernel import CPP
-from solvers.compiled.kernel import prepare
+from solvers.compiled.kernel import call_for
 from solvers.compiled.passes.autograd import run
 from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.segmented import Undo, run_segmented
@@ -122,7 +122,7 @@ def _path(chosen: str, state: Tensor) -> tuple[str, str]:
         except Refused as error:
             return "plain", str(error)
         return "triton", ""
-    lacking = compiler.missing()
+    lacking = compiler.lacking_compiler()
     return ("torch", lacking) if lacking else ("compiled", "")
 
 
@@ -151,7 +151,7 @@ def _at_once(
         raise Refused(f"gradient {gradient.name!r} is for steps taken one after the other")
     way, *others = ways
     try:
-        call = _checked_call(functools.partial(parallel.prepare, way), parallel.Solve.run, field, loop, layout, start)
+        call = _checked_call(functools.partial(parallel.solve_for, way), parallel.Solve.run, field, loop, layout, start)
         *outs, end = call.run(start)
     except Refused:
         if not others:
@@ -172,7 +172,7 @@ def _maker(path: str, reason: str, state: Tensor) -> Callable[..., Any]:
         raise Refused(reason)
     if state.device.type == "cuda" and path != "triton":
         raise Refused(f"the state is on {state.device}, for which backend 'triton' makes kernels")
-    return functools.partial(prepare, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
+    return functools.partial(call_for, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
 
 
 def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, start: Tensor) -> Undo | None:

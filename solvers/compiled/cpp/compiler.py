@@ -91,19 +91,19 @@ def _compile(path: str, source: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
-            code, made = Path(folder) / "step.cpp", Path(folder) / "step.so"
+            code, library = Path(folder) / "step.cpp", Path(folder) / "step.so"
             code.write_text(source)
             for flags in TARGETS:
-                command = [path, *FLAGS, *flags, *_width(), str(code), "-o", str(made)]
+                command = [path, *FLAGS, *flags, *_width(), str(code), "-o", str(library)]
                 run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-                if run.returncode == 0 and made.exists():
+                if run.returncode == 0 and library.exists():
                     os.replace(code, target.with_suffix(".cpp"))
-                    os.replace(made, target)
+                    os.replace(library, target)
                     return
     except (OSError, subprocess.SubprocessError) as error:
         raise Refused(f"the step could not be compiled: {error}") from None
-    said = (run.stderr or run.stdout or "no message").strip().splitlines()
-    raise Refused(f"the compiler {path} failed: {said[-1] if said else 'no message'}")
+    message = (run.stderr or run.stdout or "no message").strip().splitlines()
+    raise Refused(f"the compiler {path} failed: {message[-1] if message else 'no message'}")
 
 
 def _width() -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def _address(function: Any) -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
-def missing() -> str:
+def lacking_compiler() -> str:
     """What a compiled loop needs and is not there; empty when all of it is."""
     try:
         compiler()

@@ -223,11 +223,11 @@ def halved(matrix: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _wide_and_unused() -> bool:
-    said = build.processor()
-    return "avx512f" in said and "GenuineIntel" not in said
+    features = build.processor()
+    return "avx512f" in features and "GenuineIntel" not in features
 
 
-def prepare(dtype: torch.dtype, half: bool = False) -> None:
+def compile_ahead(dtype: torch.dtype, half: bool = False) -> None:
     """Have our own products compiled meanwhile, if they will be asked for."""
 
     def make() -> None:
@@ -241,8 +241,8 @@ def prepare(dtype: torch.dtype, half: bool = False) -> None:
 def _own(kind: str, half: bool = False) -> int:
     with _lock:
         if (kind, half) not in _made:
-            said = build.processor()
-            width = 64 if "avx512f" in said else 32 if "avx2" in said else 16
+            features = build.processor()
+            width = 64 if "avx512f" in features else 32 if "avx2" in features else 16
             head = f"typedef {kind} real;\n#define BYTES {width}\n" + ("#define HALF\n" if half else "")
             library: Any = build.library(head + SOURCE)
             _made[kind, half] = int(ctypes.cast(library.gemm, ctypes.c_void_p).value or 0)

@@ -100,4 +100,4 @@ def kernel(
     return CppKernel(program, source, compiler.library(source.text), items, scalars, dtype, wanted, over, half)
 
 
-CPP = Maker(_half, kernel, lambda state: gemm.prepare(precision.working(state.dtype), _half(state)))
+CPP = Maker(_half, kernel, lambda state: gemm.compile_ahead(precision.working(state.dtype), _half(state)))

@@ -134,15 +134,15 @@ class Prologue:
     passed: dict[Hashable, Tensor]
 
 
-def packed(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
+def assembled(matrix: Matrix, uniform: list[Tensor]) -> Tensor:
     """A matrix put together."""
     like = uniform[matrix.tiles[0].leaf[1]]  # type: ignore[index]
-    made = like.new_zeros(matrix.rows, matrix.columns)
+    whole = like.new_zeros(matrix.rows, matrix.columns)
     for tile in matrix.tiles:
         part = uniform[tile.leaf[1]]  # type: ignore[index]
         part = part.T if tile.transposed else part
-        made[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns] = part
-    return made
+        whole[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns] = part
+    return whole
 
 
 def kept_arrays(kernel: Kernel) -> list[Any]:
@@ -162,8 +162,8 @@ def pass_kept(args: Arguments, kept: Sequence[Tensor]) -> None:
 
 def alias(view: Tensor) -> Tensor:
     """The same memory as a tensor that is no view: autograd would not let a user change a view in place."""
-    own = torch.empty(0, dtype=view.dtype, device=view.device)
-    return own.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+    same = torch.empty(0, dtype=view.dtype, device=view.device)
+    return same.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def like(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.base.leaves import Key
 from solvers.compiled.passes import memory
 from solvers.compiled.passes.arguments import (
     Arguments,
@@ -21,8 +22,6 @@ from solvers.compiled.passes.arguments import (
 )
 from solvers.compiled.passes.call import Call
 from solvers.compiled.step.columns import Item
-
-Key = tuple[Hashable, ...]
 
 
 def run(call: Call, state: Tensor) -> tuple[Tensor, ...]:
@@ -133,11 +132,11 @@ class Pullback:
         shares = self._shares(args) if last % self.args.substeps else {}
 
         def own(part: int) -> dict[Hashable, Tensor]:
-            found = {name: tensor[part] for name, tensor in (*self.sums.items(), *self.outers.items())}
-            for name in found:
+            sums = {name: tensor[part] for name, tensor in (*self.sums.items(), *self.outers.items())}
+            for name in sums:
                 if name[0] == "drop":
-                    found[name] = found[name][self.args.rows(name[1][1], first, last)]
-            return found
+                    sums[name] = sums[name][self.args.rows(name[1][1], first, last)]
+            return sums
 
         signature = self.kernel.source.backward
         assert signature is not None
@@ -159,46 +158,46 @@ class Pullback:
     def gradients(self) -> list[Tensor | None]:
         """The gradients of state, items, scalars and what the prologue takes."""
         kernel = self.kernel
-        found: list[Tensor | None] = [self.carry[0]]
+        gradients: list[Tensor | None] = [self.carry[0]]
         for item, tensor in zip(kernel.items, self.tensors, strict=False):
             wanted = ("step", item.key) in kernel.wanted
-            made = self.steps.get(item.key)
-            found.append(None if not wanted else _dropped(self.sums, item, tensor) if made is None else made)
+            room = self.steps.get(item.key)
+            gradients.append(None if not wanted else _dropped(self.sums, item, tensor) if room is None else room)
         for item in kernel.scalars:
             total = self.sums.get(("sum", ("whole", item.key, 0)))
-            found.append(None if total is None else total.sum().to(self.state.dtype).reshape(item.shape))
-        return found + _given_gradients(kernel, self.prologue, self.sums, self.outers)
+            gradients.append(None if total is None else total.sum().to(self.state.dtype).reshape(item.shape))
+        return gradients + _given_gradients(kernel, self.prologue, self.sums, self.outers)
 
 
 def _step_gradients(
     kernel: Kernel, args: Arguments, tensors: Sequence[Tensor], over: dict[Any, Tensor]
 ) -> dict[Key, Tensor]:
     """Room for the gradients of what differs from interval to interval and from sample to sample."""
-    found: dict[Key, Tensor] = {}
+    gradients: dict[Key, Tensor] = {}
     for item, tensor in zip(kernel.items, tensors, strict=False):
         if ("step", item.key) not in kernel.wanted or not item.batch:
             continue
-        made = over.get(("dstep", item.key, 0))
+        room = over.get(("dstep", item.key, 0))
         # A new tensor: autograd may hand it on as it is.
-        made = like(tensor) if made is None else alias(made)
+        room = like(tensor) if room is None else alias(room)
         if not any(k[:2] == ("dstep", item.key) for k in kernel.source.backward.pointers if isinstance(k, tuple)):  # type: ignore[union-attr]
-            made.zero_()
-        found[item.key] = made
-        pass_item(args, "dstep", item, made)
-    return found
+            room.zero_()
+        gradients[item.key] = room
+        pass_item(args, "dstep", item, room)
+    return gradients
 
 
 def _sums(kernel: Kernel, args: Arguments, parts: int, device: torch.device) -> dict[Hashable, Tensor]:
     """Rows and scalars that are added up, one for each thread."""
     backward = kernel.program.backward
-    found: dict[Hashable, Tensor] = {}
+    sums: dict[Hashable, Tensor] = {}
     assert backward is not None
     for key, node in backward.sinks:
-        found["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64, device=device)
+        sums["sum", key] = torch.zeros(parts, node.width, dtype=torch.float64, device=device)
     for key, node in backward.drops:
         steps = args.steps if key[1] == ("start",) else args.steps // args.substeps
-        found["drop", key] = torch.zeros(parts, steps, node.width, dtype=torch.float64, device=device)
-    return found
+        sums["drop", key] = torch.zeros(parts, steps, node.width, dtype=torch.float64, device=device)
+    return sums
 
 
 def _dropped(sums: dict[Hashable, Tensor], item: Item, like: Tensor) -> Tensor:
@@ -218,9 +217,9 @@ def _given_gradients(
     wanted = [t for t in prologue.inputs if t.requires_grad]
     if not pairs:
         return [None] * len(prologue.inputs)
-    results, given = [t for t, _ in pairs], [g for _, g in pairs]
-    found = torch.autograd.grad(results, wanted, given, allow_unused=True, retain_graph=True)
-    by_input = dict(zip(map(id, wanted), found, strict=True))
+    results, cotangents = [t for t, _ in pairs], [g for _, g in pairs]
+    gradients = torch.autograd.grad(results, wanted, cotangents, allow_unused=True, retain_graph=True)
+    by_input = dict(zip(map(id, wanted), gradients, strict=True))
     return [by_input.get(id(t)) for t in prologue.inputs]
 
 
@@ -239,12 +238,12 @@ def _uniform_gradients(
         for tile in outer.matrix.tiles:
             part = whole[tile.top : tile.top + tile.rows, tile.left : tile.left + tile.columns]
             parts.setdefault(tile.leaf[1], []).append(part.T if tile.transposed else part)  # type: ignore[index]
-    found: list[Tensor | None] = []
+    gradients: list[Tensor | None] = []
     for i, tensor in enumerate(uniform):
         if ("uniform", i) not in kernel.wanted:
-            found.append(None)
+            gradients.append(None)
         elif tensor.dim() < 2 and [place for place, _ in rows.get(i, ())] == [0]:
-            found.append(rows[i][0][1].to(tensor.dtype).view(tensor.shape))
+            gradients.append(rows[i][0][1].to(tensor.dtype).view(tensor.shape))
         else:
             total = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
             flat = total.view(-1, total.shape[-1]) if total.dim() else total.view(1, 1)
@@ -252,5 +251,5 @@ def _uniform_gradients(
                 flat[place] += row.to(total.dtype)
             for part in parts.get(i, ()):
                 flat += part
-            found.append(total)
-    return found
+            gradients.append(total)
+    return gradients

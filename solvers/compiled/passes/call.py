@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,13 @@ from torch import Tensor
 from solvers.base.clock import Clock
 from solvers.base.control import entries, with_path_tensors
 from solvers.base.counted import Counted
+from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.base.modules import parameters_of
-from solvers.compiled.passes.arguments import Arguments, Kernel, Prologue, packed, pass_item
+from solvers.compiled.passes.arguments import Arguments, Kernel, Prologue, assembled, pass_item
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.trace import Traced
 from solvers.errors import InputError
-
-Key = tuple[Hashable, ...]
 
 
 @dataclass
@@ -62,21 +61,21 @@ class Call:
 
         Autograd refuses parameters that were changed between the two, so that in the second it is what it still is.
         """
-        _, scalars, given = self.parted(tensors)
-        inputs = [t.detach().requires_grad_(t.requires_grad) for t in given]
+        _, scalars, prologue_inputs = self.parted(tensors)
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in prologue_inputs]
         with torch.set_grad_enabled(self.kernel.backward is not None):
             results = self.uniform(inputs)
         uniform = [t.detach() for t in results]
-        made: dict[Any, Tensor] = {}
+        passed: dict[Any, Tensor] = {}
         for item, tensor in zip(self.kernel.scalars, scalars, strict=True):
-            made["whole", item.key, 0] = tensor.detach().double().reshape(1)
+            passed["whole", item.key, 0] = tensor.detach().double().reshape(1)
         for i, tensor in enumerate(uniform):
             rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
-                made["uniform", i, k] = row.double() if row.numel() == 1 else row
+                passed["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(self.kernel.source.matrices):
-            made["matrix", i] = self.kernel.matrix(packed(matrix, uniform))
-        return Prologue(inputs, results, made)
+            passed["matrix", i] = self.kernel.matrix(assembled(matrix, uniform))
+        return Prologue(inputs, results, passed)
 
     def arguments(self, state: Tensor, tensors: Sequence[Tensor], prologue: Prologue) -> Arguments:
         """The tensors in the layout of the kernel."""

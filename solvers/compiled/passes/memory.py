@@ -69,9 +69,9 @@ def count() -> tuple[int, int]:
     """Bytes of the buffers in use, and the most there were since the last call."""
     global _most
     with _lock:
-        found = (_lent, _most)
+        bytes_lent = (_lent, _most)
         _most = _lent
-    return found
+    return bytes_lent
 
 
 def release() -> None:

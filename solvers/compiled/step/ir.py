@@ -135,12 +135,12 @@ class Graph:
         parted = next((a for a in args if a.op == "cat"), None)
         if parted is not None:
             # Part by part: what lies beside each other is never computed as one.
-            made, start = [], 0
+            computed, start = [], 0
             for part in parted.args:
                 pieces = [self.slice(a, start, part.width) for a in args]
-                made.append(self.wide(self.pointwise(op, *pieces, data=data), part.width))
+                computed.append(self.wide(self.pointwise(op, *pieces, data=data), part.width))
                 start += part.width
-            return self.cat(made)
+            return self.cat(computed)
         return self._node(
             op, args, data, any(a.batch for a in args), max(a.width for a in args), any(a.varies for a in args)
         )
@@ -188,13 +188,13 @@ class Graph:
         if x.op == "slice":
             return self.slice(x.args[0], x.data[0] + start, width)
         if x.op == "cat":
-            at, found = 0, []
+            at, overlap = 0, []
             for part in x.args:
                 first, last = max(start - at, 0), min(start + width - at, part.width)
                 if first < last:
-                    found.append(self.slice(part, first, last - first))
+                    overlap.append(self.slice(part, first, last - first))
                 at += part.width
-            return self.cat(found)
+            return self.cat(overlap)
         if x.op not in ("leaf", "mm", "bsum"):
             # Of an entry-by-entry function: of its arguments.
             return self.renewed(x, tuple(self.slice(a, start, width) for a in x.args))
@@ -276,15 +276,15 @@ class Graph:
 
 def ordered(roots: Iterable[Node], stop: Any = ()) -> list[Node]:
     """Every node the roots depend on, arguments first; nothing behind the nodes in `stop`."""
-    found: set[Node] = set()
+    reached: set[Node] = set()
     waiting = list(roots)
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if node not in stop:
                 waiting += node.args
-    return sorted(found, key=lambda node: node.number)
+    return sorted(reached, key=lambda node: node.number)
 
 
 def uses(nodes: Iterable[Node]) -> dict[Node, int]:

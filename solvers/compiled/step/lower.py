@@ -79,13 +79,13 @@ class Lowering:
         padded = [NodeArray(((),) * (count - len(b.dims)) + b.dims, b.entries) for b in blocks]
         dims: list[Dim] = []
         for place in range(count):
-            found = {b.dims[place] for b in padded} - {()}
-            if len(found) > 1:
+            kinds = {b.dims[place] for b in padded} - {()}
+            if len(kinds) > 1:
                 padded = [self.flattened(b, place) for b in padded]
-                found = {b.dims[place] for b in padded} - {()}
-            if len(found) > 1:
+                kinds = {b.dims[place] for b in padded} - {()}
+            if len(kinds) > 1:
                 raise Refused("axes of different meaning meet: batch, components and channels")
-            dims.append(found.pop() if found else ())
+            dims.append(kinds.pop() if kinds else ())
         return [self.broadcast(b, tuple(dims)) for b in padded]
 
     def broadcast(self, block: NodeArray, dims: tuple[Dim, ...]) -> NodeArray:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from solvers.base.leaves import Key
 from solvers.compiled.step.ir import Graph, Matrix, Node, ordered, uses
 from solvers.compiled.step.ops import COLLECTIVE, DEAR, OVER_CHANNELS
 from solvers.compiled.step.pullback import pullback
-from solvers.compiled.step.trace import Key, Traced
+from solvers.compiled.step.trace import Traced
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ def _mergeable(kind: Any, group: list[Node]) -> bool:
         return False
     if kind != "state":
         return len({t.args[0] for t in group}) == len(group) and all(t.args[0].op != "leaf" for t in group)
-    found = sorted(t.args[0].data[1] for t in group)
-    return found == list(range(found[0], found[0] + len(found)))
+    components = sorted(t.args[0].data[1] for t in group)
+    return components == list(range(components[0], components[0] + len(components)))
 
 
 def levels(nodes: Sequence[Node], known: Any = ()) -> dict[Node, int]:
@@ -245,10 +246,10 @@ class Planner:
             base = self.operand(node.args[0], kind)
             return Place(base.array, base.offset + node.data[0])
         if node.op == "cat":
-            found = [self.plan.homes.get(part, []) for part in node.args]
-            for first in found[0]:
+            part_homes = [self.plan.homes.get(part, []) for part in node.args]
+            for first in part_homes[0]:
                 at, fits = first.offset, self.reads(first, kind)
-                for part, places in zip(node.args, found, strict=True):
+                for part, places in zip(node.args, part_homes, strict=True):
                     fits = fits and Place(first.array, at) in places
                     at += part.width
                 if fits:
@@ -433,7 +434,7 @@ def _batched(graph: Graph, key: Any, leaves: dict[Node, list[Place]]) -> bool:
 
 def _saved(roots: Sequence[Node], forward: set[Node], known: dict[Node, list[Place]]) -> list[Node]:
     """The forward values the gradient needs that cost more to compute again than to keep."""
-    found: dict[Node, None] = {}
+    saved: dict[Node, None] = {}
     seen: set[Node] = set()
     waiting = list(roots)
     while waiting:
@@ -442,10 +443,10 @@ def _saved(roots: Sequence[Node], forward: set[Node], known: dict[Node, list[Pla
             continue
         seen.add(node)
         if node in forward and node.batch and (node.op in DEAR or node.op in ("mm", *OVER_CHANNELS)):
-            found[node] = None
+            saved[node] = None
         else:
             waiting += node.args
-    return sorted(found, key=lambda node: node.number)
+    return sorted(saved, key=lambda node: node.number)
 
 
 def _accumulate(
@@ -456,19 +457,19 @@ def _accumulate(
     for node in roots:
         count[node] = count.get(node, 0) + 1
     parts: list[list[Node]] = [_terms(node, count) for node in sent]
-    found: dict[Node, list[tuple[int, Node]]] = {}
+    added: dict[Node, list[tuple[int, Node]]] = {}
     for i, terms in enumerate(parts):
         for term in terms:
             whole = term.args[0] if term.op == "slice" else term
             span = whole.width // width
-            if whole.op != "mm" or whole in found or whole in fixed or whole.width != span * width:
+            if whole.op != "mm" or whole in added or whole in fixed or whole.width != span * width:
                 continue
             slices = [graph.slice(whole, k * width, width) for k in range(span)]
             if i + span > len(sent) or count[whole] != span or any(count[s] != 1 for s in slices):
                 continue
             if all(s in parts[i + k] for k, s in enumerate(slices)):
-                found[whole] = [(i + k, s) for k, s in enumerate(slices)]
-    for places in found.values():
+                added[whole] = [(i + k, s) for k, s in enumerate(slices)]
+    for places in added.values():
         for i, term in places:
             parts[i].remove(term)
     # What a product is added to has to be there before it: one that comes too early is an ordinary term.
@@ -476,15 +477,15 @@ def _accumulate(
     early: dict[Node, list[tuple[int, Node]]] | None = None
     while early or early is None:
         early = {}
-        for whole, places in found.items():
+        for whole, places in added.items():
             if max((depth[t] for i, _ in places for t in parts[i]), default=0) > depth[whole.args[0]]:
                 early[whole] = places
         for whole in early:
-            for i, term in found.pop(whole):
+            for i, term in added.pop(whole):
                 parts[i].append(term)
     for i, terms in enumerate(parts):
         planner.store(graph.sum(terms) if terms else graph.const(0.0), Place("sent", i * width))
-    return {whole: Place("sent", places[0][0] * width) for whole, places in found.items()}
+    return {whole: Place("sent", places[0][0] * width) for whole, places in added.items()}
 
 
 def _terms(node: Node, count: dict[Node, int]) -> list[Node]:

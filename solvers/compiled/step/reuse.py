@@ -28,29 +28,29 @@ def overlays(program: Program, items: Sequence[Item]) -> Overlays:
     read |= {place.array for outer in plan.outers for place in (outer.left, outer.right)}
     nodes = {homes[0].array[1]: node for node, homes in plan.homes.items() if homes[0].array[0] == "saved"}
     free = {i: node for i, node in nodes.items() if node.width > 1 and ("saved", i) not in read}
-    found: Overlays = {}
+    reused: Overlays = {}
     for item in items:
         if item.batch and len(item.shape) == 1:
-            shared = _shared(plan, ("dstep", item.key, 0), {i: n for i, n in free.items() if i not in found})
+            shared = _shared(plan, ("dstep", item.key, 0), {i: n for i, n in free.items() if i not in reused})
             if sum(free[i].width for i in shared) == item.shape[0]:
-                found.update(shared)
-    return found
+                reused.update(shared)
+    return reused
 
 
 def _shared(plan: Plan, array: Hashable, free: dict[int, Node]) -> Overlays:
-    found: Overlays = {}
+    reused: Overlays = {}
     if any(p.result.array == array for level in plan.levels for p in level.products):
         # A product is there before the level that stores it.
-        return found
+        return reused
     for number, level in enumerate(plan.levels):
         for node, place in level.stores:
             if place.array != array:
                 continue
-            fits = (i for i in free if i not in found and free[i].width == node.width and _done(plan, free[i], number))
+            fits = (i for i in free if i not in reused and free[i].width == node.width and _done(plan, free[i], number))
             chosen = next(fits, None)
             if chosen is not None:
-                found[chosen] = (array, place.offset)
-    return found
+                reused[chosen] = (array, place.offset)
+    return reused
 
 
 def _done(plan: Plan, saved: Node, number: int) -> bool:

@@ -6,7 +6,6 @@ differentiates it. The rest becomes a graph of `ir`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from solvers.base.counted import Counted
-from solvers.base.leaves import Leaves
+from solvers.base.leaves import Key, Leaves
 from solvers.base.loop import Loop
 from solvers.compiled.step.arrays import NodeArray, ParameterMatrix, entries_of
 from solvers.compiled.step.columns import Item
@@ -28,8 +27,6 @@ from solvers.compiled.step.lower import Lowering
 from solvers.compiled.step.ops import FORMULAS
 from solvers.compiled.step.reductions import REDUCTIONS
 from solvers.compiled.step.refused import Refused
-
-Key = tuple[Hashable, ...]
 
 
 @dataclass
@@ -57,14 +54,14 @@ class Traced:
 
 def field_tensors(field: Any) -> dict[Key, Tensor]:
     """Every tensor of a bound field by a key that says what it is: parameters, buffers, bound constants."""
-    found: dict[Key, Tensor] = {}
+    tensors: dict[Key, Tensor] = {}
     if isinstance(field, nn.Module):
-        found.update({("buffer", name): value for name, value in field.named_buffers()})
-        found.update({("parameter", name): value for name, value in field.named_parameters()})
+        tensors.update({("buffer", name): value for name, value in field.named_buffers()})
+        tensors.update({("parameter", name): value for name, value in field.named_parameters()})
         for name, value in getattr(field, "constants", {}).items():
             if isinstance(value, Tensor):
-                found["constant", name] = value
-    return found
+                tensors["constant", name] = value
+    return tensors
 
 
 def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) -> Traced:
@@ -160,27 +157,27 @@ class _Splitter:
     def _uniform(self) -> set[fx.Node]:
         """What depends on uniform tensors alone, and on one that is more than a number."""
         wide: set[fx.Node] = set()
-        found: set[fx.Node] = set()
+        uniform: set[fx.Node] = set()
         for node in self.module.graph.nodes:
             if node in self.keys or (node in self.item and self.item[node].uniform and not self.item[node].batch):
-                found.add(node)
+                uniform.add(node)
                 if node in self.keys or self.item[node].shape:
                     wide.add(node)
             elif self.batch in _shape(node):
                 # Repeated for every sample: so many there are only in this recording.
                 pass
-            elif node.op == "call_function" and node.all_input_nodes and set(node.all_input_nodes) <= found:
-                found.add(node)
+            elif node.op == "call_function" and node.all_input_nodes and set(node.all_input_nodes) <= uniform:
+                uniform.add(node)
                 if set(node.all_input_nodes) & wide:
                     wide.add(node)
             elif node.op == "call_function" and not node.all_input_nodes:
-                found.add(node)
+                uniform.add(node)
         # Arithmetic of numbers is left to the loop: it costs nothing there and torch's overhead here. What is made for
         # the prologue alone stays there, such as an identity matrix.
         for node in reversed(self.module.graph.nodes):
-            if node in found and node.op == "call_function" and node.users and set(node.users) <= wide:
+            if node in uniform and node.op == "call_function" and node.users and set(node.users) <= wide:
                 wide.add(node)
-        return {n for n in found if n in wide}
+        return {n for n in uniform if n in wide}
 
     def traced(self, evaluations: int) -> Traced:
         """The prologue and the graph of the rest."""
@@ -343,10 +340,10 @@ def _entries(dims: Any, leaf: Any) -> NodeArray:
     """One leaf for every index, of the width of the last dimension."""
     width = dims[-1][0][1] if dims and dims[-1] and dims[-1][0][0] == "c" else 1
     shape = entries_of(dims)
-    made = np.empty(shape, dtype=object)
+    entries = np.empty(shape, dtype=object)
     for number, index in enumerate(np.ndindex(*shape)):
-        made[index] = leaf(number, width)
-    return NodeArray(dims, made)
+        entries[index] = leaf(number, width)
+    return NodeArray(dims, entries)
 
 
 def _is_matrix(node: fx.Node, user: fx.Node) -> bool:

@@ -79,15 +79,15 @@ class _Function(Writer):
             for node, place in level.stores:
                 places.setdefault(node, []).append(place)
                 stored.setdefault(place.array, []).append(node)
-        found = {}
+        shared = {}
         for array, nodes in stored.items():
             if array[0] != "chunk" or len(nodes) > 1 or self.plan.widths[array] != nodes[0].width:
                 continue
             known = [p for p in self.plan.homes.get(nodes[0], []) if kind_of(p.array) in ("state", "next", "saved")]
             whole = [p for p in places[nodes[0]] if kind_of(p.array) == "dstep" and not self.program.divided]
             if known or whole:
-                found[array] = (known or whole)[0]
-        return found
+                shared[array] = (known or whole)[0]
+        return shared
 
     # Arrays
 
@@ -138,8 +138,8 @@ class _Function(Writer):
             name = self.declare(("carry", columns), f"({', '.join(both)})")
             return f"{name}[{'turn' if kind == 'carry' else '1 - turn'}]"
         if kind == "temp":
-            own = self.declare(array, f"torch.empty(batch, {self.plan.widths[array]}, dtype={self.dtype()})")
-            return self.declare((array, columns), f"{own}[:, {columns}]")
+            room = self.declare(array, f"torch.empty(batch, {self.plan.widths[array]}, dtype={self.dtype()})")
+            return self.declare((array, columns), f"{room}[:, {columns}]")
         parts = self.declare(
             ("states" if kind in ("state", "next") else array, columns),
             f"{self.all_steps(place, width)}.unbind(0)",
@@ -211,8 +211,8 @@ class _Function(Writer):
     def carry(self, node: Node) -> str:
         """The gradient from the step after plus that of the output itself."""
         width, name = self.program.width, f"v{node.number}"
-        own = self.declare(("gout", node.data[1]), f"given.get({('gout', node.data[1])!r})")
-        parts = self.declare(("gout", node.data[1], "parts"), f"None if {own} is None else {own}.unbind(0)")
+        whole = self.declare(("gout", node.data[1]), f"given.get({('gout', node.data[1])!r})")
+        parts = self.declare(("gout", node.data[1], "parts"), f"None if {whole} is None else {whole}.unbind(0)")
         before = self.view(Place("carry", node.data[1] * width), width)
         self.line(f"{name} = {before} + {parts}[at] if fresh and {parts} is not None else {before}")
         return name
@@ -342,11 +342,11 @@ class _Function(Writer):
                 if other is node and kept:
                     return f"{self.steps_of(place, node.width)}.sum(0)"
         known = ("sum of", node) in self.declared
-        own = self.declare(("sum of", node), f"torch.zeros(batch, {node.width}, dtype={self.dtype()})")
+        total = self.declare(("sum of", node), f"torch.zeros(batch, {node.width}, dtype={self.dtype()})")
         if not known:
             # The gradients of two rows may be the same sum.
-            self.line(f"{own}.add_({self.value(node)})")
-        return f"{own}.sum(0)"
+            self.line(f"{total}.add_({self.value(node)})")
+        return f"{total}.sum(0)"
 
     def outer(self, number: int, outer: Outer) -> str:
         """The gradient of a matrix."""

@@ -103,19 +103,19 @@ def tilings(plan: Plan, program: Program, size: int, precision: str) -> list[Til
     size = 2 if precision == "bf16" else size
     bytes_held = size * sum(power(m.rows) * power(m.columns) for m in matrices)
     piece = min(widest, power(program.width))
-    found = []
+    possible = []
     if bytes_held <= HELD:
-        found.append(Tiling(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
+        possible.append(Tiling(16, min(piece, 128), 0, 4 if precision == "tf32" else 8, 1))
     tile = min(piece, 128) ** 2
     kept = HELD // (size * tile) * tile
     if precision != "ieee" and bytes_held > HELD and 4 * size * kept >= bytes_held:
         # Reading matrices is what takes time: a good part of them on the chip is that much less to read. Without tensor
         # cores multiplying takes longer than reading, and such kernels spill, or break the compiler.
-        found.append(Tiling(16, min(piece, 128), 32, 8, 2, kept))
+        possible.append(Tiling(16, min(piece, 128), 32, 8, 2, kept))
     # Fewer samples a program take fewer registers a thread, and read the matrices more often.
     for rows, depth, stages in ((16, 32, 3), (8, 16, 4), (4, 16, 2)):
-        found.append(Tiling(rows, min(piece, 256), depth, 8, stages))
-    return found
+        possible.append(Tiling(rows, min(piece, 256), depth, 8, stages))
+    return possible
 
 
 def module(text: str) -> Any:
@@ -138,10 +138,10 @@ def module(text: str) -> Any:
         raise Refused(f"the GPU kernel could not be written: {error}") from None
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    sys.modules[name] = made
-    return made
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    sys.modules[name] = loaded
+    return loaded
 
 
 def options(tiling: Tiling) -> dict[str, Any]:
@@ -249,11 +249,11 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    if found is None:
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", listing)
+    if usage is None:
         raise Refused("what a GPU kernel takes is not known")
-    return int(found[1]), int(found[2])
+    return int(usage[1]), int(usage[2])
 
 
 def best(sources: Sequence[GpuSource], which: int, arch: int, dtype: torch.dtype) -> int:

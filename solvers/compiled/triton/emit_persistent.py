@@ -51,11 +51,11 @@ def emit(program: Program, dtype: str, precision: str, tilings: tuple[Tiling, Ti
 
 def joined(pieces: list[Piece]) -> list[tuple[int, int]]:
     """First and last row of pieces, those that follow each other as one."""
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for start, size in pieces:
-        first = found.pop()[0] if found and found[-1][1] == start else start
-        found.append((first, start + size))
-    return found
+        first = runs.pop()[0] if runs and runs[-1][1] == start else start
+        runs.append((first, start + size))
+    return runs
 
 
 class _Kernel(Values):

@@ -49,21 +49,21 @@ def emit(program: Program, dtype: str, half: bool) -> StagedSource:
     outs: dict[str, Hashable] = {}
     flags: dict[str, tuple[str, ...]] = {}
     for name, plan in (("forward", program.forward), ("backward", program.backward)):
-        signature, made, own = Signature(), [], set[Hashable]()
+        signature, pass_stages, pass_doubles = Signature(), [], set[Hashable]()
         for number, level in enumerate(plan.levels if plan is not None else ()):
             assert plan is not None
-            stage = _Stage(name, number, program, plan, matrices, dtype, tiling, signature, own)
+            stage = _Stage(name, number, program, plan, matrices, dtype, tiling, signature, pass_doubles)
             text = stage.text()
             outs |= stage.outs
             for p in level.products:
                 stage.matrix(p.matrix)
-            made.append((stage.called if text else "", level.products))
+            pass_stages.append((stage.called if text else "", level.products))
             if text:
                 texts.append(text)
                 flags[stage.called] = ("SUBSTEPS", *stage.outs)
         signatures.append(signature)
-        stages.append(made)
-        doubles.append(frozenset(own))
+        stages.append(pass_stages)
+        doubles.append(frozenset(pass_doubles))
     whole = "\n\n".join([HEAD, *texts])
     backward = None if program.backward is None else signatures[1]
     both = (tiling, tiling), (1, 1), (doubles[0], doubles[1])

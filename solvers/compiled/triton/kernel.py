@@ -52,9 +52,13 @@ def kernel(
             why = str(error)
     program = plan(lasting=True)
     source = emit(program, str(dtype).removeprefix("torch."), half)
-    made = StagedKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
-    made.note, made.half, made.slack = f"in kernels of one level each: {why}", half, target.slack
-    return made
+    staged_kernel = StagedKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
+    staged_kernel.note, staged_kernel.half, staged_kernel.slack = (
+        f"in kernels of one level each: {why}",
+        half,
+        target.slack,
+    )
+    return staged_kernel
 
 
 #: Takes tensors in main memory too, in Triton's interpreter.

@@ -186,6 +186,6 @@ def kernel(
             tried = [tried[compiler.best(sources, which, target.arch, dtype)]]
         chosen.append(tried[0])
     source = emit(program, name, target.precision, (chosen[0], chosen[-1]))
-    made = GpuKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
-    made.half, made.slack = source.half, target.slack
-    return made
+    gpu_kernel = GpuKernel(program, source, compiler.module(source.text), items, scalars, dtype, wanted)
+    gpu_kernel.half, gpu_kernel.slack = source.half, target.slack
+    return gpu_kernel

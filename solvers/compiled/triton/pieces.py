@@ -43,19 +43,19 @@ class Cuts:
         """Carry the cuts of a value and of the part of it that begins at a channel over to each other."""
         if whole not in self.at or part not in self.at:
             return False
-        mine, theirs = self.at[whole], self.at[part]
-        before = len(mine) + len(theirs)
-        mine |= {c + start for c in theirs}
-        theirs |= {c - start for c in mine if start <= c <= start + part.width}
-        return len(mine) + len(theirs) > before
+        of_whole, of_part = self.at[whole], self.at[part]
+        before = len(of_whole) + len(of_part)
+        of_whole |= {c + start for c in of_part}
+        of_part |= {c - start for c in of_whole if start <= c <= start + part.width}
+        return len(of_whole) + len(of_part) > before
 
     def of(self, node: Node) -> list[Piece]:
         """The pieces of a value."""
         edges = sorted(self.at[node])
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         for left, right in itertools.pairwise(edges):
-            found += [(at, min(self.largest, right - at)) for at in range(left, right, self.largest)]
-        return found
+            pieces += [(at, min(self.largest, right - at)) for at in range(left, right, self.largest)]
+        return pieces
 
 
 def _links(node: Node) -> list[tuple[Node, Node, int]]:
