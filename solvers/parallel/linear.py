@@ -21,6 +21,7 @@ from torch import Tensor
 from solvers.base.counted import Counted
 from solvers.base.loop import Loop
 from solvers.base.state import parts_of
+from solvers.compiled.passes.checked import Checked
 from solvers.compiled.step.columns import Columns, Item, kind_of
 from solvers.compiled.step.fingerprint import fingerprint
 from solvers.compiled.step.layout import Layout
@@ -43,24 +44,7 @@ WIDEST = 2048
 LARGEST = 1e3
 
 
-@dataclass
-class Kind:
-    """What is known of one kind of step of one field, as the self-check asks for it.
-
-    Attributes:
-        checked: its results were compared with the plain path.
-        refused: why it is not to be used.
-        slack: factor on the tolerance of the check.
-        backward: not None: gradients are given, and checked.
-    """
-
-    checked: bool = False
-    refused: str = ""
-    slack: float = 1.0
-    backward: Any = True
-
-
-_KINDS: weakref.WeakKeyDictionary[Any, dict[Hashable, Kind]] = weakref.WeakKeyDictionary()
+_KINDS: weakref.WeakKeyDictionary[Any, dict[Hashable, Checked]] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 
 
@@ -75,7 +59,7 @@ class Solve:
     """
 
     way: str
-    kernel: Kind
+    kernel: Checked
     loop: Loop
     layout: Layout
     steps: Steps
@@ -226,7 +210,7 @@ def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor
         known = _KINDS.setdefault(original, {})
         if key not in known and len(known) > 64:
             known.clear()
-        kind = known.setdefault(key, Kind(backward=trained or None))
+        kind = known.setdefault(key, Checked(backward=trained or None))
     if kind.refused:
         raise Refused(kind.refused)
     return Solve(way, kind, loop, layout, steps)

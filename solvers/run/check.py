@@ -13,6 +13,7 @@ from solvers.base.clock import Clock
 from solvers.base.leaves import Leaves
 from solvers.base.loop import Loop
 from solvers.compiled.passes import precision
+from solvers.compiled.passes.checked import Checked
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.refused import Refused
 from solvers.run.choice import WORTHWHILE
@@ -24,19 +25,10 @@ CHECKED = {"cpu": 3, "cuda": WORTHWHILE}
 TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-9}
 
 
-class Checkable(Protocol):
-    """What every kernel remembers of its comparison with the plain path."""
-
-    checked: bool
-    refused: str
-    slack: float
-    backward: Any
-
-
 class Solve(Protocol):
     """One solve by a fast path."""
 
-    kernel: Any
+    kernel: Checked
     loop: Loop
 
 
@@ -49,7 +41,7 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
     Raises:
         Refused: they differ, for instance because the step keeps something in Python from call to call.
     """
-    kernel: Checkable = call.kernel
+    kernel = call.kernel
     generator = torch.Generator().manual_seed(0)
     count = min(CHECKED[start.device.type], len(call.loop))
     leaves = Leaves(_beginning(call.loop, count), 0, count)

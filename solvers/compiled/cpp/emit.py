@@ -149,6 +149,8 @@ class _Function(CppWriter):
         if kind in ("state", "saved"):
             where = self.address(place.array)
             p, ld = self.given(where.pointer), str(where.across)
+            # One product over a chunk needs its rows one after the other. For a single thread they lie so; the samples
+            # of one of several threads are gathered first.
             copy = f"copy_{p}_{place.offset}_{width}"
             lines = []
             if copy not in self.declared:

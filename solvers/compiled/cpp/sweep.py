@@ -39,6 +39,8 @@ class Sweep:
         if node.op == "slice":
             base = self.located(node.args[0])
             return None if base is None else f"{base} + {node.data[0]}"
+        # A place holds the value only once it was written: by a product or a sum, or by the pass of an earlier level.
+        # In the forward pass this level's own results are still in registers and are taken from there.
         homes = plan.homes.get(node)
         if not homes or (node.op == "cat" and plan.depth.get(node, 0) >= self.number):
             return None
@@ -49,6 +51,7 @@ class Sweep:
             return None
         place = homes[0]
         if place.array == "carry":
+            # To this the gradient of the output is added first.
             return None
         return f"{self.pointer(place.array)} + {place.offset}"
 
@@ -57,6 +60,7 @@ class Sweep:
         if not node.batch:
             text = self.f.shared(node)
             return text if node.width > 1 else f"real({text})"
+        # A column is computed outside of the loops over channels, once; everything else once for each width it meets.
         column = node.width == 1
         name = f"{'c' if column else 'v'}{node.number}"
         if (name, 1 if column else width) in self.done:
@@ -115,6 +119,7 @@ class Sweep:
             place = f.plan.homes[node][0]
             self.after.append(f"{self.pointer(place.array)}[{place.offset}] = {name};")
         elif x.width == 1:
+            # Over the samples in double precision: there may be very many.
             self.before.append(f"double sum{node.number} = 0;")
             self.after.append(f"sum{node.number} += {value};")
         else:

@@ -141,6 +141,7 @@ class CppWriter(Writer):
 
         for node in nodes:
             if node.op in (*OVER_CHANNELS, "slice", "cat"):
+                # These read other channels than their own, so the rows before them must be complete.
                 flush()
             if node.op in OVER_CHANNELS:
                 total, x = f"sum{node.number}", self.shared(node.args[0])
@@ -197,6 +198,7 @@ class CppWriter(Writer):
             for reader in self.plan.depth:
                 for arg in reader.args:
                     self.readers.setdefault(arg, []).append(reader)
+        # A row that lives in its loop alone needs no memory, which is what most of them do.
         ends = [x for _, x in (*self.plan.sinks, *self.plan.drops)]
         stored = [x for level in self.plan.levels for x, _ in level.stores]
         return (

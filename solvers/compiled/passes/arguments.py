@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.compiled.passes import memory
+from solvers.compiled.passes.checked import Checked
 from solvers.compiled.passes.source import Signature, Source
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.ir import Matrix
@@ -19,7 +20,7 @@ from solvers.compiled.step.reuse import Overlays
 
 
 @dataclass
-class Kernel:
+class Kernel(Checked):
     """A compiled program.
 
     Attributes:
@@ -41,13 +42,8 @@ class Kernel:
     over: Overlays = field(default_factory=dict)
     #: Products in bfloat16.
     half: bool = False
-    #: By how much the comparison is wider than that of the data type, for products that round more.
-    slack: float = 1.0
     #: How it is run, where there are several ways.
     note: str = ""
-    #: Whether it was compared with the plain path, and why it is not to be used where they differ.
-    checked: bool = False
-    refused: str = ""
 
     def __post_init__(self) -> None:
         self.forward = self.library.forward

@@ -129,6 +129,7 @@ class Pullback:
     def run(self, args: Arguments, first: int, last: int) -> None:
         """The backward pass of steps `first` to `last` - 1, which are all that `args` is about."""
         args.tensors["carry0"], args.tensors["carry1"] = self.carry
+        # Where a stretch ends within an interval, the rest of that interval has added to its gradients before.
         shares = self._shares(args) if last % self.args.substeps else {}
 
         def own(part: int) -> dict[Hashable, Tensor]:
@@ -144,6 +145,7 @@ class Pullback:
         for name, whole in shares.items():
             whole += args.tensors[name]
         if args.steps % 2:
+            # The two took turns at every step: what the next stretch starts from is in the other one.
             self.carry.reverse()
 
     def _shares(self, args: Arguments) -> dict[Hashable, Tensor]:

@@ -62,6 +62,7 @@ class Call:
         Autograd refuses parameters that were changed between the two, so that in the second it is what it still is.
         """
         _, scalars, prologue_inputs = self.parted(tensors)
+        # Cut off here, so that the backward pass can walk through the prologue by itself and no further.
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in prologue_inputs]
         with torch.set_grad_enabled(self.kernel.backward is not None):
             results = self.uniform(inputs)
@@ -83,6 +84,7 @@ class Call:
         args = kernel.arguments(len(self.loop) * sub, sub, state)
         for item, whole in zip(kernel.items, self.parted(tensors)[0], strict=True):
             tensor = whole.detach()
+            # A kernel takes any strides but along the channels; what has none is read as numbers in double precision.
             if item.batch or (item.shape and item.shape[-1] > 1):
                 tensor = tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
             else:

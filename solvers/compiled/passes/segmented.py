@@ -48,6 +48,8 @@ class Segmented(torch.autograd.Function):
         ctx: Any, call: Call, cut: Cut, kept: Sequence[int], undo: Undo | None, state: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """The components in `kept` after every interval, and the last state; `tensors` of the call, and of the undo."""
+        # The kernel runs over one segment at a time, in the same room: its states and saved values are thrown away, and
+        # computed again when the backward pass comes to the segment.
         own, sub = tensors[: len(call.tensors)], call.substeps
         prologue = call.prologue(own)
         segment = _Segment(call.arguments(state, own, prologue), cut, _room(cut, state))
@@ -110,6 +112,7 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None,
     places, start = {step: stored[k] for k, step in enumerate(cut.stored)}, stored[-1]
     for first, last in reversed(list(itertools.pairwise(cut.edges))):
         if back is not None:
+            # From the end: what the forward pass kept serves to measure how far the rebuilt state has drifted.
             start = back.rebuilt(first, last, start)
             if first in places:
                 undo.measure(start, places[first], first)

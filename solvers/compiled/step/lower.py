@@ -81,6 +81,7 @@ class Lowering:
         for place in range(count):
             kinds = {b.dims[place] for b in padded} - {()}
             if len(kinds) > 1:
+                # (components, channels) meets the same written as one axis.
                 padded = [self.flattened(b, place) for b in padded]
                 kinds = {b.dims[place] for b in padded} - {()}
             if len(kinds) > 1:
@@ -101,6 +102,7 @@ class Lowering:
         dim = (*dim, ("c", 1)) if dim and dim[-1][0] == "i" else dim
         if len(dim) < 2 or dim[-1][0] != "c" or any(kind != "i" for kind, _ in dim[:-1]):
             return block
+        # Nodes beside each other along the channels, instead of nodes along an index.
         width = dim[-1][1]
         at = len(entries_of(block.dims[:place]))
         count = len(dim) - 1
@@ -123,6 +125,7 @@ class Lowering:
         if -1 in sizes:
             rest = math.prod(s for s in sizes if s != -1)
             sizes[sizes.index(-1)] = math.prod(x.shape) // max(rest, 1)
+        # The axes stay in their order in memory, so a new dimension is as many of the next as its size takes.
         axes = [axis for dim in x.dims for axis in dim]
         entries, dims = x.entries, []
         for size in sizes:
@@ -237,6 +240,7 @@ class Lowering:
         entries = np.empty(block.entries.shape, dtype=object)
         for index in np.ndindex(*entries.shape):
             if _zero(block.entries[index]):
+                # A sum that a method starts from zero: the product would be made for nothing at every step.
                 entries[index] = self.graph.const(0.0)
                 continue
             node = self.graph.wide(block.entries[index], block.shape[1])

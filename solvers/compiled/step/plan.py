@@ -6,12 +6,13 @@ then the products whose operands that pass made. Nothing here knows the language
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from solvers.base.leaves import Key
 from solvers.compiled.step.ir import Graph, Matrix, Node, ordered, uses
+from solvers.compiled.step.merge import levels, merged
 from solvers.compiled.step.ops import COLLECTIVE, DEAR, OVER_CHANNELS
 from solvers.compiled.step.pullback import pullback
 from solvers.compiled.step.trace import Traced
@@ -107,89 +108,6 @@ class Program:
     divided: bool
 
 
-def merged(graph: Graph, roots: Sequence[Node], fixed: Iterable[Node] = ()) -> list[Node]:
-    """The roots with products put together: sums of products along their operands, then those of one operand."""
-    known = {node: node for node in fixed}
-    roots = _merged_sums(graph, roots, dict(known))
-    nodes = ordered(roots, known)
-    groups: dict[Node, list[Node]] = {}
-    for node in nodes:
-        if node.op == "mm" and node not in known:
-            groups.setdefault(node.args[0], []).append(node)
-    for node in nodes:
-        if node in known:
-            continue
-        group = groups.get(node.args[0], []) if node.op == "mm" else []
-        if len(group) > 1:
-            whole = graph.mm(known[node.args[0]], Matrix.beside([n.data for n in group]))
-            start = sum(n.width for n in group[: group.index(node)])
-            known[node] = graph.slice(whole, start, node.width)
-        else:
-            known[node] = graph.renewed(node, tuple(known[a] for a in node.args))
-    return [known[root] for root in roots]
-
-
-def _merged_sums(graph: Graph, roots: Sequence[Node], known: dict[Node, Node]) -> list[Node]:
-    fixed = set(known)
-    nodes = ordered(roots, fixed)
-    count = uses(n for n in nodes if n not in fixed)
-    for root in roots:
-        count[root] = count.get(root, 0) + 1
-    depth = levels(nodes, fixed)
-
-    def terms(node: Node, top: bool = True) -> list[Node]:
-        if node.op == "add" and node not in fixed and (top or count[node] == 1):
-            return terms(node.args[0], False) + terms(node.args[1], False)
-        return [node]
-
-    inner = {a for n in nodes if n.op == "add" and n not in fixed for a in n.args if a.op == "add" and count[a] == 1}
-    for node in nodes:
-        if node in known:
-            continue
-        if node.op == "add" and node not in inner:
-            parts = terms(node)
-            products = [t for t in parts if t.op == "mm" and t not in fixed and count[t] == 1]
-            groups: dict[Any, list[Node]] = {}
-            for term in products:
-                operand = term.args[0]
-                state = operand.op == "leaf" and operand.data[0] == "state"
-                groups.setdefault("state" if state else depth[operand], []).append(term)
-            groups = {k: sorted(g, key=_first_component) for k, g in groups.items() if _mergeable(k, g)}
-            if groups:
-                gone = {t for g in groups.values() for t in g}
-                rest = [known[t] for t in parts if t not in gone]
-                for group in groups.values():
-                    operand = graph.cat([known[t.args[0]] for t in group])
-                    rest.append(graph.mm(operand, Matrix.stacked([t.data for t in group])))
-                known[node] = graph.sum(rest)
-                continue
-        known[node] = graph.renewed(node, tuple(known[a] for a in node.args))
-    return [known[root] for root in roots]
-
-
-def _first_component(term: Node) -> int:
-    operand = term.args[0]
-    return operand.data[1] if operand.op == "leaf" and operand.data[0] == "state" else operand.number
-
-
-def _mergeable(kind: Any, group: list[Node]) -> bool:
-    if len(group) < 2:
-        return False
-    if kind != "state":
-        return len({t.args[0] for t in group}) == len(group) and all(t.args[0].op != "leaf" for t in group)
-    components = sorted(t.args[0].data[1] for t in group)
-    return components == list(range(components[0], components[0] + len(components)))
-
-
-def levels(nodes: Sequence[Node], known: Any = ()) -> dict[Node, int]:
-    """How many products (or sums over an axis) come before each node."""
-    depth: dict[Node, int] = {}
-    for node in nodes:
-        before = 0 if node in known else max((depth[a] for a in node.args), default=0)
-        depth[node] = before + (node.op in COLLECTIVE and node not in known)
-    return depth
-
-
 #: Gives the program of a step, as `program` does; may be told that it is to be `lasting`.
 Planned = Callable[..., Program]
 
@@ -239,6 +157,7 @@ class Planner:
         return self.operands[node, kind]
 
     def _operand(self, node: Node, kind: str) -> Place:
+        # Best it lies somewhere already: by itself, as part of something wider, or as parts that are neighbours.
         for place in self.plan.homes.get(node, []):
             if self.reads(place, kind):
                 return place
@@ -284,6 +203,7 @@ class Planner:
                     self.plan.homes.setdefault(node, []).insert(0, self.array("temp", node.width))
             elif node.op in OVER_CHANNELS and node.batch and node not in self.known:
                 self.plan.homes[node] = [self.array("temp", 1)]
+        # Operands that had to be given a place are wanted as well, by now.
         nodes = ordered([*nodes, *(node for node, _ in self.wanted)], self.known)
         depth = levels(nodes, self.known)
         self._keep(nodes, depth)
@@ -312,6 +232,9 @@ class Planner:
 
     def _keep(self, nodes: Sequence[Node], depth: dict[Node, int]) -> None:
         """Give a place to what is dear to compute and used again after a product."""
+        # A pass over the samples computes again whatever it needs of earlier levels and finds nowhere: arithmetic is
+        # cheaper than memory, but for functions that are dear. So the last level that reads each value is what counts,
+        # through everything that is computed again on the way.
         stored = {node for node, _ in self.wanted}
         last: dict[Node, int] = {}
         for node in reversed(nodes):
@@ -386,6 +309,7 @@ def _backward(
     lasting: Collection[str],
 ) -> tuple[Plan, list[Node]]:
     """The plan of the gradient, and what the forward pass has to save for it."""
+    # The values of the forward pass stay the nodes they are, or the two passes would not mean the same by them.
     count, forward = len(outputs), ordered(outputs)
     carry = [graph.leaf(("carry", i), True, width, True) for i in range(count)]
     flows = pullback(graph, outputs, carry, lambda leaf: _matches(leaf, wanted))
@@ -409,6 +333,8 @@ def _backward(
     planner = Planner(known, width, divided, lasting)
     for i, node in enumerate(saved):
         planner.plan.widths["saved", i] = node.width
+    # Both factors of a matrix's gradient are kept for a chunk of steps and multiplied at once: one product over many
+    # steps costs far less than one at each.
     outers = []
     for k, (_, _, matrix) in enumerate(flows.products):
         left, right = (planner.operand(pairs[2 * k + j], "chunk") for j in (0, 1))
@@ -453,6 +379,8 @@ def _accumulate(
     graph: Graph, planner: Planner, sent: list[Node], roots: Sequence[Node], width: int, fixed: set[Node]
 ) -> dict[Node, Place]:
     """Store the gradient of the state; products that end in it alone are added to it in place."""
+    # A BLAS product can add to what is there, which saves a pass over memory: for products that are terms of the sent
+    # gradient and nothing else, and span whole components, whose places lie beside each other.
     count = uses(ordered(roots, fixed))
     for node in roots:
         count[node] = count.get(node, 0) + 1

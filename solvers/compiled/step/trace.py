@@ -70,6 +70,7 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
     Raises:
         Refused: something in it cannot be recorded or is not understood.
     """
+    # Axes are told apart by their size in the recording: that of the batch must be no other's.
     sizes = {n for item in items for n in item.shape} | set(state.shape[1:])
     batch = next(n for n in (11, 13, 17, 19, 23, 29, 31, 37) if n not in sizes)
     examples = [_example(item, loop, batch, state.dtype) for item in items]

@@ -67,7 +67,8 @@ class _Function(Writer):
         for level in plan.levels:
             for node, _ in level.stores:
                 self.count[node] = self.count.get(node, 0) + 1
-        #: Arrays with a place for each step that another one holds already.
+        #: Arrays with a place for each step that another one holds already; here every step is kept, so that a chunk of
+        #: them need not be a copy.
         self.same = self.shared_arrays()
         self.after: list[str] = []
 
@@ -253,6 +254,7 @@ class _Function(Writer):
         """A sum or difference with a product in one operation, where that product is used here alone."""
         if node.op == "mul" and node.batch:
             return self.slope(*node.args) or self.slope(*node.args[::-1])
+        # Torch's calls cost more than their arithmetic for small states: one fused call instead of two or three.
         if node.op not in ("add", "sub") or not node.batch:
             return None
         pairs = [node.args] if node.op == "sub" else [node.args, node.args[::-1]]
@@ -299,6 +301,7 @@ class _Function(Writer):
             self.line(f"{target}.copy_({value}) if fresh else {target}.add_({value})")
             return
         if node.batch and node.width == width and node not in self.values and self.located(node) is None:
+            # Written where it is wanted by the function that computes it, without a tensor in between.
             text = self.function(node)
             if text.startswith("torch.ops.aten."):
                 text = text.replace("_backward(", "_backward.grad_input(")[:-1] + f", grad_input={target})"
