@@ -27,12 +27,10 @@ def test_imports_run_one_way(package):
         assert not roots & FORBIDDEN[package], path
 
 
-@pytest.mark.parametrize(
-    ("folder", "lines"), [("solvers", 600), ("neuralosc", 600), ("experiments", 600), ("tests", 500)]
-)
-def test_files_can_be_read_in_one_sitting(folder, lines):
+@pytest.mark.parametrize("folder", ["solvers", "neuralosc", "experiments", "tests"])
+def test_files_can_be_read_in_one_sitting(folder):
     for path in (ROOT / folder).rglob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= lines, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
 
 
 def test_no_test_file_is_imported_by_another():

@@ -274,14 +274,17 @@ def builtin(kind: Any, dtype: torch.dtype | None = None) -> Maker:
 
 HALF = "neuralosc, bfloat16"
 COMPILED, PLAIN, LOOP, FLOOR = "neuralosc", "neuralosc, plain path", "loop", "floor"
+#: What "auto" takes where there is no compiler.
+UNCOMPILED = "neuralosc, no compiler"
 
 
 def _family(field: str, pair: Pair, base: str, peer: str = LOOP, blocks: Blocks = ()) -> list[Case]:
-    """A field's floor, what others do, and both paths of the library."""
+    """A field's floor, what others do, and the paths of the library."""
     other = f"{field}: {peer}"
     found = [
         Case(field, peer, written(pair), base),
         Case(field, COMPILED, library(pair, "compiled"), base, other),
+        Case(field, UNCOMPILED, library(pair, "torch"), base, other),
         Case(field, PLAIN, library(pair, "plain"), base, other),
     ]
     return [Case(field, FLOOR, floor(blocks), base), *found] if blocks else found
