@@ -55,6 +55,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
     """
     bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
     columns = Columns(loop, state.shape[0])
+    # One thread records at a time, and what several ask for is made once.
     with _LOCK:
         entry = _entry(maker, original, loop, layout, state, columns)
         if entry.traced is None:
@@ -70,6 +71,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
                 made = maker.make(plan, key[1], items, scalars, working(state.dtype), wanted or frozenset())
                 entry.kernels[key] = made
             except Refused as error:
+                # Kept, too: a step that cannot be planned would be tried in vain at every call.
                 entry.kernels[key] = str(error)
         kernel = entry.kernels[key]
     reason = kernel if isinstance(kernel, str) else kernel.refused
@@ -89,8 +91,10 @@ def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tenso
         raise Refused("the solver or an attribute of the field cannot be told apart from others") from None
     if not known:
         if len(entries) > 64:
+            # A number that changes from call to call would fill the memory with kernels that serve once.
             entries.clear()
         entries[key] = Entry()
+        # What can be compiled without the step is, while it is recorded.
         maker.begin(state)
         try:
             # The generator is put back: recording a step must not change what a user draws next.

@@ -80,6 +80,7 @@ class _Function(CppWriter):
     def sweep(self, number: int, level: Level) -> list[str]:
         """The loop over samples of one level."""
         if not level.stores and not level.sums:
+            # Only products: their operands were there before.
             return []
         sweep = Sweep(self, number)
         # The gradients of the interval's leaves last: they may lie where a saved value was read.

@@ -151,6 +151,7 @@ class CppWriter(Writer):
                     f"for (int j = 0; j < {node.args[0].width}; ++j) {join}",
                 ]
             elif node.width == 1:
+                # In double precision: times and step sizes, of which rounding would add up.
                 j = str(node.data[0]) if node.op == "slice" else "0"
                 value = self.function(node, [self.shared(a, j) for a in node.args], "double")
                 lines.append(f"const double sum{node.number} = {value};")

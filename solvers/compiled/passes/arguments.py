@@ -169,6 +169,7 @@ def like(tensor: Tensor) -> Tensor:
 
 def _dense(tensor: Tensor) -> tuple[int, ...]:
     """Strides in the order of a tensor's own, without gaps or repetition."""
+    # Channels last whatever their stride, since kernels take no other.
     strided = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda d: (-strided[d], d))
     order = [d for d in order if d != tensor.dim() - 1] + [tensor.dim() - 1]
@@ -181,6 +182,7 @@ def _dense(tensor: Tensor) -> tuple[int, ...]:
 
 def pass_item(args: Arguments, kind: str, item: Item, tensor: Tensor) -> None:
     """Pass each index of an item, all the axes between the batch and the channels, as an array of its own."""
+    # An index is a number when the code is written, so what it chooses is an argument by itself.
     lead = 2 if item.batch else 1
     inner = tensor.shape[lead:-1] if tensor.dim() > lead else ()
     count = 1

@@ -72,6 +72,7 @@ class Call:
             passed["whole", item.key, 0] = tensor.detach().double().reshape(1)
         for i, tensor in enumerate(uniform):
             rows = tensor.contiguous().view(-1, tensor.shape[-1]) if tensor.dim() else tensor.view(1, 1)
+            # More rows than that are a matrix, which is passed as one.
             for k, row in enumerate(rows if len(rows) <= 16 else ()):
                 passed["uniform", i, k] = row.double() if row.numel() == 1 else row
         for i, matrix in enumerate(self.kernel.source.matrices):
@@ -95,6 +96,7 @@ class Call:
 
     def plainly(self, state: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
         """The gradients by autograd through the plain path, which can be differentiated again."""
+        # The plain path does not convert: with parameters of another type than the state it has no gradient to give.
         own = next(iter(parameters_of(self.loop.field).values()), state)
         if own.dtype != state.dtype:
             raise InputError(
@@ -106,6 +108,7 @@ class Call:
         named.update({i.key: t for i, t in zip(self.kernel.scalars, scalars, strict=True)})
         named.update({i.key: t for i, t in zip(self.kernel.items, items, strict=True)})
         with torch.enable_grad():
+            # The tensors that autograd knows are those of whole columns, and the steps must be made from these.
             loop = self._stepwise(named)
             states = loop.advance(self.layout.taken(state), 0, len(loop))
             whole = torch.stack([self.layout.packed(carried) for carried in states[self.substeps - 1 :: self.substeps]])

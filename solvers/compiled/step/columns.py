@@ -101,6 +101,7 @@ def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:
     if not isinstance(first, Tensor):
         if not set(map(type, values)) <= {int, float}:
             raise Refused("the paths hold numbers in some intervals and other things in others")
+        # A time differs from step to step, if only within an interval.
         uniform = key != ("start",) and values.count(first) == len(values)
         return Item(key, uniform, True, (), False, False)
     if not all(isinstance(v, Tensor) for v in values):
@@ -108,6 +109,7 @@ def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:
     uniform = len(values) > 1 and all(v is first for v in values)
     if not uniform and len({(v.shape, v.dtype) for v in values}) > 1:
         raise Refused("tensors of the intervals have different shapes")
+    # With one axis it is a row of channels, also where there are as many of them as samples.
     has = first.dim() >= 2 and first.shape[0] == batch
     # One tensor with a value per sample, the same in all intervals, is a column like any other.
     uniform = uniform and not has

@@ -125,6 +125,7 @@ class Graph:
             try:
                 return self.const(fold(*values))
             except (ArithmeticError, ValueError):
+                # Such as 1 / 0, which is left to the loop: there it is what torch makes of it.
                 pass
         simple = self._simplified(op, args, values, data)
         if simple is not None:
@@ -157,6 +158,7 @@ class Graph:
                 if values[one] == -1:
                     return self.pointwise("neg", args[other])
             if values[1] is not None:
+                # The number first, so that the same product is the same node.
                 return self.pointwise("mul", args[1], args[0])
             a, b = args
             # (c x) y with a number c, and x y z with shared x y: keep what does not depend on the sample together.
@@ -166,6 +168,7 @@ class Graph:
         if op == "div":
             if values[1] == 1:
                 return args[0]
+            # One division for each channel, or for all, instead of one for each sample.
             if not args[1].batch and (args[0].batch or args[0].width > args[1].width):
                 return self.pointwise("mul", args[0], self.pointwise("div", self.const(1.0), args[1]))
         if op == "neg" and args[0].op == "neg":
@@ -204,6 +207,7 @@ class Graph:
         """Channels beside each other."""
         if len(parts) == 1:
             return parts[0]
+        # Neighbouring slices of one value are a slice of it, and need not be put together.
         if all(p.op == "slice" and p.args == parts[0].args for p in parts):
             ends = [p.data[0] + p.data[1] for p in parts]
             if all(p.data[0] == end for p, end in zip(parts[1:], ends, strict=False)):
@@ -223,6 +227,7 @@ class Graph:
         """What all channels share, once per channel."""
         if x.width == width:
             return x
+        # As an addition, so that no emitter needs an operation for it; that of a leaf, which is not simplified away.
         zeros = self.leaf(("zeros", width), False, width, False)
         return self._node("add", (zeros, x), None, x.batch, width, x.varies)
 
@@ -284,6 +289,7 @@ def ordered(roots: Iterable[Node], stop: Any = ()) -> list[Node]:
             reached.add(node)
             if node not in stop:
                 waiting += node.args
+    # A node is made after its arguments: the order of creation is one of computation.
     return sorted(reached, key=lambda node: node.number)
 
 

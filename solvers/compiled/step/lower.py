@@ -31,13 +31,14 @@ class Lowering:
     def __init__(self, graph: Graph, batch: int) -> None:
         self.graph, self.batch = graph, batch
 
-    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        """The result of one operation; `out` is the traced result, known by its shape."""
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of one operation."""
         if target is operator.getitem:
             return args[0][args[1]]
         name = getattr(target, "_schema", None)
         if name is None:
             raise Refused(f"it calls {target}")
+        # Without views, torch records their copies.
         short = name.name.removeprefix("aten::").removesuffix("_copy")
         if short in _SHAPES:
             return _SHAPES[short](self, *args, **kwargs)
@@ -63,6 +64,7 @@ class Lowering:
 
     def pointwise(self, formula: Callable[..., Term], *args: Any, **kwargs: Any) -> NodeArray:
         """A function entry by entry, with broadcasting."""
+        # Numbers are values like others; words, such as the form of gelu, are not.
         operands = [x for x in args if not _option(x)]
         options = [x for x in args if _option(x)]
         blocks = self.aligned([self.block(x) for x in operands])
@@ -178,6 +180,7 @@ class Lowering:
         axes = block.dims[dim]
         if first == 0 and last == size and step == 1:
             return block
+        # Along an index a part is fewer nodes; along channels, a slice of each.
         if len(axes) == 1 and axes[0][0] == "i":
             at = len(entries_of(block.dims[:dim]))
             entries = block.entries[(slice(None),) * at + (slice(first, last, step),)]
@@ -208,6 +211,7 @@ class Lowering:
         sizes = [b.shape[dim] for b in blocks]
         kinds = {b.dims[dim] for b in blocks}
         at = len(entries_of(blocks[0].dims[:dim]))
+        # Values of as many channels become an index of them: whole components beside each other stay apart.
         if len(kinds) == 1 and all(len(d) == 1 and d[0][0] == "c" for d in kinds):
             width = sizes[0]
             entries = np.stack([b.entries for b in blocks], axis=at)
@@ -222,6 +226,7 @@ class Lowering:
             rows = [b.entries if b.dims[dim] else np.expand_dims(b.entries, at) for b in blocks]
             entries = np.concatenate(rows, axis=at)
             return NodeArray((*blocks[0].dims[:dim], (("i", sum(sizes)),), *blocks[0].dims[dim + 1 :]), entries)
+        # Of different widths: one value of all their channels.
         flat = [self.flattened(b, dim) for b in blocks]
         if any(b.dims[dim] and b.dims[dim][0][0] != "c" for b in flat):
             raise Refused("it joins samples")

@@ -33,6 +33,7 @@ def pullback(
 ) -> Cotangents:
     """Cotangents of the leaves (and matrices) that are `wanted`, for those of the outputs."""
     nodes = ordered(outputs)
+    # What is not made from anything wanted needs no cotangent, and no arithmetic for it.
     active: set[Node] = set()
     for node in nodes:
         if node.op == "leaf":
@@ -48,10 +49,12 @@ def pullback(
         if output in active:
             flows.setdefault(output, []).append(cotangent)
     result = Cotangents()
+    # From the end: whatever uses a value has given its share before the value itself is reached.
     for node in reversed(nodes):
         if node not in flows:
             continue
         g = _total(graph, node, flows.pop(node))
+        # Of these the channels are told apart, even where their cotangents are all the same.
         if node.op in ("leaf", "mm", "slice", "cat"):
             g = graph.wide(g, node.width)
         if node.op == "leaf":
@@ -97,6 +100,7 @@ def _flows(graph: Graph, node: Node, g: Node) -> list[Node | None]:
     """The cotangents of the arguments, before `_reduced`."""
     op, args = node.op, node.args
     if op == "slice":
+        # No node of the graph: `_total` puts it together with the others before anything computes it.
         start = node.data[0]
         return [Node("pad", (g,), (start, args[0].width), g.batch, args[0].width, True, -1)]
     if op == "cat":

@@ -86,6 +86,7 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
         counted = Counted(once.field)
         start, span = once.clock.starts[0], once.clock.spans[0]
         carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
+        # Recording may run this more than once; the last time counts.
         counts.append(counted.evaluations)
         return layout.packed(carried)
 
@@ -96,6 +97,7 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
 
 
 def _example(item: Item, loop: Loop, batch: int, dtype: torch.dtype) -> Tensor:
+    # Positive: a step divides by spans, or takes their root.
     if item.number or not item.shape:
         return torch.tensor(0.1, dtype=dtype)
     return 0.1 + torch.rand(*([batch] if item.batch else []), *item.shape, dtype=dtype)
@@ -104,6 +106,7 @@ def _example(item: Item, loop: Loop, batch: int, dtype: torch.dtype) -> Tensor:
 def _recorded(step: Any, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     try:
         with torch.no_grad():
+            # The language has neither: what changes in place becomes a new value, and a view a copy that costs nothing.
             function = functionalize(step, remove="mutations_and_views")
             return make_fx(function, decomposition_table=_decompositions())(*examples)
     except Refused:
@@ -197,7 +200,7 @@ class _Splitter:
             elif node.op == "call_function":
                 args = fx.node.map_arg(node.args, self._wrapped(graph))
                 kwargs = fx.node.map_arg(node.kwargs, self._wrapped(graph))
-                self.env[node] = low.call(node.target, _unwrapped(args), _unwrapped(kwargs), node.meta.get("val"))
+                self.env[node] = low.call(node.target, _unwrapped(args), _unwrapped(kwargs))
         block = low.block(outputs)
         expected = (self.batch, *self.state.shape[1:])
         if block.shape != expected:
@@ -208,6 +211,7 @@ class _Splitter:
         if any(m is None for m in made):
             raise Refused("the state after the step is not made of whole components")
         given, behind, prologue = self._prologue()
+        # What the prologue alone reads is no argument of the kernel.
         stepwise = [item.key for node, item in self.item.items() if node in self.env and node.users]
         return Traced(graph, made, prologue, given, behind, evaluations, stepwise)  # type: ignore[arg-type]
 
@@ -250,11 +254,13 @@ class _Splitter:
         shape = tuple(value.shape)
         products = [u for u in node.users if u not in self.uniform and _is_matrix(node, u)]
         others = [u for u in node.users if u not in self.uniform and u not in products]
+        # A product reads a matrix whole, all else reads rows, and a leaf is one or the other.
         if products and others:
             raise Refused("a matrix of parameters is used in a product and outside of one")
         if products:
             rows, columns = shape
             return ParameterMatrix(Matrix(rows, columns, (Tile(("uniform", name), rows, columns),)))
+        # Every row would be an argument of the kernel.
         if len(shape) > 1 and int(np.prod(shape[:-1])) > 16:
             raise Refused("a matrix of parameters is used outside of a product")
         return _entries(_dims(shape), lambda i, n: graph.leaf(("uniform", name, i), False, n, False))

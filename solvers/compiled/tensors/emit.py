@@ -141,6 +141,7 @@ class _Function(Writer):
         if kind == "temp":
             room = self.declare(array, f"torch.empty(batch, {self.plan.widths[array]}, dtype={self.dtype()})")
             return self.declare((array, columns), f"{room}[:, {columns}]")
+        # Taken apart once: selecting a step from the whole tensor at every step costs as much as computing with it.
         parts = self.declare(
             ("states" if kind in ("state", "next") else array, columns),
             f"{self.all_steps(place, width)}.unbind(0)",
@@ -360,6 +361,7 @@ class _Function(Writer):
         """The function."""
         backward = self.name == "backward"
         self.setup = True
+        # What no step changes is computed before the loop.
         for node in self.plan.setup:
             self.value(node)
         self.setup = False

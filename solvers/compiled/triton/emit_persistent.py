@@ -90,6 +90,7 @@ class _Kernel(Values):
         #: Tiles of streamed matrices that stay on the chip, and their numbers.
         self.kept: dict[tuple[Matrix, int, int], int] = {}
         self.read = {p.operand.array for level in plan.levels for p in level.products}
+        # Every tile product is written out, and the compiler's time grows faster than their number.
         if sum(self.dots(p) for level in plan.levels for p in level.products) > LARGEST:
             raise Refused(f"its products are more than {LARGEST} tiles, too many for one GPU kernel")
 
@@ -108,6 +109,7 @@ class _Kernel(Values):
         """A product, piece by piece of its result."""
         node, x = p.node, p.node.args[0]
         for start, size in self.cuts.of(node):
+            # The tensor cores take no narrower tile.
             tile = max(self.padded(size), TILE)
             name = f"v{node.number}_{start}" if node.width > 1 else f"v{node.number}"
             self.step.append(f"{name} = tl.zeros([{self.tiling.rows}, {tile}], {self.real})")
@@ -121,6 +123,7 @@ class _Kernel(Values):
                 self.step.append(f"{name} = tl.sum({name}, 1)[:, None]")
             self.names[node, start] = name
             if p.add:
+                # To the gradient that is sent, which is in registers.
                 component, at = divmod(p.result.offset + start, self.program.width)
                 self.sent[component, at] = f"{self.sent[component, at]} + {name}"
 
@@ -140,6 +143,7 @@ class _Kernel(Values):
         address = f"{self.given(('matrix', self.matrix(p.matrix)))}"
         wide = f"tl.arange(0, {tile})[None, :]"
         if depth == 1:
+            # An outer product, by broadcasting: of one row nothing is to be summed.
             load = f"tl.load({address} + {k * p.matrix.columns + n} + {wide}, mask={wide} < {size}, other=0.0)"
             self.once(matrix, self.top, f"{matrix} = {load}")
             number = f"{matrix}.to({self.real})" if self.precision == "bf16" else matrix
@@ -255,6 +259,7 @@ class _Kernel(Values):
         for node, place in level.stores:
             self.store(node, place)
         if level.products and self.tiling.depth:
+            # Operands go through memory: all threads must have written before any reads.
             self.step.append("tl.debug_barrier()")
         for p in level.products:
             self.product(p)
@@ -320,6 +325,7 @@ class _Kernel(Values):
         self.endings()
         before, renewal = self.carries()
         loop = [*head, *self.step, *renewal]
+        # And have read before the next step writes there again.
         loop += ["tl.debug_barrier()"] if self.tiling.depth and self.products else []
         rows = self.tiling.rows
         lines = [

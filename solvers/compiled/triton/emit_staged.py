@@ -131,6 +131,7 @@ class _Stage(Values):
             return None
         homes = self.plan.homes.get(node, [])
         if node.op in ("mm", *OVER_CHANNELS):
+            # Always made by what ran before this kernel.
             return homes[0] if homes else None
         backward = self.name == "backward"
         for place in homes:
@@ -159,6 +160,7 @@ class _Stage(Values):
         key = ("gout", i)
         self.outs[f"OUT{i}"] = key
         p, st, sb = self.given(key), self.number((*key, "time")), self.number((*key, "sample"))
+        # Only at the end of an interval: elsewhere the mask lets no sample through.
         self.step.append(f"if OUT{i}:")
         for start, size in self.cuts.of(node):
             inside = self.inside(size)
@@ -181,6 +183,7 @@ class _Stage(Values):
                 text = f"{text} + tl.where(fresh, 0.0, {self.load(address, size)})"
             self.step.append(f"tl.store({address}, {text}{self.mask(size)})")
             if kind == "next" and self.name == "forward":
+                # A product reads the place that stays, the caller those of all steps.
                 states = f"{self.given('states')} + ((s + 1) * batch + row) * {self.ld}"
                 self.step.append(f"tl.store({states} + {shift}, {text}{self.mask(size)})")
 
@@ -212,6 +215,7 @@ class _Stage(Values):
         ends = [node for _, node in (*self.plan.sinks, *self.plan.drops)] if self.last else []
         if not (sums or ends or level.stores):
             return ""
+        # Whatever an earlier kernel left is read, and nothing behind it computed again.
         stop = {node for node in self.plan.depth if self.left(node) is not None} - set(sums)
         for node in ordered([*(node for node, _ in level.stores), *(node.args[0] for node in sums), *ends], stop):
             self.compute(node, self.step)

@@ -40,7 +40,7 @@ class GpuKernel(Kernel):
 
 
 class GpuArguments(Arguments):
-    """The tensors of one call, in the tiling a Triton kernel reads."""
+    """The tensors of one call, as a Triton kernel reads them."""
 
     kernel: GpuKernel
 
@@ -69,8 +69,11 @@ class GpuArguments(Arguments):
                 tensors[array] = state.new_empty(chunk, self.batch, width)
         mine = own(0)
         added, dropped = ([name for name in mine if _kind(name) == kind] for kind in ("sum", "drop"))
+        # Every program adds to a slab of its own, in the order of the steps, so that sums come out the same every time;
+        # atomic additions would not.
         slabs = {n: state.new_zeros(grid[0], *mine[n].shape, dtype=mine[n].dtype) for n in (*added, *dropped)}
         tensors.update(slabs)
+        # From the end, as many steps at a time as there is memory for the factors of matrices' gradients.
         last = self.steps
         while last > 0:
             first = max(0, (last - 1) // chunk * chunk)
@@ -119,6 +122,7 @@ class GpuArguments(Arguments):
         """Start a kernel for some of the steps."""
         which = int(signature is self.kernel.source.backward)
         numbers = self.numbers(signature, tensors)
+        # A gradient that was not given is not read, but its argument must be some address.
         nothing = tensors["states"]
         pointers = [tensors.get(name, nothing) for name in signature.pointers]
         integers = [numbers.get(name, 0) for name in signature.integers]
@@ -136,6 +140,7 @@ class GpuArguments(Arguments):
 
     def flags(self, which: int, tensors: dict[Hashable, Tensor]) -> dict[str, Any]:
         """The constants of a pass: steps of an interval and, backward, which outputs have a gradient."""
+        # Triton compiles a kernel for each set of them, and what is not given is not even asked for.
         outs = self.kernel.source.outs if which else {}
         return {"SUBSTEPS": self.substeps, **{flag: name in tensors for flag, name in outs.items()}}
 
@@ -150,6 +155,7 @@ class GpuArguments(Arguments):
             with np.errstate(all="ignore"), torch.cuda.device_of(self.tensors["states"]):
                 run()
         except Exception as error:
+            # A kernel that has run before is not what fails now: memory, or another kernel's fault.
             if self.kernel.checked:
                 raise
             said = next((line for line in str(error).splitlines() if line.strip()), "no message")

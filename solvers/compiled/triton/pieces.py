@@ -33,6 +33,7 @@ class Cuts:
         wide = [node for node in looped if node.width > 1]
         links += [(wide[0], other, 0) for other in wide[1:]]
         links += [(node, part, at) for part in wide[:1] for node in added for at in range(0, node.width, part.width)]
+        # A cut travels through every combination that either value takes part in, until nothing new is cut.
         changed = True
         while changed:
             changed = False

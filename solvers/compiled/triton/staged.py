@@ -75,11 +75,13 @@ class StagedArguments(GpuArguments):
         (first, last), backward = steps, bool(function)
         start = tensors["carry0"] if backward else tensors["states"][first]
         work = self.kernel.work(function, start)
+        # Its places hold one call at a time.
         with work.lock:
             numbers = {**self.numbers(signature, tensors), "first": first}
             work.fill(start, tensors, numbers, last if backward else first)
             self.guarded(functools.partial(work.run, last - first, self.flags(function, tensors)))
             if backward:
+                # Where the next chunk of steps begins, and where the caller looks for the gradient of the state.
                 start.copy_(work.pair[(last - first) % 2])
 
     def temporaries(self, plan: Plan, state: Tensor) -> dict[Hashable, Tensor]:
@@ -100,6 +102,7 @@ class Work:
         plan = program.backward if which else program.forward
         signature = source.backward if which else source.forward
         assert plan is not None and signature is not None
+        # What a graph has recorded are addresses: all that its kernels and products name directly stays where it is.
         self.pair = [torch.empty_like(start, memory_format=torch.contiguous_format) for _ in range(2)]
         widths = {array: width for array, width in plan.widths.items() if array[0] == "temp"}
         self.temps = {array: start.new_empty(self.batch, width) for array, width in widths.items()}
@@ -132,8 +135,10 @@ class Work:
 
     def replayed(self, count: int, flags: dict[str, Any]) -> None:
         """Some steps: one by one at first, which compiles the kernels, then recorded, and replayed ever after."""
+        # A graph is of one length; most are of the longest, and the rest of a sequence has one of its own.
         key = (count, *flags.values())
         if key not in self.graphs:
+            # Nothing may be compiled while a graph is recorded.
             self.graphs[key] = None
             self.steps(count, flags)
             return
@@ -149,6 +154,7 @@ class Work:
             return again
         graph = torch.cuda.CUDAGraph()
         try:
+            # Other threads may use the device meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 again()
         except RuntimeError as error:
@@ -174,6 +180,7 @@ class Work:
                     x = self.place(p.operand, p.matrix.rows, before, after)
                     out = self.place(p.result, p.matrix.columns, before, after)
                     self.product(x, self.matrices[p.matrix], out, p.add)
+        # On the device and part of the graph: the next replay goes on from there.
         self.integers[:1].add_(-count if backward else count)
 
     def product(self, x: Tensor, matrix: Tensor, out: Tensor, add: bool) -> None:

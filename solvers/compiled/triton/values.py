@@ -36,6 +36,7 @@ class Values(Writer):
         self.split = self.separable()
         self.block = min(tiling.piece, power(program.width))
         self.tiles = -(-program.width // self.block) if self.split else 1
+        # What a product adds to must be cut where its result is.
         added = [p.node for level in plan.levels for p in level.products if p.add]
         self.cuts = Cuts(plan.depth, self.looped(), added, program.width if self.split else tiling.piece)
         #: Lines at the top of the kernel, and those of a step.
@@ -97,6 +98,7 @@ class Values(Writer):
         """Which channels of the tensor are of the piece; empty where all are."""
         if size == 1 or (self.padded(size) == size and not self.split):
             return ""
+        # Every program of the second axis has a whole block.
         if self.split and size % self.block == 0:
             return ""
         return f"({self.channels(size)} < {size})"
@@ -181,6 +183,7 @@ class Values(Writer):
             self.define(node, 0, f"tl.sum({self.value(node.args[0], node.data[0])}.to(tl.float64))", section)
         if node.op == "const" or (node.op in ("cat", "slice", "mm") and not known):
             return
+        # What was stored is loaded rather than computed again in the backward pass; forward it is still in registers.
         for start, size in self.cuts.of(node):
             if node.op == "leaf" and node.data[0] in ("state", "carry") and self.carried(node):
                 name = f"{node.data[0]}{node.data[1]}_{start}"
