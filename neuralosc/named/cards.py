@@ -97,14 +97,14 @@ def named(
     """
 
     def register(make: Maker) -> Maker:
-        own = {
+        hyperparameters = {
             p.name: p.default
             for p in inspect.signature(make).parameters.values()
             if p.default is not inspect.Parameter.empty
         }
-        defaults = own if field is None or blocks else {**own, **STANDARD, **(choices or {})}
-        kind, taken = None if field is None else field.__name__, own.get("solver") or solver
-        card = ModelCard(name, title, paper, equation, kind, taken, defaults, make, also or {}, blocks)
+        defaults = hyperparameters if field is None or blocks else {**hyperparameters, **STANDARD, **(choices or {})}
+        kind, published = None if field is None else field.__name__, hyperparameters.get("solver") or solver
+        card = ModelCard(name, title, paper, equation, kind, published, defaults, make, also or {}, blocks)
         MODELS.add(name, card)
         return make
 
@@ -122,8 +122,8 @@ def network(
     choices: Choices,
 ) -> ContinuousRNN:
     """A stack of `num_layers` equal fields, the first fed by the input, the others by the layer before."""
-    fields, given = equal_fields(field, input_size, hidden_size, hyperparameters, choices)
-    rnn = ContinuousRNN(fields, solver, dt, **given)
+    fields, settings = equal_fields(field, input_size, hidden_size, hyperparameters, choices)
+    rnn = ContinuousRNN(fields, solver, dt, **settings)
     rnn.config = configuration(name, rnn, hyperparameters)
     return rnn
 
@@ -136,15 +136,15 @@ def equal_fields(
     choices: Choices,
 ) -> tuple[list[VectorField], dict[str, Any]]:
     """The fields of `num_layers` layers, and the choices that are left for `ContinuousRNN`."""
-    given: dict[str, Any] = {**STANDARD, **choices}
-    layers = arguments.count("num_layers", given.pop("num_layers"))
-    directions = 2 if arguments.flag("bidirectional", given["bidirectional"]) else 1
+    settings: dict[str, Any] = {**STANDARD, **choices}
+    layers = arguments.count("num_layers", settings.pop("num_layers"))
+    directions = 2 if arguments.flag("bidirectional", settings["bidirectional"]) else 1
     fields = [
         field(directions * hidden_size if layer else input_size, hidden_size, **hyperparameters)
         for layer in range(layers)
         for _ in range(directions)
     ]
-    return fields, given
+    return fields, settings
 
 
 def configuration(name: str, rnn: ContinuousRNN, hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -38,15 +38,15 @@ class _TorchEqual(ContinuousRNN):
             InputError: a module of another kind, or a choice that it decides.
         """
         arguments.torch_module(module, cls.torch_kind)
-        given = ["input_size", "hidden_size", "bias", "num_layers", "bidirectional"]
-        given += ["nonlinearity"] if isinstance(module, nn.RNN) else []
-        decided = sorted(choices.keys() & set(given))
+        keys = ["input_size", "hidden_size", "bias", "num_layers", "bidirectional"]
+        keys += ["nonlinearity"] if isinstance(module, nn.RNN) else []
+        decided = sorted(choices.keys() & set(keys))
         if decided:
             raise InputError(f"{', '.join(decided)} was given with a module that decides it: leave it out")
         dropout = module.dropout if module.num_layers > 1 else 0.0
         make: Any = cls
         with torch.random.fork_rng(devices=[]):
-            rnn: Self = make(**{"dropout": dropout, **{key: getattr(module, key) for key in given}, **choices})
+            rnn: Self = make(**{"dropout": dropout, **{key: getattr(module, key) for key in keys}, **choices})
         rnn.to(next(module.parameters()))
         for index, field in enumerate(rnn.fields):
             fill(field, _weights(module, index // rnn.directions, index % rnn.directions), type(module).__name__)
@@ -58,8 +58,8 @@ def _weights(module: nn.RNNBase, layer: int, reverse: int) -> dict[str, Tensor]:
     kinds = ("weight", "bias") if module.bias else ("weight",)
     suffix = f"l{layer}{'_reverse' * reverse}"
     return {
-        f"{own}.{kind}": getattr(module, f"{kind}_{name}_{suffix}").detach()
-        for own, name in (("V", "ih"), ("W", "hh"))
+        f"{field_name}.{kind}": getattr(module, f"{kind}_{name}_{suffix}").detach()
+        for field_name, name in (("V", "ih"), ("W", "hh"))
         for kind in kinds
     }
 
@@ -89,10 +89,10 @@ class RNN(_TorchEqual):
         solver: str | dict[str, Any] | solvers.Solver = "euler",
         **choices: Unpack[Choices],
     ) -> None:
-        own = {"nonlinearity": nonlinearity, "bias": bias}
-        fields, given = equal_fields(Relaxation, input_size, hidden_size, own, choices)
-        super().__init__(fields, solver, dt, **given)
-        self.config = configuration("rnn", self, own)
+        hyperparameters = {"nonlinearity": nonlinearity, "bias": bias}
+        fields, settings = equal_fields(Relaxation, input_size, hidden_size, hyperparameters, choices)
+        super().__init__(fields, solver, dt, **settings)
+        self.config = configuration("rnn", self, hyperparameters)
 
 
 @named(
@@ -119,6 +119,6 @@ class GRU(_TorchEqual):
         solver: str | dict[str, Any] | solvers.Solver = "euler",
         **choices: Unpack[Choices],
     ) -> None:
-        fields, given = equal_fields(GatedRelaxation, input_size, hidden_size, {"bias": bias}, choices)
-        super().__init__(fields, solver, dt, **given)
+        fields, settings = equal_fields(GatedRelaxation, input_size, hidden_size, {"bias": bias}, choices)
+        super().__init__(fields, solver, dt, **settings)
         self.config = configuration("gru", self, {"bias": bias})

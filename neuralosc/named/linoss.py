@@ -60,15 +60,15 @@ def linoss(
         num_layers: blocks.
         dropout: probability of dropping an entry, in both places of a block.
     """
-    own: dict[str, Any] = {
+    hyperparameters: dict[str, Any] = {
         "state_size": state_size, "discretization": discretization, "damped": damped, "projection": projection,
         "initialization": initialization, "heads": heads,
     }  # fmt: skip
     shape: dict[str, Any] = {"num_layers": num_layers, "dropout": dropout, "missing": missing}
     choices: dict[str, Any] = {"substeps": substeps, "gradient": gradient, "control": control, "max_dt": max_dt}
-    network = LinOSSNetwork(input_size, hidden_size, **shape, dt=dt, solver=solver, **own, **choices)
+    network = LinOSSNetwork(input_size, hidden_size, **shape, dt=dt, solver=solver, **hyperparameters, **choices)
     sizes = {"model": "linoss", "input_size": input_size, "hidden_size": hidden_size}
-    network.config = {**sizes, **own, **shape, **network.choices()}
+    network.config = {**sizes, **hyperparameters, **shape, **network.choices()}
     return network
 
 

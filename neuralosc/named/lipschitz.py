@@ -40,9 +40,11 @@ def LipschitzRNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The Lipschitz RNN with the settings of sequential MNIST. See `Lipschitz`."""
-    own: dict[str, Any] = {"beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std}
-    own |= {"gamma_W": gamma_W, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
-    return network("lipschitz", Lipschitz, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters: dict[str, Any] = {
+        "beta": beta, "gamma": gamma, "alpha": alpha, "gated": gated, "init_std": init_std, "gamma_W": gamma_W,
+        "time_scale": time_scale, "learned_time_scale": learned_time_scale,
+    }  # fmt: skip
+    return network("lipschitz", Lipschitz, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 @published("lipschitz")
@@ -80,8 +82,9 @@ def AntisymmetricRNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The antisymmetric RNN under Euler. See `Antisymmetric`."""
-    own = {"gamma": gamma, "init_std": init_std, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
-    return network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters: dict[str, Any] = {"gamma": gamma, "init_std": init_std, "time_scale": time_scale}
+    hyperparameters |= {"learned_time_scale": learned_time_scale}
+    return network("antisymmetric", Antisymmetric, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 @published("antisymmetric")

@@ -37,8 +37,8 @@ def LEM(
 def _lem(keys: Keys, dt: float, **settings: Any) -> Loaded:
     maps = {"V": "cell.inp2hid", "coupling": "cell.hid2hid", "transform": "cell.transform_z"}
     values = {
-        f"{own}.{part}": keys.take(f"{published}.{part}")
-        for own, published in maps.items()
+        f"{name}.{part}": keys.take(f"{published}.{part}")
+        for name, published in maps.items()
         for part in ("weight", "bias")
     }
     hidden, features = len(values["transform.bias"]), values["V.weight"].shape[-1]

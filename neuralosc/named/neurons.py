@@ -33,8 +33,8 @@ def CTRNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The continuous-time RNN; under "exponential_euler" dt may exceed tau. See `LeakyIntegrator`."""
-    own = {"tau": tau, "learned": learned, "activation": activation}
-    return network("ctrnn", LeakyIntegrator, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters = {"tau": tau, "learned": learned, "activation": activation}
+    return network("ctrnn", LeakyIntegrator, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 #: Steps of the published solver from sample to sample.
@@ -60,5 +60,6 @@ def LTC(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """A liquid time-constant network under its fused step, six a sample as published. See `LiquidTimeConstant`."""
-    own = {"tau": tau, "learned": learned, "activation": activation}
-    return network("ltc", LiquidTimeConstant, input_size, hidden_size, dt, solver, own, {**FUSED, **choices})
+    hyperparameters = {"tau": tau, "learned": learned, "activation": activation}
+    choices = {**FUSED, **choices}
+    return network("ltc", LiquidTimeConstant, input_size, hidden_size, dt, solver, hyperparameters, choices)

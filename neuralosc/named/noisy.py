@@ -72,9 +72,11 @@ def NoisyRNN(
         solver: one for equations with noise, or any other, which leaves the noise out.
         choices: see `ContinuousRNN`.
     """
-    own = {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "additive": additive}
-    own |= {"multiplicative": multiplicative, "learned_time_scale": learned_time_scale, "init_std": init_std}
-    return network("noisy", _noisy, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters = {
+        "beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "additive": additive,
+        "multiplicative": multiplicative, "learned_time_scale": learned_time_scale, "init_std": init_std,
+    }  # fmt: skip
+    return network("noisy", _noisy, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 def _noisy(
@@ -83,9 +85,9 @@ def _noisy(
     gamma_A: float,
     additive: Value,
     multiplicative: Value,
-    **own: Any,
+    **settings: Any,
 ) -> Noisy:
-    drift = Lipschitz(input_size, hidden_size, gamma=number("gamma_A", gamma_A), **own)
+    drift = Lipschitz(input_size, hidden_size, gamma=number("gamma_A", gamma_A), **settings)
     # As published, unlike the input map of the Lipschitz RNN.
     drift.V.reset_parameters()
     return Noisy(drift, additive, multiplicative, "drift", independent=True, training_only=True)
@@ -106,12 +108,13 @@ def _published(
 ) -> Loaded:
     """Settings under their published names; `learned_step` False is the published solver "base", which leaves d out."""
     weight, bias = keys.take("E.weight"), keys.take("E.bias")
-    own: dict[str, Any] = {
+    hyperparameters: dict[str, Any] = {
         "additive": number("add_noise", add_noise, 0) / math.sqrt(eps),
         "multiplicative": number("mult_noise", mult_noise, 0) * math.sqrt(eps / 12),
+        "learned_time_scale": learned_step,
     }
-    own |= {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha, "learned_time_scale": learned_step}
-    rnn = NoisyRNN(weight.shape[1], len(bias), dt=eps, **own, **settings).to(weight.dtype)
+    hyperparameters |= {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha}
+    rnn = NoisyRNN(weight.shape[1], len(bias), dt=eps, **hyperparameters, **settings).to(weight.dtype)
     values = {"V.weight": weight, "V.bias": bias, "A": keys.take("B"), "W": keys.take("C")}
     step = keys.take("d")
     if learned_step:

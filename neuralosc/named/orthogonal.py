@@ -37,8 +37,8 @@ def CayleyRNN(
 
     Under "exponential_euler" it is `ExpRNN`. See `Orthogonal`.
     """
-    own = {"activation": activation, "unitary": unitary, "margin": margin, "start": start}
-    return network("cayley", Orthogonal, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters = {"activation": activation, "unitary": unitary, "margin": margin, "start": start}
+    return network("cayley", Orthogonal, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 @published("cayley")
@@ -73,5 +73,5 @@ def ExpRNN(
 
     Under "implicit_midpoint" it is `CayleyRNN`. See `Orthogonal`.
     """
-    own = {"activation": activation, "unitary": unitary, "margin": margin, "start": start}
-    return network("exprnn", Orthogonal, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters = {"activation": activation, "unitary": unitary, "margin": margin, "start": start}
+    return network("exprnn", Orthogonal, input_size, hidden_size, dt, solver, hyperparameters, choices)

@@ -42,9 +42,9 @@ def CoRNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """CoRNN under its published step; the standard settings are those of sequential MNIST. See `Oscillator`."""
-    own: dict[str, Any] = {"gamma": gamma, "epsilon": epsilon, "coupled": coupled, "learned": learned}
-    own |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
-    return network("cornn", Oscillator, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters: dict[str, Any] = {"gamma": gamma, "epsilon": epsilon, "coupled": coupled, "learned": learned}
+    hyperparameters |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
+    return network("cornn", Oscillator, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 @published("cornn")
@@ -84,8 +84,9 @@ def UnICORNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """UnICORNN under its published step, with the settings of permuted MNIST. See `HamiltonianOscillator`."""
-    own = {"alpha": alpha, "learned": learned, "time_scale": time_scale, "learned_time_scale": learned_time_scale}
-    return network("unicornn", HamiltonianOscillator, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters: dict[str, Any] = {"alpha": alpha, "learned": learned}
+    hyperparameters |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
+    return network("unicornn", HamiltonianOscillator, input_size, hidden_size, dt, solver, hyperparameters, choices)
 
 
 @published("unicornn")
@@ -98,8 +99,8 @@ def _unicornn(keys: Keys, dt: Any, alpha: float, **settings: Any) -> Loaded:
     rnn = UnICORNN(features or 1, hidden, dt=dt, alpha=alpha, num_layers=layers, **settings).to(first.dtype)
     for i, field in enumerate(rnn.fields):
         maps = {"V.weight": keys.take(f"DIs.{i}.fc.weight"), "V.bias": keys.take(f"DIs.{i}.fc.bias")}
-        own = {"w": keys.take(f"RNNs.{i}.weight_hh"), "c": keys.take(f"RNNs.{i}.c_")}
-        fill(field, {**maps, **own}, "unicornn")
+        vectors = {"w": keys.take(f"RNNs.{i}.weight_hh"), "c": keys.take(f"RNNs.{i}.c_")}
+        fill(field, {**maps, **vectors}, "unicornn")
     readout = keys.readout("classifier")
     keys.finish()
     return rnn, readout
@@ -126,6 +127,6 @@ def HamiltonianRNN(
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
     """The Hamiltonian RNN of a dense energy with one or two layers. See `DenseHamiltonian`."""
-    own: dict[str, Any] = {"alpha": alpha, "energy_layers": energy_layers, "learned": learned}
-    own |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
-    return network("hamiltonian", DenseHamiltonian, input_size, hidden_size, dt, solver, own, choices)
+    hyperparameters: dict[str, Any] = {"alpha": alpha, "energy_layers": energy_layers, "learned": learned}
+    hyperparameters |= {"time_scale": time_scale, "learned_time_scale": learned_time_scale}
+    return network("hamiltonian", DenseHamiltonian, input_size, hidden_size, dt, solver, hyperparameters, choices)
