@@ -39,11 +39,11 @@ def layers(field: VectorField | Sequence[VectorField], directions: int = 1) -> l
                 f"layer {i // directions} has {layer.components} components of {layer.hidden_size} channels, layer 0 "
                 f"has {first.components} of {first.hidden_size}: layers of a stack must have states of one shape"
             )
-        given = directions * first.hidden_size if i >= directions else first.input_size
-        if layer.input_size != given:
+        expected = directions * first.hidden_size if i >= directions else first.input_size
+        if layer.input_size != expected:
             source = "the layer before gives" if i >= directions else "its other direction"
             raise InputError(
-                f"layer {i // directions} takes {layer.input_size} inputs, {source} {given}: make them equal"
+                f"layer {i // directions} takes {layer.input_size} inputs, {source} {expected}: make them equal"
             )
     if len(fields) % directions:
         raise InputError(
@@ -77,10 +77,10 @@ def positive(name: str, value: Any) -> float:
 
 def steps(dt: float | Sequence[float], count: int) -> tuple[float, ...]:
     """One dt per layer."""
-    given = tuple(dt) if isinstance(dt, Sequence) and not isinstance(dt, str) else (dt,) * count
-    if len(given) != count:
-        raise InputError(f"dt has {len(given)} values for {count} layers: give one number, or one per layer")
-    return tuple(positive("dt", value) for value in given)
+    values = tuple(dt) if isinstance(dt, Sequence) and not isinstance(dt, str) else (dt,) * count
+    if len(values) != count:
+        raise InputError(f"dt has {len(values)} values for {count} layers: give one number, or one per layer")
+    return tuple(positive("dt", value) for value in values)
 
 
 def probability(name: str, value: Any) -> float:

@@ -119,15 +119,15 @@ class Noisy(VectorField):
 
     def prepare(self) -> dict[str, Any]:
         """What the field prepares, and the coefficients of the noise."""
-        own = {"noise.additive": self.additive(), "noise.multiplicative": self.multiplicative()}
-        return {**self.field.constants, **own}
+        noise = {"noise.additive": self.additive(), "noise.multiplicative": self.multiplicative()}
+        return {**self.field.constants, **noise}
 
     def bind(self, constants: dict[str, Any] | None = None) -> Noisy:
         """See `VectorField.bind`; the field inside is bound along."""
-        given = self.prepare() if constants is None else constants
+        constants = self.prepare() if constants is None else constants
         bound = copy.copy(self)
-        bound.__dict__["_bound"] = given
-        inner = self.field.bind({name: value for name, value in given.items() if not name.startswith("noise.")})
+        bound.__dict__["_bound"] = constants
+        inner = self.field.bind({name: value for name, value in constants.items() if not name.startswith("noise.")})
         bound.__dict__["_modules"] = {**self._modules, "field": inner}
         return bound
 

@@ -171,11 +171,11 @@ def _drawn(start: str, like: Tensor) -> Tensor:
         angles = (2 * torch.rand(count, dtype=torch.float64) - 1) * math.pi
     else:
         angles = torch.tan(torch.rand(count, dtype=torch.float64) * math.pi / 4)
-    made = torch.zeros(like.shape, dtype=torch.float64)
+    C = torch.zeros(like.shape, dtype=torch.float64)
     if like.dim() == 3:
         # C^H - C of i c is -2 i c.
-        made[1] = torch.diag(angles / 2)
+        C[1] = torch.diag(angles / 2)
     else:
         first = 2 * torch.arange(count)
-        made[first, first + 1] = angles
-    return made
+        C[first, first + 1] = angles
+    return C

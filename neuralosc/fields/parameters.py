@@ -56,11 +56,11 @@ class Coefficient(nn.Module):
             bound = f"above {minimum:g}" if above else f"at least {minimum:g}"
             raise InputError(f"{name} is {float(exact[wrong].flatten()[0])}, expected finite and {bound}")
         self.fixed = None if learned or exact.dim() else float(exact)
-        given = exact.to(torch.get_default_dtype())
+        rounded = exact.to(torch.get_default_dtype())
         if learned:
-            self.raw = nn.Parameter(inverse_softplus(given.expand(hidden_size)))
-        elif given.dim():
-            self.register_buffer("raw", given.clone())
+            self.raw = nn.Parameter(inverse_softplus(rounded.expand(hidden_size)))
+        elif rounded.dim():
+            self.register_buffer("raw", rounded.clone())
         self.learned = learned
 
     def forward(self) -> float | Tensor:

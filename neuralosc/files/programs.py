@@ -90,12 +90,12 @@ def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = Fal
                 "a step of this network needs earlier samples too, and a program of a step takes a state alone: give a "
                 "length, or make the network with control 'hold' and missing 'error'"
             )
-        given = (x, state, spans) if timespans else (x, state)
+        inputs = (x, state, spans) if timespans else (x, state)
         batch = Dim("batch")
         # A stack has an axis for its layers before that of the batch.
-        shapes = ({0: batch}, {state.dim() - 3: batch}, {0: batch})[: len(given)]
-        recorded = torch.export.export(module, given, dynamic_shapes=shapes)
-        return torch.export.export(_folded(recorded), given, dynamic_shapes=shapes)
+        shapes = ({0: batch}, {state.dim() - 3: batch}, {0: batch})[: len(inputs)]
+        recorded = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        return torch.export.export(_folded(recorded), inputs, dynamic_shapes=shapes)
 
 
 def export_onnx(
@@ -127,17 +127,19 @@ def export_onnx(
     program = export(rnn, None if isinstance(length, str) else length, timespans)
     names = [*("x", "state", "timespans")[: 2 + timespans], "output", "next_state"]
     # The step inside a Scan is in the scope of the names outside.
-    own = names if whole else [f"{name}_of_step" for name in names]
+    graph_names = names if whole else [f"{name}_of_step" for name in names]
     try:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
-            made = torch.onnx.export(program, dynamo=True, input_names=own[:-2], output_names=own[-2:], verbose=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, input_names=graph_names[:-2], output_names=graph_names[-2:], verbose=False
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         raise PairingError(
             f"ONNX has no operator for {_missing(error)}, which a step of this network takes: leave out timespans, "
             "choose another solver, or use neuralosc.export"
         ) from error
-    assert made is not None
-    model = made.model_proto
+    assert exported is not None
+    model = exported.model_proto
     _name_batch(model.graph)
     model = model if whole else _scan(onnx, model, names)
     onnx.checker.check_model(model)
@@ -149,8 +151,8 @@ def _missing(error: BaseException) -> str:
     """The operation of torch that could not be translated, read from the chain of errors."""
     chain: BaseException | None = error
     while chain is not None:
-        if found := re.search(r"op='(aten\.\w+)'", str(chain)):
-            return found[1]
+        if match := re.search(r"op='(aten\.\w+)'", str(chain)):
+            return match[1]
         chain = chain.__cause__
     return "an operation"
 

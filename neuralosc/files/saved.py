@@ -119,11 +119,11 @@ def _rebuild(source: Path, written: str) -> RecurrentLayer:
 
 def _fit(rnn: nn.Module, tensors: dict[str, Any], source: Path) -> None:
     expected = {name: tuple(value.shape) for name, value in rnn.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    stored = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(expected.keys() | stored.keys()):
+        if expected.get(name) != stored.get(name):
             raise InputError(
-                f"{source} does not fit the network: {name} has shape {found.get(name, 'none, it is missing')} in the "
+                f"{source} does not fit the network: {name} has shape {stored.get(name, 'none, it is missing')} in the "
                 f"file and {expected.get(name, 'no place')} in the network"
             )
 

@@ -184,6 +184,6 @@ class LinOSSNetwork(RecurrentLayer):
             return state
         size = self.layers[0].field.hidden_size
         if not isinstance(state, Tensor) or state.dim() < 3 or (self.num_layers > 1 and len(state) != self.num_layers):
-            given = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-            raise InputError(f"state is {given}, expected ([{self.num_layers},] batch, 2, {size})")
+            actual = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise InputError(f"state is {actual}, expected ([{self.num_layers},] batch, 2, {size})")
         return state.unbind(0) if self.num_layers > 1 else [state]

@@ -105,10 +105,10 @@ def explain(
         f"{rnn.solver.name!r}, gradient {rnn.gradient.name!r}, backend {solvers.get_backend()!r}, "
         f"threads {torch.get_num_threads()}"
     )
-    found = Explanation(title, layers, source)
+    explanation = Explanation(title, layers, source)
     if show:
-        print(found)
-    return found
+        print(explanation)
+    return explanation
 
 
 def _layer(rnn: Stack, index: int, solution: Solution) -> LayerPath:
@@ -132,9 +132,9 @@ def _measured(rnn: Stack, index: int, solution: Solution) -> tuple[int, float]:
         return rnn.run_from(index, x, start, None if uniform else spans).positions()[:, -1:].square().mean()
 
     def step() -> None:
-        found = loss()
-        if found.requires_grad:
-            torch.autograd.grad(found, wanted, allow_unused=True)
+        value = loss()
+        if value.requires_grad:
+            torch.autograd.grad(value, wanted, allow_unused=True)
 
     # What a backward pass computes again and keeps meanwhile is not kept until then.
     with SavedMemory((x, *rnn.layer(index).parameters())) as memory:

@@ -96,21 +96,22 @@ def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
         InputError: a wrong number of lengths, or one outside 1 .. time.
     """
     batch, time = x.shape[:2]
-    given = _as_tensor("lengths", lengths, f"{batch} integers, one per sample").to(x.device)
-    if given.numel() == 0:
-        given = given.long()
-    if given.shape != (batch,) or given.is_floating_point() or given.dtype == torch.bool:
+    lengths = _as_tensor("lengths", lengths, f"{batch} integers, one per sample").to(x.device)
+    if lengths.numel() == 0:
+        lengths = lengths.long()
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise InputError(
-            f"lengths has shape {tuple(given.shape)} and dtype {given.dtype}, expected {batch} integers, one per sample"
+            f"lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
+            f"expected {batch} integers, one per sample"
         )
-    wrong = (given < 1) | (given > time)
-    if concrete(given) and bool(wrong.any()):
+    wrong = (lengths < 1) | (lengths > time)
+    if concrete(lengths) and bool(wrong.any()):
         sample = int(wrong.nonzero()[0])
         raise InputError(
-            f"lengths[{sample}] is {int(given[sample])}, expected between 1 and {time}, the padded length: "
+            f"lengths[{sample}] is {int(lengths[sample])}, expected between 1 and {time}, the padded length: "
             "leave out empty sequences"
         )
-    return torch.arange(time, device=x.device) < given.unsqueeze(-1)
+    return torch.arange(time, device=x.device) < lengths.unsqueeze(-1)
 
 
 def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -151,37 +152,37 @@ def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:
             raise InputError(f"{name} is {value:g}, expected finite and at least 0")
         return float(value)
     batch = x.shape[0]
-    given = _as_tensor(name, value, f"a number or a tensor ({batch},)")
-    if given.shape not in ((), (batch,)) or given.is_complex():
-        raise InputError(f"{name} has shape {tuple(given.shape)}, expected a number or a tensor ({batch},)")
-    wrong = ~torch.isfinite(given) | (given < 0)
-    if concrete(given) and bool(wrong.any()):
-        raise InputError(f"{name} is {float(given[wrong][0]):g}, expected finite and at least 0")
-    given = given.to(x)
-    return (given if given.dim() else given.expand(batch)).unsqueeze(-1)
+    value = _as_tensor(name, value, f"a number or a tensor ({batch},)")
+    if value.shape not in ((), (batch,)) or value.is_complex():
+        raise InputError(f"{name} has shape {tuple(value.shape)}, expected a number or a tensor ({batch},)")
+    wrong = ~torch.isfinite(value) | (value < 0)
+    if concrete(value) and bool(wrong.any()):
+        raise InputError(f"{name} is {float(value[wrong][0]):g}, expected finite and at least 0")
+    value = value.to(x)
+    return (value if value.dim() else value.expand(batch)).unsqueeze(-1)
 
 
 def check_times(at: Any, x: Tensor) -> Tensor:
     """Times since the start, `(times,)` or `(batch, times)`, as `(batch, times)` in the precision of clocks."""
     batch = x.shape[0]
-    given = _as_tensor("at", at, f"times (times,) or ({batch}, times)")
-    if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != batch) or given.is_complex():
+    times = _as_tensor("at", at, f"times (times,) or ({batch}, times)")
+    if times.dim() not in (1, 2) or (times.dim() == 2 and len(times) != batch) or times.is_complex():
         raise InputError(
-            f"at has shape {tuple(given.shape)}, expected (times,) or ({batch}, times): times since the start, "
+            f"at has shape {tuple(times.shape)}, expected (times,) or ({batch}, times): times since the start, "
             "in units of dt"
         )
-    wrong = ~torch.isfinite(given) | (given < 0)
+    wrong = ~torch.isfinite(times) | (times < 0)
     if bool(wrong.any()):
-        raise InputError(f"at holds {float(given[wrong][0]):g}, expected finite times of at least 0")
-    return given.to(x.device, x.dtype if x.device.type == "mps" else torch.float64).expand(batch, -1)
+        raise InputError(f"at holds {float(times[wrong][0]):g}, expected finite times of at least 0")
+    return times.to(x.device, x.dtype if x.device.type == "mps" else torch.float64).expand(batch, -1)
 
 
 def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """The given initial state, refused if it does not fit."""
     if not isinstance(state, Tensor) or tuple(state.shape) != shape:
-        given = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        actual = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
         raise InputError(
-            f"state has shape {given}, expected {shape}: ([layers * directions,] batch, components, hidden)"
+            f"state has shape {actual}, expected {shape}: ([layers * directions,] batch, components, hidden)"
         )
     if state.dtype != x.dtype or state.device != x.device:
         raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")

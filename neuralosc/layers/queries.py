@@ -33,14 +33,14 @@ def states_at(rnn: Stack, solution: Solution, at: Tensor | Sequence[float]) -> T
         )
     wanted = inputs.check_times(at, solution.inputs[-1])
     fields = range(len(solution.inputs))[-rnn.directions :]
-    found = []
+    states = []
     for index in fields:
         times = wanted
         if solution.direction(index).reverse:
             spans = _exact(solution.timespans)
             times = (spans[..., :1] + spans.sum(-1, keepdim=True) - wanted).clamp_min(0)
-        found.append(_states(rnn, solution, index, times))
-    return beside(found)
+        states.append(_states(rnn, solution, index, times))
+    return beside(states)
 
 
 def _exact(spans: Tensor) -> Tensor:
@@ -74,13 +74,13 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tenso
         clock = Clock((starts[chosen],), (lengths[chosen],))
         return rnn.run_paths(index, [path], clock, states[chosen], jumps=False).end()
 
-    found = states.new_empty(0, *states.shape[1:])
+    ends = states.new_empty(0, *states.shape[1:])
     between, after = (interval < count).nonzero().squeeze(-1), (interval == count).nonzero().squeeze(-1)
     if len(between):
         paths = rnn.control.paths(field.drive(x).unbind(1), Clock.of_spans(spans * dt))
-        found = run(mixed(paths, interval[between], rows[between]), between)
+        ends = run(mixed(paths, interval[between], rows[between]), between)
     if len(after):
         silence = field.drive(torch.zeros_like(x[:, :1])).squeeze(1)
-        found = torch.cat((found, run(Held(silence[rows[after]]), after)))
+        ends = torch.cat((ends, run(Held(silence[rows[after]]), after)))
     order = torch.cat((between, after)).argsort()
-    return found[order].reshape(batch, -1, *states.shape[1:])
+    return ends[order].reshape(batch, -1, *states.shape[1:])

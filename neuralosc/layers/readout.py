@@ -166,9 +166,9 @@ class Readout(nn.Linear):
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
-            padded, found = pad_packed_sequence(input, batch_first=True)
-            answer = self(padded, found)
-            return inputs.pack_like(answer, found, input) if self.pooling.every else answer
+            padded, lengths = pad_packed_sequence(input, batch_first=True)
+            answer = self(padded, lengths)
+            return inputs.pack_like(answer, lengths, input) if self.pooling.every else answer
         inputs.check_sequence(input, self.in_features, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, input)
         if valid is not None:

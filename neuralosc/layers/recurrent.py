@@ -100,9 +100,9 @@ class RecurrentLayer(nn.Module):
             return self._run(x, state, timespans, lengths)
         if lengths is not None:
             raise InputError("lengths was given with a PackedSequence, which carries its own: leave it out")
-        padded, found = pad_packed_sequence(x, batch_first=True)
-        output, end = self._run(padded, state, timespans, found)
-        return inputs.pack_like(output, found, x), end
+        padded, lengths = pad_packed_sequence(x, batch_first=True)
+        output, end = self._run(padded, state, timespans, lengths)
+        return inputs.pack_like(output, lengths, x), end
 
     def _run(
         self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None

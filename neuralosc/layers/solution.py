@@ -140,18 +140,18 @@ def run(
     ways = directions(spans, valid, rnn.directions)
     starts = rnn.initial(state, x)
     trajectories: list[solvers.Trajectory] = []
-    given: list[Tensor] = []
+    inputs: list[Tensor] = []
     for _ in range(rnn.num_layers):
         outputs = []
         for way in ways:
-            index, seen = len(given), way.turned(x)
+            index, seen = len(inputs), way.turned(x)
             trajectory = rnn.run_from(index, seen, starts[index], way.spans, positions_only)
-            given.append(seen)
+            inputs.append(seen)
             trajectories.append(trajectory)
             outputs.append(way.turned(trajectory.positions()))
         x = joined(rnn, x, outputs)
     end = gathered([trajectory.end() for trajectory in trajectories])
-    return Solution(x, end, trajectories, given, starts, ways)
+    return Solution(x, end, trajectories, inputs, starts, ways)
 
 
 def joined(rnn: Stack, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
