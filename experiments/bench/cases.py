@@ -151,9 +151,9 @@ Pair = Callable[[Shape], tuple[nn.Module, neuralosc.ContinuousRNN]]
 def cornn(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
     """coRNN."""
     loop = loops.CoRNNLoop(shape.features, shape.hidden)
-    given = {f"cell.{name}": value for name, value in loop.state_dict().items()}
+    weights = {f"cell.{name}": value for name, value in loop.state_dict().items()}
     settings = {"dt": loop.dt, "gamma": loop.gamma, "epsilon": loop.epsilon}
-    return loop, neuralosc.from_reference("cornn", given, **settings)[0]
+    return loop, neuralosc.from_reference("cornn", weights, **settings)[0]
 
 
 def _lipschitz(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
@@ -178,12 +178,12 @@ def unicornn(layers: int) -> Pair:
     def made(shape: Shape) -> tuple[nn.Module, neuralosc.ContinuousRNN]:
         # Over so many undamped oscillations as long sequences have, rounding errors would decide the gradient.
         loop = loops.UnICORNNLoop(shape.features, shape.hidden, layers, dt=min(0.05, 40 / shape.time))
-        given: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for i, layer in enumerate(loop.layers):
             assert isinstance(layer, loops.UnICORNNLayer)
-            given |= {f"DIs.{i}.fc.weight": layer.V.weight, f"DIs.{i}.fc.bias": layer.V.bias}
-            given |= {f"RNNs.{i}.weight_hh": layer.w, f"RNNs.{i}.c_": layer.c}
-        return loop, neuralosc.from_reference("unicornn", given, dt=layer.dt, alpha=layer.alpha)[0]
+            weights |= {f"DIs.{i}.fc.weight": layer.V.weight, f"DIs.{i}.fc.bias": layer.V.bias}
+            weights |= {f"RNNs.{i}.weight_hh": layer.w, f"RNNs.{i}.c_": layer.c}
+        return loop, neuralosc.from_reference("unicornn", weights, dt=layer.dt, alpha=layer.alpha)[0]
 
     return made
 
@@ -281,13 +281,13 @@ UNCOMPILED = "neuralosc, no compiler"
 def _family(field: str, pair: Pair, base: str, peer: str = LOOP, blocks: Blocks = ()) -> list[Case]:
     """A field's floor, what others do, and the paths of the library."""
     other = f"{field}: {peer}"
-    found = [
+    family = [
         Case(field, peer, written(pair), base),
         Case(field, COMPILED, library(pair, "compiled"), base, other),
         Case(field, UNCOMPILED, library(pair, "torch"), base, other),
         Case(field, PLAIN, library(pair, "plain"), base, other),
     ]
-    return [Case(field, FLOOR, floor(blocks), base), *found] if blocks else found
+    return [Case(field, FLOOR, floor(blocks), base), *family] if blocks else family
 
 
 CORNN_FLOOR = "coRNN: floor"

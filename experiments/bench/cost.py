@@ -124,7 +124,7 @@ def measure_first(case: str, shape: Shape) -> tuple[float, float]:
 
 def measure_growth(case: str, sizes: Sequence[tuple[int, int]]) -> list[float]:
     """Seconds of a training step at each length and batch; hidden 32, 6 features."""
-    found = []
+    minima = []
     for length, batch in sizes:
         subject = _subject(case, Shape("", length, batch, 32, 6))
         subject.step()
@@ -134,8 +134,8 @@ def measure_growth(case: str, sizes: Sequence[tuple[int, int]]) -> list[float]:
             start = time.perf_counter()
             subject.step()
             seconds.append(time.perf_counter() - start)
-        found.append(min(seconds))
-    return found
+        minima.append(min(seconds))
+    return minima
 
 
 WORK: dict[str, Callable[..., Any]] = {
@@ -170,57 +170,57 @@ def _asked(what: str, *args: Any, cache: str | None = None) -> Any:
 
 def _memory(shape: Shape) -> list[Cost]:
     unit = f"T B H floats at {shape}"
-    found = []
+    costs = []
     for case, gradient in ((LOOP, "backprop"), (PLAIN, "backprop"), (COMPILED, "backprop"), (COMPILED, "checkpoint")):
         kept, peak = _asked("memory", case, gradient, asdict(shape))
-        found.append(Cost("training memory", case, kept, unit, f"{gradient}: kept for the backward pass"))
-        found.append(Cost("training memory", case, peak, unit, f"{gradient}: peak of the process"))
-    return found
+        costs.append(Cost("training memory", case, kept, unit, f"{gradient}: kept for the backward pass"))
+        costs.append(Cost("training memory", case, peak, unit, f"{gradient}: peak of the process"))
+    return costs
 
 
 def _gradients(shape: Shape) -> list[Cost]:
-    found = _asked("gradients", asdict(shape))
-    base = next(seconds for case, gradient, seconds in found if (case, gradient) == (COMPILED, "backprop"))
+    times = _asked("gradients", asdict(shape))
+    base = next(seconds for case, gradient, seconds in times if (case, gradient) == (COMPILED, "backprop"))
     unit = f"x compiled backprop at {shape}"
     return [
-        Cost("time by gradient, UnICORNN", case, seconds / base, unit, gradient) for case, gradient, seconds in found
+        Cost("time by gradient, UnICORNN", case, seconds / base, unit, gradient) for case, gradient, seconds in times
     ]
 
 
 def _first(shape: Shape) -> list[Cost]:
-    found = []
+    costs = []
     with tempfile.TemporaryDirectory() as folder:
         for what in ("empty cache", "another process filled the cache"):
             first, later = _asked("first", COMPILED, asdict(shape), cache=folder)
-            found.append(Cost("first use of a step", COMPILED, first - later, "s", what))
-    return found
+            costs.append(Cost("first use of a step", COMPILED, first - later, "s", what))
+    return costs
 
 
 def _growth(lengths: Sequence[int], batches: Sequence[int]) -> list[Cost]:
     sizes = [(length, 8) for length in lengths] + [(1_000, batch) for batch in batches]
     values = _asked("growth", COMPILED, sizes)
-    found = []
+    costs = []
     for number, ((length, batch), seconds) in enumerate(zip(sizes, values, strict=True)):
         along, count = ("step", length) if number < len(lengths) else ("sample", batch)
         unit = f"us per {along}, (T, B, 32, 6)"
-        found.append(Cost("time", COMPILED, 1e6 * seconds / count, unit, f"T = {length:,}, B = {batch:,}"))
-    return found
+        costs.append(Cost("time", COMPILED, 1e6 * seconds / count, unit, f"T = {length:,}, B = {batch:,}"))
+    return costs
 
 
 def run(quick: bool, report: Report = silent) -> list[Cost]:
     """Memory, first use and growth of coRNN's training step, and what other gradients than backprop cost."""
-    found: list[Cost] = []
+    costs: list[Cost] = []
     if Path("/proc/self/statm").exists():
         for shape in QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES:
             report(f"memory at {shape}", 0.0)
-            found += _memory(shape)
+            costs += _memory(shape)
     report("gradients", 0.4)
-    found += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
+    costs += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
     report("first use", 0.5)
-    found += _first(Shape("S4", 64, 128, 64, 1))
+    costs += _first(Shape("S4", 64, 128, 64, 1))
     report("growth", 0.7)
-    found += _growth(QUICK_LENGTHS if quick else LENGTHS, BATCHES[:2] if quick else BATCHES)
-    return found
+    costs += _growth(QUICK_LENGTHS if quick else LENGTHS, BATCHES[:2] if quick else BATCHES)
+    return costs
 
 
 def table(costs: Sequence[Cost]) -> Table:

@@ -80,9 +80,9 @@ def run(
     todo = groups(fast, quick)
     total, done, timings = sum(group.work for group in todo) + 1.0, 0.0, list[Timing]()
     for group in todo:
-        own = within(report, done / total, group.work / total)
+        part_report = within(report, done / total, group.work / total)
         cases = {case.name: case for case in group.cases}
-        timings += training.measure(group.shape, repeats, own, cases, device, lenient=True)
+        timings += training.measure(group.shape, repeats, part_report, cases, device, lenient=True)
         done += group.work
     return timings, goals(timings, fast), growth(quick, within(report, done / total, 1.0 / total), device, fast)
 
@@ -92,26 +92,26 @@ def goals(timings: Sequence[Timing], fast: str) -> list[Goal]:
     times = {(t.shape.name, t.case.name): t.minimum for t in timings if t.seconds}
 
     def ratio(shape: str, base: str, case: str) -> float | None:
-        found = times.get((shape, base)), times.get((shape, case))
-        return None if None in found else found[0] / found[1]  # type: ignore[operator]
+        seconds = times.get((shape, base)), times.get((shape, case))
+        return None if None in seconds else seconds[0] / seconds[1]  # type: ignore[operator]
 
-    ours, made = f"neuralosc, {fast}", []
+    ours, result = f"neuralosc, {fast}", []
     for digits in ("", ", tf32", ", bfloat16"):
         case = f"coRNN: {ours}{digits}"
-        made.append(Goal(f"{case}, over the loop", "times faster", 20.0, ratio("S1", f"coRNN: {LOOP}", case)))
-        made.append(Goal(f"{case}, over {LSTM}", "times faster", 1.0, ratio("S1", LSTM, case)))
+        result.append(Goal(f"{case}, over the loop", "times faster", 20.0, ratio("S1", f"coRNN: {LOOP}", case)))
+        result.append(Goal(f"{case}, over {LSTM}", "times faster", 1.0, ratio("S1", LSTM, case)))
     case, loop = f"{UNICORNN}: {ours}", f"{UNICORNN}: {LOOP}"
-    made.append(Goal(f"{case}, over the loop", "times faster", 30.0, ratio("U", loop, case)))
+    result.append(Goal(f"{case}, over the loop", "times faster", 30.0, ratio("U", loop, case)))
     for what, wanted in (("forward", 0.65), ("forward and backward", 2.95)):
-        found = [times.get(("L", f"{LAYER}, {what}: neuralosc, {backend}")) for backend in (fast, "scan", "fft")]
-        best = min((seconds for seconds in found if seconds is not None), default=None)
-        made.append(Goal(f"{LAYER}, {what}, fastest path", "ms", wanted, None if best is None else 1e3 * best))
-    return made
+        candidates = [times.get(("L", f"{LAYER}, {what}: neuralosc, {backend}")) for backend in (fast, "scan", "fft")]
+        best = min((seconds for seconds in candidates if seconds is not None), default=None)
+        result.append(Goal(f"{LAYER}, {what}, fastest path", "ms", wanted, None if best is None else 1e3 * best))
+    return result
 
 
 def growth(quick: bool, report: Report, device: str, fast: str) -> list[Cost]:
     """Microseconds of coRNN's training step for each step in time, and for each sample; hidden 32, 6 features."""
-    found = []
+    costs = []
     lengths = [Shape("", length, 8, 32, 6) for length in (QUICK_LENGTHS if quick else LENGTHS)]
     batches = [Shape("", 100 if quick else 1_000, batch, 32, 6) for batch in (BATCHES[:2] if quick else BATCHES)]
     for i, shape in enumerate((*lengths, *batches)):
@@ -123,20 +123,20 @@ def growth(quick: bool, report: Report, device: str, fast: str) -> list[Cost]:
         except (PairingError, RuntimeError) as error:
             seconds, note = float("nan"), "left out: " + str(error).partition("\n")[0]
         value = 1e6 * seconds / (shape.time if along == "time" else shape.batch)
-        found.append(Cost(along, f"neuralosc, {fast}", value, f"us per {each}, {shape}", note))
-    return found
+        costs.append(Cost(along, f"neuralosc, {fast}", value, f"us per {each}, {shape}", note))
+    return costs
 
 
 def _seconds(make: Maker, shape: Shape, device: str) -> float:
     """The shortest of some training steps after a first one."""
     torch.manual_seed(1)
     subject = make(shape, torch.rand(shape.batch, shape.time, shape.features).to(device))
-    found: list[float] = []
-    while len(found) < 3 or (sum(found) < 0.5 and len(found) < 20):
+    seconds: list[float] = []
+    while len(seconds) < 3 or (sum(seconds) < 0.5 and len(seconds) < 20):
         start = time.perf_counter()
         subject.step()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def rows(timings: Sequence[Timing], reached: Sequence[Goal], costs: Sequence[Cost]) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def layer(backend: str, training: bool) -> Maker:
 
         def outputs() -> Tensor:
             with solvers.backend(backend):
-                found: Tensor = model(x)[0]
-            return found
+                output: Tensor = model(x)[0]
+            return output
 
         @torch.no_grad()
         def forward() -> float:
@@ -136,14 +136,14 @@ def _recurrent(ours: str, fast: str) -> list[Case]:
 
 def _linear(fast: str) -> list[Case]:
     """A linear layer on every path that it has."""
-    found = []
+    cases = []
     for what, training in (("forward", False), ("forward and backward", True)):
         peer = f"{LAYER}, {what}: {PLAIN}"
-        found.append(Case(f"{LAYER}, {what}", PLAIN, layer("plain", training), peer))
+        cases.append(Case(f"{LAYER}, {what}", PLAIN, layer("plain", training), peer))
         for backend in (fast, "scan", "fft"):
-            made = layer(backend, training)
-            found.append(Case(f"{LAYER}, {what}", f"neuralosc, {backend}", made, peer, peer))
-    return found
+            make = layer(backend, training)
+            cases.append(Case(f"{LAYER}, {what}", f"neuralosc, {backend}", make, peer, peer))
+    return cases
 
 
 def _products(ours: str, fast: str) -> list[Case]:

@@ -47,9 +47,9 @@ def leaky_rk4(leaky: loops.Leaky, x: Tensor, dt: float) -> tuple[Callable[[], fl
         W, V, b = parameters
 
         def advanced(h: Any, u: Any) -> Any:
-            given = (W.T, u)
-            carried = solver.init(term, 0.0, dt, h, given)
-            return solver.step(term, 0.0, dt, h, given, carried, made_jump=True)[0], None
+            args = (W.T, u)
+            carried = solver.init(term, 0.0, dt, h, args)
+            return solver.step(term, 0.0, dt, h, args, carried, made_jump=True)[0], None
 
         start = jnp.zeros((samples.shape[1], len(W)), samples.dtype)
         end, _ = jax.lax.scan(advanced, start, samples @ V.T + b, unroll=4)

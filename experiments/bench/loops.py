@@ -110,12 +110,12 @@ class UnICORNNLayer(nn.Module):
         """Every y, `(batch, time, hidden)`."""
         step = self.dt * torch.sigmoid(self.c)
         y = z = x.new_zeros(len(x), self.hidden_size)
-        found = []
+        positions = []
         for u in self.V(x).unbind(1):
             z = z - step * (torch.tanh(self.w * y + u) + self.alpha * y)
             y = y + step * z
-            found.append(y)
-        return torch.stack(found, 1)
+            positions.append(y)
+        return torch.stack(positions, 1)
 
 
 class UnICORNNLoop(nn.Module):
@@ -237,7 +237,7 @@ class Torchdiffeq(nn.Module):
         state = x.new_zeros(len(x), self.field.components, self.field.hidden_size)
         fixed: dict[str, Any] = {"step_size": 1.0, "perturb": True}
         options = fixed if self.method == "rk4" else {"jump_t": torch.arange(1.0, time)}
-        found: Tensor = torchdiffeq.odeint(
+        states: Tensor = torchdiffeq.odeint(
             self._slope(self.field.drive(x).unbind(1)),
             state,
             torch.tensor([0.0, float(time)]),
@@ -245,7 +245,7 @@ class Torchdiffeq(nn.Module):
             options=options,
             **self.tolerances,
         )
-        return found[-1, :, 0]
+        return states[-1, :, 0]
 
     def _slope(self, samples: tuple[Tensor, ...]) -> Callable[[Tensor, Tensor], Tensor]:
         field = self.field.bind()

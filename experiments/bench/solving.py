@@ -80,8 +80,8 @@ def stiffness_spread(hidden: int, end: float) -> Problem:
 
     def native(rtol: float, atol: float) -> Solve:
         method = {"name": "native_dopri5", "max_steps": 1_000_000}
-        found = solvers.integrate(field, field.start, times, field.stiffness, method, rtol=rtol, atol=atol)
-        return Solve(found.states, float(found.statistics.evaluations.double().mean()))
+        solution = solvers.integrate(field, field.start, times, field.stiffness, method, rtol=rtol, atol=atol)
+        return Solve(solution.states, float(solution.statistics.evaluations.double().mean()))
 
     def shared(**options: Any) -> Solve:
         field.evaluations = 0
@@ -184,18 +184,18 @@ def run(todo: Sequence[Problem], repeats: int, report: Report = silent) -> list[
         raise InputError(f"--repeats is {repeats}: expected a whole number of at least 1")
     timings: list[Timing] = []
     for number, problem in enumerate(todo):
-        own = within(report, number / len(todo), 1 / len(todo))
-        own(f"{problem.name}: warming up", 0.0)
-        reference, found = problem.reference(), {name: case() for name, case in problem.cases.items()}
-        errors = {name: float((solve.states - reference).abs().max()) for name, solve in found.items()}
+        part_report = within(report, number / len(todo), 1 / len(todo))
+        part_report(f"{problem.name}: warming up", 0.0)
+        reference, solves = problem.reference(), {name: case() for name, case in problem.cases.items()}
+        errors = {name: float((solve.states - reference).abs().max()) for name, solve in solves.items()}
         for name, error in errors.items():
             if not error <= problem.bound:
                 raise NumericalError(f"{name} errs by {error:.3g} on {problem.name}: a ratio of unlike work is void")
-        seconds = interleaved(problem.cases, problem.rounds * repeats, problem.name, own)
-        base = found[problem.baseline].evaluations
+        seconds = interleaved(problem.cases, problem.rounds * repeats, problem.name, part_report)
+        base = solves[problem.baseline].evaluations
         for name, times in seconds.items():
-            proportions = found[name].evaluations / base, *ratios(times, seconds[problem.baseline])
-            timings.append(Timing(problem.name, name, found[name].evaluations, errors[name], times, *proportions))
+            proportions = solves[name].evaluations / base, *ratios(times, seconds[problem.baseline])
+            timings.append(Timing(problem.name, name, solves[name].evaluations, errors[name], times, *proportions))
     return timings
 
 

@@ -88,31 +88,31 @@ def run(
         InputError: no repeats.
         NumericalError: cases that should compute the same do not.
     """
-    found: dict[str, Any] = {"machine": machine()}
+    values: dict[str, Any] = {"machine": machine()}
     tables = []
     total, done = sum(PARTS[part] for part in parts), 0.0
     for part in PARTS:
         if part not in parts:
             continue
-        own = within(report, done, PARTS[part] / total)
+        part_report = within(report, done, PARTS[part] / total)
         if part == "training":
-            timings = training.run(shapes, repeats, own)
-            found[part] = training.rows(timings)
+            timings = training.run(shapes, repeats, part_report)
+            values[part] = training.rows(timings)
             tables.append(training.table(timings))
         elif part == "cost":
-            costs = bench_cost.run(quick, own)
-            found[part] = [asdict(cost) for cost in costs]
+            costs = bench_cost.run(quick, part_report)
+            values[part] = [asdict(cost) for cost in costs]
             tables.append(bench_cost.table(costs))
         elif part == "gpu":
-            figures = gpu.run(repeats, quick, own)
-            found[part] = gpu.rows(*figures)
+            figures = gpu.run(repeats, quick, part_report)
+            values[part] = gpu.rows(*figures)
             tables += gpu.tables(*figures)
         else:
-            solving = bench_solving.run(bench_solving.problems(quick), repeats, own)
-            found[part] = bench_solving.rows(solving)
+            solving = bench_solving.run(bench_solving.problems(quick), repeats, part_report)
+            values[part] = bench_solving.rows(solving)
             tables.append(bench_solving.table(solving))
         done += PARTS[part] / total
-    return found, tables
+    return values, tables
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

@@ -56,22 +56,24 @@ class Outcome:
 
 def outcome(subject: Subject) -> Outcome:
     """Run a case to warm up and for its values: three times, or less often if it is slow."""
-    loss, found = 0.0, []
+    loss, seconds = 0.0, []
     for _ in range(3):
         start = time.perf_counter()
         loss = subject.step()
-        found.append(time.perf_counter() - start)
-        if sum(found) > 2.0:
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > 2.0:
             break
-    return Outcome(loss, subject.gradient_norm(), min(found))
+    return Outcome(loss, subject.gradient_norm(), min(seconds))
 
 
 def check_equal(case: Case, found: Outcome, expected: Outcome) -> None:
     """Raise `NumericalError` unless loss and gradient norm agree: a ratio of unlike work is void."""
     pairs = {"loss": (found.loss, expected.loss), "gradient norm": (found.norm, expected.norm)}
-    for what, (ours, theirs) in pairs.items():
-        if not abs(ours - theirs) <= case.tolerance * abs(theirs):
-            raise NumericalError(f"{case.name} and {case.peer} disagree on the {what}: {ours:.6g} and {theirs:.6g}")
+    for what, (value, peer_value) in pairs.items():
+        if not abs(value - peer_value) <= case.tolerance * abs(peer_value):
+            raise NumericalError(
+                f"{case.name} and {case.peer} disagree on the {what}: {value:.6g} and {peer_value:.6g}"
+            )
 
 
 def run(shapes: Sequence[Shape], repeats: int, report: Report = silent) -> list[Timing]:
@@ -92,8 +94,8 @@ def run(shapes: Sequence[Shape], repeats: int, report: Report = silent) -> list[
     work = [shape.time * (1 + shape.batch * shape.hidden**2 / 1e6) for shape in shapes]
     timings: list[Timing] = []
     for number, shape in enumerate(shapes):
-        before, own = sum(work[:number]) / sum(work), work[number] / sum(work)
-        timings += measure(shape, repeats, within(report, before, own))
+        before, share = sum(work[:number]) / sum(work), work[number] / sum(work)
+        timings += measure(shape, repeats, within(report, before, share))
     return timings
 
 
@@ -134,9 +136,9 @@ def measure(
             notes[name] = str(error)
             del subjects[name]
     outcomes = {name: outcomes[name] for name in subjects}
-    limits = {name: max(1, int(BUDGET / max(found.seconds, 1e-9))) for name, found in outcomes.items()}
+    limits = {name: max(1, int(BUDGET / max(result.seconds, 1e-9))) for name, result in outcomes.items()}
     steps = {name: subject.step for name, subject in subjects.items()}
-    counts = {name: max(1, int(ROUND / max(found.seconds, 1e-4))) for name, found in outcomes.items()}
+    counts = {name: max(1, int(ROUND / max(result.seconds, 1e-4))) for name, result in outcomes.items()}
     seconds = interleaved(steps, repeats, str(shape), report, limits, counts)
     ways = {name: subject.way() for name, subject in subjects.items()}
     return [_timing(shape, case, seconds, notes.get(name, ""), ways.get(name, "")) for name, case in todo.items()]

@@ -188,9 +188,9 @@ def evaluate(run: RunArgument, split: SplitOption = "test", **values: Any) -> No
     from experiments.compare import reports
     from experiments.train import training
 
-    given = options.given(values)
-    chosen = {key: given.pop(key) for key in options.solver_option_names() if key in given}
-    figures = training.evaluate(run, split, solver_options=chosen or None, **given)
+    settings = options.given(values)
+    chosen = {key: settings.pop(key) for key in options.solver_option_names() if key in settings}
+    figures = training.evaluate(run, split, solver_options=chosen or None, **settings)
     console().print(reports.figures_table(figures))
 
 

@@ -60,9 +60,9 @@ def model_table() -> Table:
     headings = ("name", "paper", "vector field", "published solver", "hyperparameters")
     table = _table("models (--model)", *headings, wrapped=("paper", "vector field", "hyperparameters"))
     for card in neuralosc.models():
-        own = {key: value for key, value in card.defaults.items() if key not in (*SOLVING, *STANDARD)}
+        hyperparameters = {key: value for key, value in card.defaults.items() if key not in (*SOLVING, *STANDARD)}
         field = f"{card.field}: {card.equation}" if card.field else card.equation
-        _add(table, card.name, f"{card.title}: {card.paper}", field, card.solver or "-", _options(own))
+        _add(table, card.name, f"{card.title}: {card.paper}", field, card.solver or "-", _options(hyperparameters))
     shared = {"hidden_size": HIDDEN_SIZE, **{key: value for key, value in STANDARD.items() if key not in SOLVING}}
     return _with_note(table, f"All that have a solver also take: {_options(shared)}")
 

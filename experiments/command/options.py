@@ -93,7 +93,7 @@ def descriptions(owner: object) -> dict[str, str]:
 
 
 def _section(doc: str | None) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     names: list[str] = []
     inside = False
     for line in inspect.cleandoc(doc or "").splitlines():
@@ -102,10 +102,10 @@ def _section(doc: str | None) -> dict[str, str]:
             inside = line in ("Args:", "Attributes:")
         elif inside and entry:
             names = entry[1].split(", ")
-            found.update(dict.fromkeys(names, entry[2]))
+            texts.update(dict.fromkeys(names, entry[2]))
         elif inside and line.startswith(" " * 8):
-            found.update({name: f"{found[name]} {line.strip()}" for name in names})
-    return found
+            texts.update({name: f"{texts[name]} {line.strip()}" for name in names})
+    return texts
 
 
 @functools.cache
@@ -144,13 +144,13 @@ def _model_settings() -> list[Setting]:
     for card in neuralosc.models():
         owners[card.name] = {"hidden_size": HIDDEN_SIZE, **card.defaults}
         field = getattr(neuralosc, card.field, None) if card.field and not card.blocks else None
-        own = {**descriptions(field), **descriptions(card.make)}
-        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **own, **WORDING}
+        specific = {**descriptions(field), **descriptions(card.make)}
+        text[card.name] = {**descriptions(neuralosc.ContinuousRNN), **specific, **WORDING}
     keys = sorted(_union(owners), key=lambda key: key in SOLVING)
-    found = [_shared_setting(k, "model_options", "Solver" if k in SOLVING else "Model", owners, text) for k in keys]
+    shared = [_shared_setting(k, "model_options", "Solver" if k in SOLVING else "Model", owners, text) for k in keys]
     return [
         dataclasses.replace(s, kind=parsers.numbers) if s.kind is parsers.number and _may_be_several(s.key) else s
-        for s in found
+        for s in shared
     ]
 
 
@@ -217,8 +217,8 @@ def has_settings(
 
         signature = inspect.signature(command, eval_str=True)
         derived = [setting.parameter() for setting in settings() if only(setting)]
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        parameters = [*derived, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        declared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = [*derived, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared)]
         wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper

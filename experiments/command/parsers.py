@@ -32,10 +32,10 @@ def whole_numbers(text: str) -> list[int]:
 
 def names(text: str) -> list[str]:
     """Names separated by commas."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
         raise typer.BadParameter(f"{text!r} holds no name")
-    return found
+    return parts
 
 
 def _parsed(text: str, kind: Callable[[str], Any], expected: str) -> Any:

@@ -109,8 +109,8 @@ def rows() -> list[Row]:
             cards.setdefault(card.field, []).append(card)
     named = [Row(name, _made(group[0].name), _published(group)) for name, group in cards.items()]
     unnamed = [Row(name, _layer(kind)) for name, kind in _whole_fields() if name not in cards]
-    own = [Row("your own forward", _layer(_Own)), Row("your own energy", _layer(_OwnEnergy))]
-    return [*named, *unnamed, *own]
+    custom = [Row("your own forward", _layer(_Own)), Row("your own energy", _layer(_OwnEnergy))]
+    return [*named, *unnamed, *custom]
 
 
 def _made(name: str) -> Callable[[int, int], Any]:
@@ -132,13 +132,13 @@ def _whole_fields() -> Iterator[tuple[str, type[neuralosc.VectorField]]]:
 
 def _published(cards: Sequence[neuralosc.ModelCard]) -> dict[str, tuple[str, ...]]:
     """The published names of one field, by solver."""
-    found: dict[str, tuple[str, ...]] = {}
+    titles: dict[str, tuple[str, ...]] = {}
     for card in cards:
-        own = () if card.solver is None else ((card.solver, card.title),)
-        for solver, title in (*own, *card.also.items()):
+        default = () if card.solver is None else ((card.solver, card.title),)
+        for solver, title in (*default, *card.also.items()):
             name = solvers.get(solver).name
-            found[name] = (*found.get(name, ()), title)
-    return found
+            titles[name] = (*titles.get(name, ()), title)
+    return titles
 
 
 def columns(names: Sequence[str] | None = None) -> list[str]:
@@ -203,8 +203,8 @@ def _groups(needed: Mapping[str, int], room: float) -> list[list[str]]:
 
 
 def _code(name: str) -> str:
-    own, _, what = name.rpartition(" ")
-    return f"{own} `{what}`".strip()
+    prefix, _, what = name.rpartition(" ")
+    return f"{prefix} `{what}`".strip()
 
 
 def _cell(row: Row, solver: str, letters: dict[str, str]) -> str:

@@ -272,4 +272,4 @@ def _effort(*tallies: _Tally) -> int:
 
 
 def _deviation(states: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    return max(float((ours - theirs).abs().max()) for ours, theirs in zip(states, reference, strict=True))
+    return max(float((state - exact).abs().max()) for state, exact in zip(states, reference, strict=True))

@@ -95,22 +95,22 @@ def contenders(
         InputError: substeps below 1, an option that none of the solvers takes, or a value it cannot have.
     """
     options = options or {}
-    found = [solvers.get(name) for name in names or (trained.solver, published, *DEFAULT_SOLVERS)]
-    chosen = {solver.name: solver for solver in found}
+    candidates = [solvers.get(name) for name in names or (trained.solver, published, *DEFAULT_SOLVERS)]
+    chosen = {solver.name: solver for solver in candidates}
     if any(count < 1 for count in substeps):
         raise InputError(f"substeps is {min(substeps)}: expected whole numbers of at least 1")
     for key in options:
-        if not any(key in solver.option_names() for solver in found):
+        if not any(key in solver.option_names() for solver in candidates):
             raise InputError(f"none of the solvers {', '.join(chosen)} takes the option {key!r}: leave it out")
     result = []
     for name, solver in chosen.items():
-        own = trained.solver == name
-        taken = {key: value for key, value in options.items() if key in solver.option_names()}
-        merged = {**(trained.options if own else {}), **taken}
+        as_trained = trained.solver == name
+        accepted = {key: value for key, value in options.items() if key in solver.option_names()}
+        merged = {**(trained.options if as_trained else {}), **accepted}
         solver.with_options(**merged)
         for count in (1,) if solver.adaptive else substeps or (trained.substeps,):
             unchanged = merged == trained.options and (solver.adaptive or count == trained.substeps)
-            role = TRAINED if own and unchanged else PUBLISHED if name == published and count == 1 else ""
+            role = TRAINED if as_trained and unchanged else PUBLISHED if name == published and count == 1 else ""
             result.append(Contender(name, count, merged, role))
     return result
 

@@ -128,14 +128,14 @@ def _tolerances(metric: Axes, deviation: Axes, series: Sequence[Measurement], st
 
 def _levels(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
     """Solver and tolerance at the levels of the adaptive solvers, where there is room for them."""
-    found = [(row.deviation, row.contender) for row in rows if row.deviation]
-    deviations = [deviation for deviation, _ in found]
-    span = math.log10(max(deviations) / min(deviations)) if found else 0.0
-    taken: list[float] = []
-    for deviation, contender in found:
+    points = [(row.deviation, row.contender) for row in rows if row.deviation]
+    deviations = [deviation for deviation, _ in points]
+    span = math.log10(max(deviations) / min(deviations)) if points else 0.0
+    labelled: list[float] = []
+    for deviation, contender in points:
         level = math.log10(deviation)
-        if contender.adaptive and all(abs(level - other) >= ROOM * span for other in taken):
-            taken.append(level)
+        if contender.adaptive and all(abs(level - other) >= ROOM * span for other in labelled):
+            labelled.append(level)
             text = f"{contender.solver}, rtol {contender.options['rtol']:.0e}".replace("e-0", "e-")
             _note(axes, text, (dt, deviation), (4, 3), ha="right")
 
@@ -178,8 +178,8 @@ def _metric_axis(axes: Axes, comparison: Comparison, rows: Sequence[Measurement]
         _note(axes, "exact solution", (dt / SUBSTEPS[-1], comparison.sweep_metric), (-6, -13))
     trained = {(r.contender.solver, r.contender.substeps) for r in comparison.rows if r.contender.role == TRAINED}
     for row in rows:
-        own = (row.contender.solver, row.contender.substeps) in trained and not row.contender.adaptive
-        if own and row.metric is not None:
+        as_trained = (row.contender.solver, row.contender.substeps) in trained and not row.contender.adaptive
+        if as_trained and row.metric is not None:
             at = (dt / row.contender.substeps, row.metric)
             axes.plot(*at, marker="o", markersize=12, fillstyle="none", color="#333333", markeredgewidth=1.2)
             _note(axes, "as trained", at, (7, 9), ha="right")

@@ -118,21 +118,21 @@ def caption(comparison: Comparison) -> str:
 def finding(comparison: Comparison) -> str:
     """What the comparison says in a sentence: whether the answers depend on the integrator."""
     c = comparison
-    own = next((row.metric for row in c.rows if row.contender.role == TRAINED), None)
+    trained = next((row.metric for row in c.rows if row.contender.role == TRAINED), None)
     exact = c.reference.metric
-    if own is None or exact is None:
+    if trained is None or exact is None:
         return ""
     text = (
-        f"{METRICS.get(c.metric_name, c.metric_name)} {number(c.metric_name, own)} under the solver of the training, "
-        f"{number(c.metric_name, exact)} under the exact solution of the same ODE"
+        f"{METRICS.get(c.metric_name, c.metric_name)} {number(c.metric_name, trained)} "
+        f"under the solver of the training, {number(c.metric_name, exact)} under the exact solution of the same ODE"
     )
     if c.metric_name != "accuracy":
         return f"{text}."
-    if abs(own - exact) <= DEPENDENT:
+    if abs(trained - exact) <= DEPENDENT:
         return f"{text}: the network has learnt the field."
     # Two standard errors of the difference of two proportions: what fewer samples show may be chance.
-    chance = 2 * math.sqrt((own * (1 - own) + exact * (1 - exact)) / c.samples)
-    if abs(own - exact) <= chance:
+    chance = 2 * math.sqrt((trained * (1 - trained) + exact * (1 - exact)) / c.samples)
+    if abs(trained - exact) <= chance:
         return f"{text}: too few samples to say that they differ."
     return f"{text}: the network has learnt field and step together."
 

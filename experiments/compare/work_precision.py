@@ -59,8 +59,8 @@ class Problem:
         def control(t: Any) -> Tensor:
             return bias + torch.cos(torch.as_tensor(t, dtype=torch.float64))
 
-        found = solvers.integrate(field, state, [0.0, self.end], control, chosen, **options)
-        return found.states[:, -1], float(found.statistics.evaluations.double().mean())
+        solution = solvers.integrate(field, state, [0.0, self.end], control, chosen, **options)
+        return solution.states[:, -1], float(solution.statistics.evaluations.double().mean())
 
 
 # The two that both problems share come first, so that they look the same in both panels.
@@ -109,11 +109,11 @@ def measure(problems: Sequence[Problem] = PROBLEMS, report: Report = silent) -> 
     """Solve every problem by each of its methods."""
     panels = []
     for number, problem in enumerate(problems):
-        field, own = problem.field(), within(report, number / len(problems), 1 / len(problems))
+        field, part_report = problem.field(), within(report, number / len(problems), 1 / len(problems))
         reference, _ = problem.solve(field, "dopri8", rtol=1e-12, atol=1e-12)
         curves = []
         for i, method in enumerate(problem.methods):
-            own(method, i / len(problem.methods))
+            part_report(method, i / len(problem.methods))
             curves.append(Curve(method, _points(problem, field, method, reference)))
         panels.append(Panel(problem, tuple(curves)))
     return panels

@@ -197,13 +197,13 @@ def device_of(config: RunConfig) -> str:
     # Apple's devices have no float64.
     mps = torch.backends.mps.is_available() and config.precision != "64"
     there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
-    found = [name for name in there if there[name]]
+    available = [name for name in there if there[name]]
     if config.device == "auto":
-        return found[0]
-    if config.device not in found:
+        return available[0]
+    if config.device not in available:
         raise InputError(
             f"device {config.device!r} is not available here with precision {config.precision}:"
-            f" use auto or one of {', '.join(found)}"
+            f" use auto or one of {', '.join(available)}"
         )
     return config.device
 
