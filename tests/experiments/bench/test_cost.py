@@ -29,8 +29,8 @@ def test_the_first_use_is_paid_once():
 
 
 def test_growth_gives_a_time_for_every_length():
-    found = cost.measure_growth(COMPILED, [(64, 8), (128, 8), (64, 16)])
-    assert len(found) == 3 and all(0 < value < 10 for value in found)
+    seconds = cost.measure_growth(COMPILED, [(64, 8), (128, 8), (64, 16)])
+    assert len(seconds) == 3 and all(0 < value < 10 for value in seconds)
 
 
 @pytest.mark.parametrize("case", [LOOP, PLAIN, COMPILED])

@@ -23,9 +23,9 @@ def figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "QUICK_LENGTHS", (10, 20))
         seen = []
-        found = gpu.run(1, True, lambda what, done: seen.append(done), device="cpu", fast=FAST)
+        results = gpu.run(1, True, lambda what, done: seen.append(done), device="cpu", fast=FAST)
         assert seen == sorted(seen) and seen[0] == 0 and 0.5 < seen[-1] <= 1
-        return found
+        return results
 
 
 def test_every_case_runs_and_agrees_with_its_peer(figures):
@@ -87,10 +87,10 @@ def test_a_case_that_fails_is_left_out_and_the_others_are_timed(monkeypatch):
         "a: fails": Case("a", "fails", broken(None), "a: right", "a: right"),
         "a: alone": Case("a", "alone", broken(3.0), "a: fails", "a: fails"),
     }
-    found = training.measure(Shape("T", 1, 1, 1), 2, todo=group, lenient=True)
-    assert [bool(t.seconds) for t in found] == [True, False, False, True]
-    assert "disagree on the loss" in found[1].note and found[2].note == "out of memory"
-    assert [row["floors_of_minima"] for row in training.rows(found)] == [1.0, None, None, None]
+    timings = training.measure(Shape("T", 1, 1, 1), 2, todo=group, lenient=True)
+    assert [bool(t.seconds) for t in timings] == [True, False, False, True]
+    assert "disagree on the loss" in timings[1].note and timings[2].note == "out of memory"
+    assert [row["floors_of_minima"] for row in training.rows(timings)] == [1.0, None, None, None]
     with pytest.raises(RuntimeError):
         training.measure(Shape("T", 1, 1, 1), 2, todo=group)
     monkeypatch.setattr(gpu, "_seconds", lambda *_: broken(None)(None, None).step())

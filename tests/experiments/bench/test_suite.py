@@ -61,8 +61,8 @@ def test_the_scan_equals_the_loop(time):
     scan.load_state_dict(loop.state_dict())
     x = torch.randn(3, time, 2, dtype=F64)
     torch.testing.assert_close(scan(x), loop(x), rtol=1e-12, atol=1e-13)
-    ours, theirs = (torch.autograd.grad(model(x).square().sum(), [*model.parameters()]) for model in (loop, scan))
-    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    of_loop, of_scan = (torch.autograd.grad(model(x).square().sum(), [*model.parameters()]) for model in (loop, scan))
+    torch.testing.assert_close(of_loop, of_scan, rtol=1e-11, atol=1e-12)
 
 
 def test_every_way_to_compute_a_network_is_checked_against_another():
@@ -123,13 +123,13 @@ def test_a_slow_case_takes_part_in_fewer_rounds(monkeypatch):
 
 def test_a_case_that_cannot_run_is_left_out_and_says_why(monkeypatch):
     monkeypatch.setenv("NEURALOSC_CXX", "no-such-compiler")
-    found = training.run([Shape("L", 7, 3, 5, 2, linear=True)], repeats=1)
-    (ours,) = [t for t in found if t.case.what == COMPILED]
-    assert not ours.seconds and "no-such-compiler" in ours.note
-    assert all(t.seconds for t in found if t is not ours)
-    assert training.rows(found)[1]["minimum"] is None
+    results = training.run([Shape("L", 7, 3, 5, 2, linear=True)], repeats=1)
+    (compiled,) = [t for t in results if t.case.what == COMPILED]
+    assert not compiled.seconds and "no-such-compiler" in compiled.note
+    assert all(t.seconds for t in results if t is not compiled)
+    assert training.rows(results)[1]["minimum"] is None
     out = Console(width=200, file=io.StringIO())
-    out.print(training.table(found))
+    out.print(training.table(results))
     assert "left out" in out.file.getvalue()
 
 

@@ -117,10 +117,10 @@ def test_descriptions_are_read_from_a_docstring():
 def test_options_override_the_file_and_the_rest_stays(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("task: digits\nlr: 0.5\nepochs: 7\nmodel_options: {gamma: 3.0, dt: 0.1}\n")
-    found = resolve(load_yaml(path), {"lr": 0.25, "gamma": 4.0, "solver": "dopri5", "rtol": 1e-3, "epochs": None})
-    assert (found.lr, found.epochs) == (0.25, 7)
-    assert found.model_options == {"gamma": 4.0, "dt": 0.1, "solver": "dopri5"}
-    assert found.solver_options == {"rtol": 1e-3}
+    config = resolve(load_yaml(path), {"lr": 0.25, "gamma": 4.0, "solver": "dopri5", "rtol": 1e-3, "epochs": None})
+    assert (config.lr, config.epochs) == (0.25, 7)
+    assert config.model_options == {"gamma": 4.0, "dt": 0.1, "solver": "dopri5"}
+    assert config.solver_options == {"rtol": 1e-3}
 
 
 def test_milestones_choose_their_schedule():

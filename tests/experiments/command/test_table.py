@@ -43,9 +43,9 @@ def test_the_command_prints_what_the_readme_shows(capsys, monkeypatch):
 
 
 def test_every_cell_is_a_name_a_dot_or_a_reason():
-    found = {key: value for part in table.tables(["all"], 100)[0] for key, value in cells(part).items()}
-    assert len(found) == len(ROWS) * len(solvers.SOLVERS)
-    for (row, solver), cell in found.items():
+    contents = {key: value for part in table.tables(["all"], 100)[0] for key, value in cells(part).items()}
+    assert len(contents) == len(ROWS) * len(solvers.SOLVERS)
+    for (row, solver), cell in contents.items():
         field = ROWS[row].field
         works = solver in solvers.compatible(field)
         if cell.startswith(table.FAILS):
@@ -67,14 +67,14 @@ def test_each_letter_has_its_reason():
 
 
 def test_every_named_network_has_its_cell():
-    found = cells(table.tables(None, 1000)[0][0])
+    contents = cells(table.tables(None, 1000)[0][0])
     for card in neuralosc.models():
         if card.field is None:
             continue
         for solver, title in ((card.solver, card.title), *card.also.items()):
-            assert title in found[card.field, solvers.get(solver).name]
-    assert "coRNN (the paper's step)" in found["Oscillator", "imex_euler"]
-    assert found["Oscillator", "dopri5"] == table.WORKS
+            assert title in contents[card.field, solvers.get(solver).name]
+    assert "coRNN (the paper's step)" in contents["Oscillator", "imex_euler"]
+    assert contents["Oscillator", "dopri5"] == table.WORKS
 
 
 def test_the_rows_are_every_field_of_the_library_and_ones_own():
@@ -95,9 +95,9 @@ def test_the_columns_are_those_asked_for():
 def test_the_terminal_shows_names_and_reasons_whole(capsys):
     assert main(["table", "--solvers", "all"]) == 0
     out = capsys.readouterr().out
-    found = {word for part in table.tables(["all"], 120)[0] for cell in cells(part).values() for word in cell.split()}
+    words = {word for part in table.tables(["all"], 120)[0] for cell in cells(part).values() for word in cell.split()}
     pieces = {piece for name in solvers.SOLVERS for piece in re.findall("[^_]+_?", name)}
-    for word in (*found, *ROWS, *pieces):
+    for word in (*words, *ROWS, *pieces):
         assert word in out, word
     assert "needs a partitioned field: velocity(t, q, p, u) and force(t, q, p, u)" in out
     assert all(len(line) <= 120 for line in out.splitlines())

@@ -50,8 +50,8 @@ def swept(cornn):
 
 
 def row(rows, solver, substeps=1):
-    (found,) = [r for r in rows if (r.contender.solver, r.contender.substeps) == (solver, substeps)]
-    return found
+    (match,) = [r for r in rows if (r.contender.solver, r.contender.substeps) == (solver, substeps)]
+    return match
 
 
 def printed(thing):
@@ -65,32 +65,32 @@ def printed(thing):
 
 
 def test_default_contenders_are_the_runs_own_then_the_standard_ones():
-    found = contenders.contenders(Contender("semi_implicit_euler"), "semi_implicit_euler")
+    listed = contenders.contenders(Contender("semi_implicit_euler"), "semi_implicit_euler")
     names = ["semi_implicit_euler", "imex_euler", "stormer_verlet", "rk4", "dopri5"]
-    assert [c.solver for c in found] == names
-    assert [c.role for c in found] == [TRAINED, "", "", "", ""]
+    assert [c.solver for c in listed] == names
+    assert [c.role for c in listed] == [TRAINED, "", "", "", ""]
 
 
 def test_run_trained_with_another_solver_has_the_published_step_too():
-    found = contenders.contenders(Contender("rk4", substeps=2), "semi_implicit_euler", substeps=(1, 2))
-    roles = {(c.solver, c.substeps): c.role for c in found if c.role}
+    listed = contenders.contenders(Contender("rk4", substeps=2), "semi_implicit_euler", substeps=(1, 2))
+    roles = {(c.solver, c.substeps): c.role for c in listed if c.role}
     assert roles == {("rk4", 2): TRAINED, ("semi_implicit_euler", 1): PUBLISHED}
 
 
 def test_an_alias_and_its_solver_are_one_contender():
-    found = contenders.contenders(Contender("rk4"), "rk4", ["symplectic_euler", "semi_implicit_euler", "rk4"])
-    assert [c.solver for c in found] == ["semi_implicit_euler", "rk4"]
+    listed = contenders.contenders(Contender("rk4"), "rk4", ["symplectic_euler", "semi_implicit_euler", "rk4"])
+    assert [c.solver for c in listed] == ["semi_implicit_euler", "rk4"]
 
 
 def test_options_go_to_the_solvers_that_take_them():
-    found = contenders.contenders(Contender("rk4"), "rk4", ["rk4", "dopri5"], options={"rtol": 1e-3})
-    assert [dict(c.options) for c in found] == [{}, {"rtol": 1e-3}]
+    listed = contenders.contenders(Contender("rk4"), "rk4", ["rk4", "dopri5"], options={"rtol": 1e-3})
+    assert [dict(c.options) for c in listed] == [{}, {"rtol": 1e-3}]
 
 
 def test_other_tolerances_are_not_what_the_run_was_trained_with():
     trained = Contender("dopri5", options={"rtol": 1e-3})
-    (found,) = contenders.contenders(trained, "rk4", ["dopri5"], options={"rtol": 1e-6})
-    assert found.role == ""
+    (contender,) = contenders.contenders(trained, "rk4", ["dopri5"], options={"rtol": 1e-6})
+    assert contender.role == ""
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,23 @@ def test_wrong_contenders_are_refused_in_one_line(arguments, error, words):
 
 
 def test_sweep_has_every_solver_once_at_each_step_size_or_tolerance():
-    found = sweep_of([Contender("rk4", 1, role=TRAINED), Contender("rk4", 2), Contender("dopri5")])
-    assert [c.substeps for c in found if c.solver == "rk4"] == list(contenders.SUBSTEPS)
-    assert [c.options["rtol"] for c in found if c.solver == "dopri5"] == list(contenders.TOLERANCES)
-    assert not any(c.role for c in found)
+    listed = sweep_of([Contender("rk4", 1, role=TRAINED), Contender("rk4", 2), Contender("dopri5")])
+    assert [c.substeps for c in listed if c.solver == "rk4"] == list(contenders.SUBSTEPS)
+    assert [c.options["rtol"] for c in listed if c.solver == "dopri5"] == list(contenders.TOLERANCES)
+    assert not any(c.role for c in listed)
 
 
 # Measurements
 
 
 def test_the_runs_own_row_has_the_figures_of_an_evaluation(digits):
-    found = compare(digits, ["semi_implicit_euler"], sweep=False)
-    assert found.samples == found.available == 269
-    own = row(found.rows, "semi_implicit_euler")
-    assert own.contender.role == TRAINED
+    result = compare(digits, ["semi_implicit_euler"], sweep=False)
+    assert result.samples == result.available == 269
+    trained = row(result.rows, "semi_implicit_euler")
+    assert trained.contender.role == TRAINED
     # The evaluation is in float32: one sample on the edge between two classes may fall to either side.
-    assert own.metric == pytest.approx(evaluate(digits)["accuracy"], abs=1.5 / 269)
-    assert found.metric_name == "accuracy"
+    assert trained.metric == pytest.approx(evaluate(digits)["accuracy"], abs=1.5 / 269)
+    assert result.metric_name == "accuracy"
 
 
 def test_mean_squared_error_is_measured_for_a_regression(cornn, swept):
@@ -170,44 +170,44 @@ def test_a_tighter_tolerance_deviates_less_and_costs_more(swept):
 
 def test_solvers_that_cannot_run_are_rows_with_a_reason(tmp_path):
     run = small_run(tmp_path, model="lipschitz", model_options={"hidden_size": 6, "dt": 0.1})
-    found = compare(run, sweep=False)
-    assert [r.contender.solver for r in found.rows if not r.reason][:1] == ["euler"]
-    refused = row(found.rows, "stormer_verlet")
+    result = compare(run, sweep=False)
+    assert [r.contender.solver for r in result.rows if not r.reason][:1] == ["euler"]
+    refused = row(result.rows, "stormer_verlet")
     assert "partitioned" in refused.reason and "\n" not in refused.reason and refused.metric is None
-    assert row(found.rows, "rk4").deviation < 1e-3
-    text = printed(reports.table(found))
+    assert row(result.rows, "rk4").deviation < 1e-3
+    text = printed(reports.table(result))
     assert "stormer_verlet" in text and "trained with" in text
 
 
 def test_a_solver_that_breaks_down_is_a_row_with_a_reason(cornn):
-    found = compare(cornn, ["rk4", "dopri5"], options={"max_steps": 1}, sweep=False)
-    assert "max_steps = 1" in row(found.rows, "dopri5").reason
-    assert row(found.rows, "rk4").metric is not None
+    result = compare(cornn, ["rk4", "dopri5"], options={"max_steps": 1}, sweep=False)
+    assert "max_steps = 1" in row(result.rows, "dopri5").reason
+    assert row(result.rows, "rk4").metric is not None
     out = Console(width=120, file=io.StringIO())
-    reports.publish(found, cornn, out, draw=False)
+    reports.publish(result, cornn, out, draw=False)
     (line,) = [line for line in out.file.getvalue().splitlines() if "did not run" in line]
     assert "max_steps = 1" in line
 
 
 def test_layers_of_a_stack_are_all_compared(tmp_path):
     options = {"hidden_size": 4, "num_layers": 2, "dt": [0.1, 0.3], "gamma": 1.0, "epsilon": 1.0}
-    found = compare(small_run(tmp_path, model_options=options), ["semi_implicit_euler", "rk4"], sweep=False)
-    assert found.dt is None
-    assert row(found.rows, "rk4").deviation < row(found.rows, "semi_implicit_euler").deviation
-    assert row(found.rows, "rk4").evaluations == 2 * 4 * 12
+    result = compare(small_run(tmp_path, model_options=options), ["semi_implicit_euler", "rk4"], sweep=False)
+    assert result.dt is None
+    assert row(result.rows, "rk4").deviation < row(result.rows, "semi_implicit_euler").deviation
+    assert row(result.rows, "rk4").evaluations == 2 * 4 * 12
 
 
 def test_chunks_change_no_figure(cornn, swept, monkeypatch):
     monkeypatch.setattr(comparison, "STATE_BYTES", 8 * 12 * 2 * 8 * 7)
     monkeypatch.setattr(comparison, "FEWEST_SAMPLES", 10)
     monkeypatch.setattr(comparison, "SWEEP_WORK", 1)
-    found = compare(cornn, ["rk4", "imex_euler"])
+    result = compare(cornn, ["rk4", "imex_euler"])
     for solver in ("rk4", "imex_euler"):
-        whole, chunked = row(swept.rows, solver), row(found.rows, solver)
+        whole, chunked = row(swept.rows, solver), row(result.rows, solver)
         assert chunked.metric == pytest.approx(whole.metric, rel=1e-12)
         assert chunked.deviation == pytest.approx(whole.deviation, rel=1e-6)
         assert chunked.evaluations == whole.evaluations and chunked.samples == whole.samples == 30
-    assert {r.samples for r in found.sweep} == {10}
+    assert {r.samples for r in result.sweep} == {10}
 
 
 def test_samples_are_chosen_by_the_seed(cornn):
@@ -258,9 +258,9 @@ def test_files_hold_every_measurement(swept, tmp_path):
     values = json.loads(paths[1].read_text())
     assert len(rows) == len(values["measurements"]) == len(swept.rows) + len(swept.sweep) + 1
     assert values["task"] == "adding" and values["samples"] == 30
-    first, own = rows[0], swept.rows[0]
+    first, trained = rows[0], swept.rows[0]
     assert (first["part"], first["solver"]) == ("table", "semi_implicit_euler")
-    assert float(first["deviation"]) == values["measurements"][0]["deviation"] == own.deviation
+    assert float(first["deviation"]) == values["measurements"][0]["deviation"] == trained.deviation
     assert json.loads(rows[-1]["options"]) == {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -288,8 +288,8 @@ def test_figure_has_a_line_for_every_solver_and_marks_the_trained_step(swept):
 
 
 def test_without_a_sweep_only_trajectories_are_drawn(cornn, tmp_path):
-    found = compare(cornn, ["rk4", "heun"], sweep=False, samples=4)
-    assert [path.name for path in figures.draw(found, tmp_path)] == ["trajectories.png"]
+    result = compare(cornn, ["rk4", "heun"], sweep=False, samples=4)
+    assert [path.name for path in figures.draw(result, tmp_path)] == ["trajectories.png"]
 
 
 def test_a_second_comparison_leaves_the_first(tmp_path):
@@ -307,11 +307,11 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, one_line):
     ("exact", "verdict"), [(0.5, "step together"), (0.95, "learnt the field"), (0.88, "too few samples")]
 )
 def test_finding_says_whether_the_answers_depend_on_the_integrator(swept, exact, verdict):
-    own = replace(swept.rows[0], metric=0.96)
+    trained = replace(swept.rows[0], metric=0.96)
     reference = replace(swept.reference, metric=exact)
-    found = replace(swept, metric_name="accuracy", rows=(own,), reference=reference)
-    assert "96.00%" in reports.finding(found) and verdict in reports.finding(found)
-    assert reports.finding(replace(found, rows=swept.rows[1:])) == ""
+    changed = replace(swept, metric_name="accuracy", rows=(trained,), reference=reference)
+    assert "96.00%" in reports.finding(changed) and verdict in reports.finding(changed)
+    assert reports.finding(replace(changed, rows=swept.rows[1:])) == ""
 
 
 # The demonstration

@@ -165,9 +165,9 @@ def equal(a, b):
     return a == b
 
 
-def assert_same(ours, theirs, name=""):
-    for part in theirs:
-        assert equal(ours[part], theirs[part]), f"{name}: {part} differs"
+def assert_same(values, expected, name=""):
+    for part in expected:
+        assert equal(values[part], expected[part]), f"{name}: {part} differs"
 
 
 @pytest.fixture(scope="module")

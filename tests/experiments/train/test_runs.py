@@ -52,8 +52,8 @@ def test_only_one_of_many_gets_a_name(tmp_path):
             return None
 
     with ThreadPoolExecutor(8) as pool:
-        made = [folder for folder in pool.map(attempt, range(20)) if folder is not None]
-    assert len(made) == 1
+        folders = [folder for folder in pool.map(attempt, range(20)) if folder is not None]
+    assert len(folders) == 1
 
 
 def test_a_root_that_cannot_hold_folders_is_one_line(tmp_path):

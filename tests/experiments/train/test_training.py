@@ -105,11 +105,11 @@ def test_evaluate_equals_the_result(finished, split, samples):
 
 
 def test_evaluate_under_other_solvers_uses_the_same_weights(finished):
-    own = evaluate(finished.folder)
+    trained = evaluate(finished.folder)
     exact = evaluate(finished.folder, solver="rk4", substeps=8)
     adaptive = evaluate(finished.folder, solver="dopri5", solver_options={"rtol": 1e-5, "atol": 1e-6}, limit=1)
     assert exact["solver"] == "rk4" and adaptive["solver"] == "dopri5" and adaptive["samples"] == 250
-    assert abs(exact["loss"] - own["loss"]) < 0.1 and exact["loss"] != own["loss"]
+    assert abs(exact["loss"] - trained["loss"]) < 0.1 and exact["loss"] != trained["loss"]
     assert abs(adaptive["loss"] - evaluate(finished.folder, solver="rk4", substeps=8, limit=1)["loss"]) < 1e-3
 
 
