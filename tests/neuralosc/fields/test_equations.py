@@ -85,8 +85,8 @@ def test_a_hamiltonian_field_is_the_gradient_of_its_energy(field_name, make_fiel
     energy = field.energy(x, u)
     assert energy.shape == (4,)
     gradient = torch.autograd.grad(energy.sum(), x)[0]
-    found = field(0.0, state, u)
-    torch.testing.assert_close(found, torch.stack((gradient[:, 1], -gradient[:, 0]), -2), rtol=1e-12, atol=1e-12)
+    slope = field(0.0, state, u)
+    torch.testing.assert_close(slope, torch.stack((gradient[:, 1], -gradient[:, 0]), -2), rtol=1e-12, atol=1e-12)
 
 
 def test_energy_is_conserved_along_a_tight_solution(field_name, make_field):
@@ -161,8 +161,8 @@ def test_log_cosh_is_accurate_everywhere():
 @pytest.mark.parametrize("value", [2.7, 1e-3, 66.0, [0.5, 1.0, 2.0], torch.tensor([0.5, 1.0, 2.0])])
 def test_coefficients_start_at_their_value(value, learned):
     field = neuralosc.Oscillator(2, 3, gamma=value, learned=learned)
-    found = torch.as_tensor(field.gamma()).expand(3)
-    torch.testing.assert_close(found, torch.as_tensor(value).expand(3), rtol=1e-5, atol=1e-7)
+    coefficient = torch.as_tensor(field.gamma()).expand(3)
+    torch.testing.assert_close(coefficient, torch.as_tensor(value).expand(3), rtol=1e-5, atol=1e-7)
     assert any("gamma" in name for name, _ in field.named_parameters()) == learned
 
 

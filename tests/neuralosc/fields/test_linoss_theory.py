@@ -44,11 +44,11 @@ def step_matrices(field):
 def test_linoss_im_has_its_eigenvalues_where_the_paper_says(parameters):
     """Rusch & Rus 2025, proposition 3.1: |lambda|^2 = 1 / (1 + h^2 A) <= 1 for every A >= 0 and every step."""
     field = field_of(parameters, "IM", False, "relu")
-    found = torch.linalg.eigvals(step_matrices(field)).abs().square()
+    squares = torch.linalg.eigvals(step_matrices(field)).abs().square()
     h, A = (field.constants[name].detach() for name in ("time_scale", "A"))
     expected = 1 / (1 + h * h * A)
     # Both eigenvalues are 1 where A is 0, and rounding moves a double eigenvalue by its square root.
-    assert float((found - expected.unsqueeze(-1)).abs().max()) < 1e-6
+    assert float((squares - expected.unsqueeze(-1)).abs().max()) < 1e-6
     torch.testing.assert_close(torch.linalg.det(step_matrices(field)), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -56,17 +56,17 @@ def test_linoss_im_has_its_eigenvalues_where_the_paper_says(parameters):
 @given(raw, st.sampled_from(["relu", "stable", "oscillatory"]))
 def test_linoss_imex_preserves_volume(parameters, projection):
     """Rusch & Rus 2025 on LinOSS-IMEX: a symplectic map of each (q, p), whose determinant is 1 for any A and step."""
-    found = step_matrices(field_of(parameters, "IMEX", False, projection))
-    scale = found.abs().amax((1, 2)).square().clamp_min(1)
-    assert float(((torch.linalg.det(found) - 1).abs() / scale).max()) < 1e-14
+    matrices = step_matrices(field_of(parameters, "IMEX", False, projection))
+    scale = matrices.abs().amax((1, 2)).square().clamp_min(1)
+    assert float(((torch.linalg.det(matrices) - 1).abs() / scale).max()) < 1e-14
 
 
 @PROFILE
 @given(raw)
 def test_linoss_imex_has_its_eigenvalues_on_the_unit_circle(parameters):
     """The same in its region 0 <= A <= 4 / h^2."""
-    found = torch.linalg.eigvals(step_matrices(field_of(parameters, "IMEX", False, "stable"))).abs()
-    assert float((found - 1).abs().max()) < 1e-6
+    radii = torch.linalg.eigvals(step_matrices(field_of(parameters, "IMEX", False, "stable"))).abs()
+    assert float((radii - 1).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("projection", ["stable", "oscillatory"])
@@ -91,8 +91,8 @@ def test_no_parameters_leave_the_unit_disc(discretization, projection, parameter
 @PROFILE
 @given(raw)
 def test_the_implicit_step_is_stable_under_the_plain_projection_too(parameters):
-    found = torch.linalg.eigvals(step_matrices(field_of(parameters, "IM", True, "relu"))).abs()
-    assert float(found.max()) < 1 + 1e-6
+    radii = torch.linalg.eigvals(step_matrices(field_of(parameters, "IM", True, "relu"))).abs()
+    assert float(radii.max()) < 1 + 1e-6
 
 
 @pytest.mark.parametrize("projection", ["stable", "oscillatory"])
@@ -107,9 +107,9 @@ def test_a_projection_leaves_alone_what_is_inside_and_has_finite_gradients_anywh
     torch.testing.assert_close(torch.stack(inside), torch.stack((A, G)), rtol=1e-12, atol=0)
     extreme = torch.tensor([-1e3, -1.0, 0.0, 1e-3, 1.0, 1e3])
     A, G, steps = (t.flatten().requires_grad_() for t in torch.meshgrid(extreme, extreme, extreme / 100, indexing="ij"))
-    found = discretizations.projected(projection, discretization, A, G, torch.sigmoid(steps))
-    gradients = torch.autograd.grad(sum(t.sum() for t in found), (A, G, steps))
-    assert all(bool(torch.isfinite(t).all()) for t in (*found, *gradients))
+    outside = discretizations.projected(projection, discretization, A, G, torch.sigmoid(steps))
+    gradients = torch.autograd.grad(sum(t.sum() for t in outside), (A, G, steps))
+    assert all(bool(torch.isfinite(t).all()) for t in (*outside, *gradients))
 
 
 @pytest.mark.parametrize("discretization", DAMPED)
@@ -120,8 +120,8 @@ def test_a_ring_is_where_the_eigenvalues_start(discretization):
     field = field.double()
     # G of either sign puts an eigenvalue on the ring; the plain map is asked for, not the projected one.
     field.prepare = lambda: {"A": field.A, "G": field.G, "time_scale": torch.sigmoid(field.steps)}
-    found = torch.linalg.eigvals(step_matrices(field))
-    radius, angle = found.abs(), found.angle().abs()
+    eigenvalues = torch.linalg.eigvals(step_matrices(field))
+    radius, angle = eigenvalues.abs(), eigenvalues.angle().abs()
     assert 0.9 - 1e-4 < float(radius.min()) < 0.91 and 0.99 < float(radius.max()) < 1 + 1e-4
     # Half of the squared radii lie below the middle.
     assert abs(float(radius.square().median()) - 0.905) < 0.02

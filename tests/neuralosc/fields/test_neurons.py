@@ -45,12 +45,12 @@ def test_the_published_loop(name, relative_error):
         for _ in range(unfolds):
             h = step(rnn.field, 0.7 * span / unfolds, h, sample)
         outputs.append(h)
-    found, expected = rnn(x, timespans=spans.abs().squeeze(-1))[0], torch.stack(outputs, 1)
-    assert relative_error(found, expected) <= 1e-12
+    output, expected = rnn(x, timespans=spans.abs().squeeze(-1))[0], torch.stack(outputs, 1)
+    assert relative_error(output, expected) <= 1e-12
     parameters = list(rnn.parameters())
-    ours, theirs = (torch.autograd.grad((y * weight).sum(), parameters) for y in (found, expected))
+    gradients, expected_gradients = (torch.autograd.grad((y * weight).sum(), parameters) for y in (output, expected))
     assert len(parameters) == len(list(rnn.field.parameters())) == (4 if name == "ctrnn" else 5)
-    for gradient, other in zip(ours, theirs, strict=True):
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
         assert relative_error(gradient, other) <= 1e-11
 
 

@@ -33,8 +33,8 @@ def test_the_golden_network(mode, golden, relative_error):
     field = rnn.field.field
     ours = {"B": field.A, "C": field.W, "E_weight": field.V.weight, "E_bias": field.V.bias}
     ours |= {"D_weight": readout.weight, "D_bias": readout.bias}
-    found = torch.autograd.grad((logits * g["loss_weight"]).sum(), list(ours.values()))
-    for key, gradient in zip(ours, found, strict=True):
+    gradients = torch.autograd.grad((logits * g["loss_weight"]).sum(), list(ours.values()))
+    for key, gradient in zip(ours, gradients, strict=True):
         assert relative_error(gradient, g[f"grad_{key}"]) <= 1e-9, key
 
 
@@ -53,18 +53,18 @@ def test_learned_steps_are_a_time_scale(golden, relative_error):
     g = golden("noisy_base")
     d = g["eps"] * torch.linspace(0.5, 3.0, 8, dtype=F64)
     rnn, _ = neuralosc.from_reference("noisy", published(g) | {"d": d}, **{key: g[key] for key in SETTINGS})
-    theirs = d.clone().requires_grad_()
+    published_d = d.clone().requires_grad_()
     h = torch.zeros(3, 8, dtype=F64)
     for x in g["x"]:
-        h = published_step(g, theirs, h, x)
+        h = published_step(g, published_d, h, x)
     end = rnn.eval()(g["x"].transpose(0, 1))[1]
     assert relative_error(end[:, 0], h) <= 1e-12
     weight = torch.randn_like(h)
-    (expected,) = torch.autograd.grad((h * weight).sum(), theirs)
+    (expected,) = torch.autograd.grad((h * weight).sum(), published_d)
     raw = rnn.field.field.scale.raw
-    (found,) = torch.autograd.grad((end[:, 0] * weight).sum(), raw)
+    (gradient,) = torch.autograd.grad((end[:, 0] * weight).sum(), raw)
     # d = eps softplus(raw)
-    assert relative_error(found / (g["eps"] * torch.sigmoid(raw)), expected) <= 1e-9
+    assert relative_error(gradient / (g["eps"] * torch.sigmoid(raw)), expected) <= 1e-9
     with pytest.raises(neuralosc.InputError, match="above 0"):
         neuralosc.from_reference("noisy", published(g) | {"d": -d}, **{key: g[key] for key in SETTINGS})
 
@@ -78,16 +78,16 @@ def test_the_noise_of_a_step_has_the_variance_of_the_published_one(golden):
     count, x = 100_000, g["x"][0, :1]
     start = torch.linspace(-1, 1, 8, dtype=F64)
     with torch.no_grad():
-        ours = rnn.train()(x.expand(count, 1, -1), start.expand(count, 1, -1).clone())[1][:, 0]
-        theirs = published_step(g, 0.3, start.expand(count, -1), x, mu, sigma)
+        ends = rnn.train()(x.expand(count, 1, -1), start.expand(count, 1, -1).clone())[1][:, 0]
+        of_published = published_step(g, 0.3, start.expand(count, -1), x, mu, sigma)
         still = published_step(g, 0.3, start, x)[0]
-    ratio = ours.var(0) / theirs.var(0)
+    ratio = ends.var(0) / of_published.var(0)
     assert float((ratio - 1).abs().max()) < 0.03
-    noise = theirs.std(0) / math.sqrt(count)
-    assert float(((ours.mean(0) - still) / noise).abs().max()) < 5
-    assert float(((theirs.mean(0) - start - (1 - mu / 2) * (still - start)) / noise).abs().max()) < 5
+    noise = of_published.std(0) / math.sqrt(count)
+    assert float(((ends.mean(0) - still) / noise).abs().max()) < 5
+    assert float(((of_published.mean(0) - start - (1 - mu / 2) * (still - start)) / noise).abs().max()) < 5
     # The additive noise alone would not do, nor the multiplicative: both are seen.
-    assert float(ours.var(0).min()) > 0.9 * sigma**2 and float(ours.var(0).max()) > 2 * sigma**2
+    assert float(ends.var(0).min()) > 0.9 * sigma**2 and float(ends.var(0).max()) > 2 * sigma**2
 
 
 @pytest.mark.parametrize("solver", ["euler_maruyama", "milstein", "stochastic_heun"])

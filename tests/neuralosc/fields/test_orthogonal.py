@@ -15,10 +15,10 @@ F64 = torch.float64
 KINDS = [{}, {"unitary": True, "activation": "modrelu"}, {"margin": 0.3}, {"unitary": True, "margin": 0.3}]
 
 
-def golden_network(name, g, **own):
+def golden_network(name, g, **settings):
     """The golden weights under their published keys, loaded."""
     keys = [key for key in ("C", "E.weight", "E.bias", "D.weight", "D.bias") if key.replace(".", "_") in g]
-    return neuralosc.from_reference(name, {key: g[key.replace(".", "_")] for key in keys}, **own)
+    return neuralosc.from_reference(name, {key: g[key.replace(".", "_")] for key in keys}, **settings)
 
 
 def check_golden(rnn, readout, g, ours, relative_error, transposed=()):
@@ -28,8 +28,8 @@ def check_golden(rnn, readout, g, ours, relative_error, transposed=()):
     ours |= {"E_weight": rnn.field.V.weight, "E_bias": rnn.field.V.bias}
     ours |= {"D_weight": readout.weight, "D_bias": readout.bias}
     assert {f"grad_{key}" for key in ours} == {key for key in g if key.startswith("grad_")}
-    found = torch.autograd.grad((logits * g["loss_weight"]).sum(), list(ours.values()))
-    for key, gradient in zip(ours, found, strict=True):
+    gradients = torch.autograd.grad((logits * g["loss_weight"]).sum(), list(ours.values()))
+    for key, gradient in zip(ours, gradients, strict=True):
         assert relative_error(gradient.T if key in transposed else gradient, g[f"grad_{key}"]) <= 1e-9, key
 
 
@@ -113,11 +113,13 @@ def test_the_loop_of_the_paper(name, settings, relative_error):
     for sample in x.unbind(1):
         h = published_step(W, field, h, sample)
         outputs.append(h)
-    expected, found = torch.stack(outputs, 1), rnn(x)[0]
-    assert relative_error(found, expected) < 1e-12
-    weight = torch.randn_like(found)
-    ours, theirs = (torch.autograd.grad((y * weight).sum(), list(rnn.parameters())) for y in (found, expected))
-    for gradient, other in zip(ours, theirs, strict=True):
+    expected, output = torch.stack(outputs, 1), rnn(x)[0]
+    assert relative_error(output, expected) < 1e-12
+    weight = torch.randn_like(output)
+    gradients, expected_gradients = (
+        torch.autograd.grad((y * weight).sum(), list(rnn.parameters())) for y in (output, expected)
+    )
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
         assert relative_error(gradient, other) < 1e-11
 
 
@@ -127,13 +129,13 @@ def test_swapping_the_solver_turns_one_network_into_the_other(unitary):
     exponential = neuralosc.ExpRNN(2, 6, unitary=unitary).double()
     exponential.load_state_dict(cayley.state_dict())
     x, spans = torch.randn(3, 8, 2, dtype=F64), torch.rand(3, 8, dtype=F64)
-    for mine, theirs in ((cayley, exponential), (exponential, cayley)):
-        swapped = mine.with_solver(theirs.solver)(x, timespans=spans)[0]
-        torch.testing.assert_close(swapped, theirs(x, timespans=spans)[0], rtol=1e-12, atol=1e-12)
+    for rnn, other in ((cayley, exponential), (exponential, cayley)):
+        swapped = rnn.with_solver(other.solver)(x, timespans=spans)[0]
+        torch.testing.assert_close(swapped, other(x, timespans=spans)[0], rtol=1e-12, atol=1e-12)
     # Both are one network in the limit of small steps, and any solver gets there.
     for solver, tolerance in (("implicit_midpoint", 1e-3), ("dopri5", 1e-5), ("rk4", 1e-6)):
-        found = exponential.with_solver(solver, substeps=1 if solver == "dopri5" else 64)(x, timespans=spans)[0]
-        torch.testing.assert_close(found, exponential(x, timespans=spans)[0], rtol=0, atol=tolerance)
+        output = exponential.with_solver(solver, substeps=1 if solver == "dopri5" else 64)(x, timespans=spans)[0]
+        torch.testing.assert_close(output, exponential(x, timespans=spans)[0], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("settings", KINDS)
@@ -220,8 +222,8 @@ def test_a_jump_at_each_sample_and_nowhere_else(solver, control):
     x, spans = torch.randn(3, 5, 1, dtype=F64), torch.rand(3, 5, dtype=F64) + 0.1
     rnn = ContinuousRNN(Counter(1, 1), solver, 0.5, control=control)
     expected = x.cumsum(1)
-    for own in ({}, {"substeps": 3}, {"max_dt": 0.1}):
-        varied = rnn.with_solver(solver, **own)
+    for settings in ({}, {"substeps": 3}, {"max_dt": 0.1}):
+        varied = rnn.with_solver(solver, **settings)
         torch.testing.assert_close(varied(x)[0], expected)
         torch.testing.assert_close(varied(x, timespans=spans)[0], expected)
         padded, end = varied(x, timespans=spans, lengths=[5, 2, 3])
@@ -237,9 +239,9 @@ def test_between_the_samples_there_is_no_jump():
     rnn = ContinuousRNN(Counter(1, 1), "rk4", 0.5)
     x = torch.randn(2, 4, 1, dtype=F64)
     times = [0.0, 0.4, 1.0, 1.5, 2.0, 2.9, 4.0, 7.0]
-    found = rnn.trajectory(x, at=times)[:, :, 0, 0]
+    positions = rnn.trajectory(x, at=times)[:, :, 0, 0]
     sums = torch.cat((torch.zeros(2, 1, dtype=F64), x.squeeze(-1).cumsum(1)), 1)
-    torch.testing.assert_close(found, sums[:, [0, 0, 1, 1, 2, 2, 4, 4]])
+    torch.testing.assert_close(positions, sums[:, [0, 0, 1, 1, 2, 2, 4, 4]])
     field, state = neuralosc.Orthogonal(1, 4).double(), torch.randn(2, 1, 4, dtype=F64)
     turned = solvers.integrate(field, state, [0.0, 1.0], method="exponential_euler").states[:, -1]
     torch.testing.assert_close(turned, field.flow(1.0, state))
@@ -251,16 +253,16 @@ def test_compiled_and_checkpointed(settings, relative_error):
     if rnn.field.s is not None:
         nn.init.normal_(rnn.field.s)
     x = torch.randn(3, 200, 2, dtype=F64)
-    found = []
-    for own in ({}, {"gradient": "checkpoint"}):
-        swapped = rnn.with_solver(rnn.solver, **own)
+    results = []
+    for choices in ({}, {"gradient": "checkpoint"}):
+        swapped = rnn.with_solver(rnn.solver, **choices)
         for path in ("plain", "compiled"):
             with solvers.backend(path):
                 output = swapped(x)[0]
             weight = torch.linspace(-1, 1, output.numel(), dtype=F64).view_as(output)
-            found.append((output, *torch.autograd.grad((output * weight).sum(), list(rnn.parameters()))))
-    for other in found[1:]:
-        for a, b in zip(other, found[0], strict=True):
+            results.append((output, *torch.autograd.grad((output * weight).sum(), list(rnn.parameters()))))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
             assert relative_error(a, b) < 1e-9
     assert rnn.explain(x, show=False).layers[0].path == "compiled"
 

@@ -63,9 +63,9 @@ def test_a_number_is_a_time_step_of_its_own_under_every_solver(name):
     fitting = [m for m in METHODS if m in solvers.compatible(scaled)]
     assert "euler" in fitting and ("stormer_verlet" in fitting) == (scaled.components == 2)
     for solver in fitting:
-        found = ContinuousRNN(scaled, solver, 0.4)(x, timespans=spans)[0]
+        output = ContinuousRNN(scaled, solver, 0.4)(x, timespans=spans)[0]
         expected = ContinuousRNN(plain, solver, 0.2)(x, timespans=spans)[0]
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=solver)
+        torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9, msg=solver)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -78,16 +78,16 @@ def test_one_per_channel_multiplies_the_right_hand_side(name, learned, relative_
     torch.testing.assert_close(s.detach(), torch.tensor(SCALES, dtype=F64), rtol=1e-6, atol=0)
     x, weight = torch.randn(3, 5, 2, dtype=F64), torch.randn(3, 5, 4, dtype=F64)
     for solver in ("rk4", "dopri5"):
-        found, expected = (ContinuousRNN(f, solver, 0.3)(x)[0] for f in (scaled, Slowed(plain, s)))
-        assert relative_error(found, expected) < 1e-9
-    found, expected = (ContinuousRNN(f, "rk4", 0.3)(x)[0] for f in (scaled, Slowed(plain, s)))
-    ours = torch.autograd.grad((found * weight).sum(), [p for n, p in scaled.named_parameters() if n != "scale.raw"]
-        + [scaled.scale.raw] * learned)  # fmt: skip
-    theirs = torch.autograd.grad((expected * weight).sum(), [*plain.parameters(), s])
-    for mine, other in zip(ours[: len(theirs) - 1], theirs, strict=False):
-        assert relative_error(mine, other) < 1e-9
+        output, expected = (ContinuousRNN(f, solver, 0.3)(x)[0] for f in (scaled, Slowed(plain, s)))
+        assert relative_error(output, expected) < 1e-9
+    output, expected = (ContinuousRNN(f, "rk4", 0.3)(x)[0] for f in (scaled, Slowed(plain, s)))
+    parameters = [p for n, p in scaled.named_parameters() if n != "scale.raw"] + [scaled.scale.raw] * learned
+    gradients = torch.autograd.grad((output * weight).sum(), parameters)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), [*plain.parameters(), s])
+    for gradient, other in zip(gradients[: len(expected_gradients) - 1], expected_gradients, strict=False):
+        assert relative_error(gradient, other) < 1e-9
     if learned:
-        assert relative_error(ours[-1] / torch.sigmoid(scaled.scale.raw), theirs[-1]) < 1e-9
+        assert relative_error(gradients[-1] / torch.sigmoid(scaled.scale.raw), expected_gradients[-1]) < 1e-9
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -96,14 +96,14 @@ def test_compiled_reversible_and_checkpointed_paths_respect_it(name, relative_er
     solver = "stormer_verlet" if solvers.get("stormer_verlet").undoes(field) else "reversible"
     rnn = ContinuousRNN(field, solver, 0.1)
     x, weight = torch.randn(3, 30, 2, dtype=F64), torch.randn(3, 30, 4, dtype=F64)
-    found = []
+    results = []
     for gradient in ("backprop", "checkpoint", "reversible"):
         for path in ("plain", "compiled"):
             with solvers.backend(path):
                 output = rnn.with_solver(solver, gradient=gradient)(x)[0]
-            found.append([output, *torch.autograd.grad((output * weight).sum(), list(field.parameters()))])
-    for other in found[1:]:
-        for a, b in zip(other, found[0], strict=True):
+            results.append([output, *torch.autograd.grad((output * weight).sum(), list(field.parameters()))])
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
             assert relative_error(a, b) < 1e-8
 
 

@@ -20,10 +20,10 @@ def network(name="cornn", **settings):
     return neuralosc.make(name, input_size=2, hidden_size=4, **settings).eval()
 
 
-def exported(rnn, x, **given):
+def exported(rnn, x, **kwargs):
     """The program of a call, for batches of any size."""
     return torch.export.export(
-        rnn, (x,), given, dynamic_shapes={"x": {0: BATCH}, **{name: {0: BATCH} for name in given}}
+        rnn, (x,), kwargs, dynamic_shapes={"x": {0: BATCH}, **{name: {0: BATCH} for name in kwargs}}
     )
 
 
@@ -63,10 +63,10 @@ def test_a_program_can_be_trained():
     program = exported(rnn, x).module()
     program(x)[0].square().sum().backward()
     rnn(x)[0].square().sum().backward()
-    found = dict(program.named_parameters())
-    assert found.keys() == dict(rnn.named_parameters()).keys()
+    parameters = dict(program.named_parameters())
+    assert parameters.keys() == dict(rnn.named_parameters()).keys()
     for name, parameter in rnn.named_parameters():
-        torch.testing.assert_close(found[name].grad, parameter.grad)
+        torch.testing.assert_close(parameters[name].grad, parameter.grad)
 
 
 def test_lengths_state_stacks_and_missing_values():
@@ -122,8 +122,8 @@ def test_an_export_leaves_no_trace_in_what_an_operator_keeps():
 def test_matrix_functions_where_the_norm_cannot_be_looked_at():
     matrices = torch.randn(3, 4, 4, dtype=torch.float64) * torch.tensor([0.01, 1.0, 30.0]).view(3, 1, 1)
     expected = matrix_phis(matrices, 2)
-    found = torch.vmap(lambda m: tuple(matrix_phis(m, 2)))(matrices)
-    for a, b in zip(found, expected, strict=True):
+    phis = torch.vmap(lambda m: tuple(matrix_phis(m, 2)))(matrices)
+    for a, b in zip(phis, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
     too_large = torch.vmap(lambda m: matrix_phis(m, 1)[0])(matrices[:1] * 2.0 ** (MOST + 10))
     assert too_large.isnan().all()

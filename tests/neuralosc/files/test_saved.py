@@ -60,9 +60,9 @@ def test_options_of_a_gradient_are_kept_or_refused(tmp_path):
 
 
 def test_a_solver_that_has_no_name_is_refused_when_saving(tmp_path, one_line):
-    mine = solvers.runge_kutta("my_euler", solvers.get("euler").tableau)
+    solver = solvers.runge_kutta("my_euler", solvers.get("euler").tableau)
     with pytest.raises(InputError) as error:
-        neuralosc.save(neuralosc.CoRNN(2, 3, solver=mine), tmp_path / "a")
+        neuralosc.save(neuralosc.CoRNN(2, 3, solver=solver), tmp_path / "a")
     one_line(error, "my_euler")
 
 

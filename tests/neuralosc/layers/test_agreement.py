@@ -41,9 +41,9 @@ def test_every_solver_that_fits_converges_to_that_solution(pairing, make_field):
     substeps = 1 if info.adaptive else {1: 128, 2: 32, 3: 16}.get(info.order, 8)
     with torch.no_grad():
         reference = rnn(x)[0]
-        found = rnn.with_solver(solvers.get(solver, **options), substeps=substeps)(x)[0]
-        coarse = found if info.adaptive else rnn.with_solver(solver, substeps=substeps // 4)(x)[0]
-    error = float((found - reference).abs().max())
+        output = rnn.with_solver(solvers.get(solver, **options), substeps=substeps)(x)[0]
+        coarse = output if info.adaptive else rnn.with_solver(solver, substeps=substeps // 4)(x)[0]
+    error = float((output - reference).abs().max())
     if info.adaptive:
         assert error < 20 * tolerance
     else:
@@ -92,10 +92,10 @@ def test_a_pulse_of_one_sample_in_a_quiet_input_is_never_missed(name):
     rnn, x = pulse_network()
     with torch.no_grad():
         reference = rnn.with_solver("rk4", substeps=32)(x)[0]
-        found = rnn.with_solver(solvers.get(name, rtol=1e-4, atol=1e-6))(x)[0]
-    assert torch.equal(found[:, :14], torch.zeros_like(found[:, :14]))
+        output = rnn.with_solver(solvers.get(name, rtol=1e-4, atol=1e-6))(x)[0]
+    assert torch.equal(output[:, :14], torch.zeros_like(output[:, :14]))
     assert float(reference[:, 14:].abs().amax(-1).min()) > 1e-3
-    torch.testing.assert_close(found, reference, rtol=0, atol=1e-3)
+    torch.testing.assert_close(output, reference, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("place", [0, 1, 23])
@@ -105,9 +105,9 @@ def test_a_pulse_at_any_place_however_short(place):
     spans[place] = 0.01
     with torch.no_grad():
         reference = rnn.with_solver("rk4", substeps=32)(x, timespans=spans)[0]
-        found = rnn(x, timespans=spans)[0]
+        output = rnn(x, timespans=spans)[0]
     assert float(reference[:, place].abs().max()) > 1e-6
-    torch.testing.assert_close(found, reference, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output, reference, rtol=0, atol=1e-5)
 
 
 def test_one_call_over_the_whole_sequence_would_miss_it():

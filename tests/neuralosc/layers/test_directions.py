@@ -39,9 +39,9 @@ def by_hand(rnn, x, spans, starts=None):
             output, end = alone(seen, None if starts is None else starts[index], timespans)
             outputs.append(output.flip(1) if way else output)
             ends.append(end)
-        given, x = x, torch.cat(outputs, -1)
+        inputs, x = x, torch.cat(outputs, -1)
         if rnn.residual:
-            x = x + (given if given.shape == x.shape else given @ rnn.skip.weight.T)
+            x = x + (inputs if inputs.shape == x.shape else inputs @ rnn.skip.weight.T)
     return x, torch.stack(ends)
 
 
@@ -93,13 +93,13 @@ def test_gradients_with_lengths_and_timespans(gradient, residual):
     output, state = rnn(x, timespans=spans, lengths=lengths)
     inside = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
     loss = (output * weight)[inside].sum() + state.square().sum()
-    found = torch.autograd.grad(loss, wanted, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
     loss = 0.0
     for i, n in enumerate(lengths):
         out, end = by_hand(rnn, x[i : i + 1, :n], spans[i, :n])
         loss = loss + (out * weight[i, :n]).sum() + end.square().sum()
     expected = torch.autograd.grad(loss, wanted, materialize_grads=True)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -109,8 +109,8 @@ def test_long_sequences_take_the_compiled_path_in_both_directions():
     with solvers.backend("plain"):
         plain = rnn(x, lengths=lengths)[0]
     torch.testing.assert_close(rnn(x, lengths=lengths)[0], plain, rtol=0, atol=1e-12)
-    found = rnn.explain(x, lengths=lengths, show=False)
-    assert [layer.name for layer in found.layers] == ["0", "0_rev", "1", "1_rev"] and "1_rev " in str(found)
+    explanation = rnn.explain(x, lengths=lengths, show=False)
+    assert [layer.name for layer in explanation.layers] == ["0", "0_rev", "1", "1_rev"] and "1_rev " in str(explanation)
 
 
 @pytest.mark.parametrize("lengths", [[5, 2, 6, 1], [6, 4, 4, 2]])
@@ -170,10 +170,10 @@ class TestTrajectory:
         rnn = network(num_layers=2, control=control)
         x, spans = torch.randn(3, 7, 2, dtype=F64), 0.1 + torch.rand(3, 7, dtype=F64)
         states = rnn.solve(x, timespans=spans, lengths=lengths).states
-        found = rnn.trajectory(x, spans, at=spans.cumsum(1), lengths=lengths)
-        assert found.shape == (3, 7, 2, 6)
+        between = rnn.trajectory(x, spans, at=spans.cumsum(1), lengths=lengths)
+        assert between.shape == (3, 7, 2, 6)
         for i, n in enumerate(lengths or [7] * 3):
-            torch.testing.assert_close(found[i, :n], states[i, :n], rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(between[i, :n], states[i, :n], rtol=1e-11, atol=1e-12)
 
     def test_between_the_samples_the_reverse_direction_runs_backwards(self):
         rnn = network(solver={"name": "native_dopri5", "rtol": 1e-10, "atol": 1e-12})
@@ -184,11 +184,11 @@ class TestTrajectory:
         at = torch.tensor([0.0, 0.05, 0.9, 2.1, float(end), float(end + first / 2), float(end + 2 * first)], dtype=F64)
         back = torch.cat((spans[:1], spans[1:].flip(0)))
         expected = alone.trajectory(x.flip(1), back, at=(end + first - at).clamp_min(0))
-        found = rnn.trajectory(x, spans, at=at)
-        torch.testing.assert_close(found[..., 3:], expected, rtol=1e-9, atol=1e-11)
+        states = rnn.trajectory(x, spans, at=at)
+        torch.testing.assert_close(states[..., 3:], expected, rtol=1e-9, atol=1e-11)
         forward = ContinuousRNN(rnn.fields[0], rnn.solver, rnn.dt).trajectory(x, spans, at=at)
-        torch.testing.assert_close(found[..., :3], forward, rtol=1e-9, atol=1e-11)
-        assert not found[0, -1, :, 3:].any() and found[0, -2, :, 3:].any()
+        torch.testing.assert_close(states[..., :3], forward, rtol=1e-9, atol=1e-11)
+        assert not states[0, -1, :, 3:].any() and states[0, -2, :, 3:].any()
 
 
 class TestOneOfTheFamily:
@@ -226,8 +226,8 @@ class TestOneOfTheFamily:
         for i in range(3):
             for key, value in torch.func.grad(loss)(parameters, x[i]).items():
                 torch.testing.assert_close(per_sample[key][i], value)
-        found = torch.vmap(lambda x, n: rnn(x.unsqueeze(0), lengths=n.unsqueeze(0))[0][0])(x, lengths)
-        torch.testing.assert_close(found, rnn(x, lengths=lengths)[0])
+        outputs = torch.vmap(lambda x, n: rnn(x.unsqueeze(0), lengths=n.unsqueeze(0))[0][0])(x, lengths)
+        torch.testing.assert_close(outputs, rnn(x, lengths=lengths)[0])
 
     def test_degenerate_sizes(self):
         rnn = neuralosc.CoRNN(1, 1, bidirectional=True)

@@ -12,14 +12,14 @@ X = torch.rand(4, 80, 1)
 
 
 def test_a_compiled_layer_shows_its_memory_and_its_floor(capsys):
-    found = neuralosc.CoRNN(1, 8).explain(X)
-    (layer,) = found.layers
+    explanation = neuralosc.CoRNN(1, 8).explain(X)
+    (layer,) = explanation.layers
     assert (layer.field, layer.path, layer.reason) == ("Oscillator", "compiled", "")
     # Positions, velocities and the activation.
     assert 3 <= layer.units < 3.1 and layer.saved == pytest.approx(4 * 4 * 80 * 8 * layer.units)
     assert layer.floor > 0 and layer.floors == pytest.approx(layer.seconds / layer.floor)
     printed = capsys.readouterr().out
-    assert printed.strip() == str(found)
+    assert printed.strip() == str(explanation)
     for word in ("batch 4", "80 samples", "semi_implicit_euler", "Oscillator", "compiled", "T B H"):
         assert word in printed
 
@@ -49,9 +49,9 @@ def test_the_source_is_shown_when_asked_for():
 def test_a_layer_on_the_plain_path_says_why(backend, settings, reason):
     rnn = neuralosc.CoRNN(1, 8, **settings)
     with solvers.backend(backend):
-        found = rnn.explain(X[:, :66], show=False)
-    (layer,) = found.layers
-    assert layer.path == "plain" and reason in layer.reason and reason in str(found)
+        explanation = rnn.explain(X[:, :66], show=False)
+    (layer,) = explanation.layers
+    assert layer.path == "plain" and reason in layer.reason and reason in str(explanation)
     assert layer.floor is None and layer.floors is None and layer.saved > 0 and layer.source == ""
 
 
@@ -76,9 +76,9 @@ def test_no_gradient_and_no_random_number_is_left_behind():
 
 def test_clocks_and_what_is_not_trained():
     rnn = neuralosc.CoRNN(1, 6, num_layers=2).requires_grad_(False)
-    found = rnn.explain(X, timespans=torch.rand(4, 80), lengths=torch.tensor([80, 3, 7, 1]), show=False)
-    assert [layer.path for layer in found.layers] == ["compiled", "compiled"]
-    assert all(layer.saved == 0 and layer.seconds > 0 for layer in found.layers)
+    explanation = rnn.explain(X, timespans=torch.rand(4, 80), lengths=torch.tensor([80, 3, 7, 1]), show=False)
+    assert [layer.path for layer in explanation.layers] == ["compiled", "compiled"]
+    assert all(layer.saved == 0 and layer.seconds > 0 for layer in explanation.layers)
 
 
 class Own(neuralosc.VectorField):

@@ -67,8 +67,8 @@ def gradients(rnn, gradient, arguments, lengths=None):
     return torch.autograd.grad(loss, [*arguments, *parameters], allow_unused=True)
 
 
-def compare(found, expected, relative_error, bound=1e-5):
-    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+def compare(values, expected, relative_error, bound=1e-5):
+    for i, (a, b) in enumerate(zip(values, expected, strict=True)):
         if b is None or not b.any():
             assert a is None or float(a.abs().max()) < bound
         else:

@@ -123,20 +123,22 @@ def test_padding_changes_nothing_whatever_it_holds(name, training):
     module = made(name, dropout=0.0) if name in ("block", "network") else made(name)
     module.train(training)
     x, lengths = inputs(), [7, 2, 4]
-    found = []
+    results = []
     for hole in (float("nan"), 1e6):
         again, padded = copy.deepcopy(module), x.clone()
         for i, n in enumerate(lengths):
             padded[i, n:] = hole
         output, state = again(padded, lengths=lengths)
         gradients = torch.autograd.grad(output.sum() + state.sum(), list(again.parameters()))
-        found.append([output, state, *gradients, *again.buffers()])
+        results.append([output, state, *gradients, *again.buffers()])
         for i, n in enumerate(lengths):
             torch.testing.assert_close(output[i, n:], output[i, n - 1 : n].expand(7 - n, 4), rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     if not training:
         for i, n in enumerate(lengths):
-            torch.testing.assert_close(found[0][0][i : i + 1, :n], module(x[i : i + 1, :n])[0], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                results[0][0][i : i + 1, :n], module(x[i : i + 1, :n])[0], rtol=1e-12, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -156,8 +158,8 @@ def test_packed_sequences_come_back_packed(name):
 def test_the_norm_takes_its_statistics_from_valid_samples_alone():
     norm, reference = SampleNorm(4).double(), nn.BatchNorm1d(4, affine=False).double()
     x, valid = inputs(), torch.arange(7) < torch.tensor([[7], [1], [3]])
-    found = norm(x, valid)
-    torch.testing.assert_close(found[valid], reference(x[valid]), rtol=1e-12, atol=1e-12)
+    normed = norm(x, valid)
+    torch.testing.assert_close(normed[valid], reference(x[valid]), rtol=1e-12, atol=1e-12)
     for name, buffer in reference.named_buffers():
         torch.testing.assert_close(norm.get_buffer(name), buffer)
     torch.testing.assert_close(SampleNorm(4).double()(x), reference.__class__(4, affine=False).double()(x.mT).mT)
@@ -240,11 +242,12 @@ def test_missing_values_are_held():
 def test_the_named_network(tmp_path):
     card = neuralosc.model("linoss")
     assert card.blocks and card.solver == "semi_implicit_euler" and card.field == "LinearOscillator"
-    own = {"state_size": 6, "heads": 2, "damped": True, "discretization": "IMEX3", "projection": "stable"}
-    own |= {"initialization": "ring", "num_layers": 3, "dt": [1.0, 0.5, 0.25], "dropout": 0.1, "substeps": 2}
-    network = neuralosc.make("linoss", input_size=2, hidden_size=4, **own)
+    hyperparameters = {"state_size": 6, "heads": 2, "damped": True, "discretization": "IMEX3", "projection": "stable"}
+    hyperparameters |= {"initialization": "ring", "num_layers": 3, "dropout": 0.1}
+    hyperparameters |= {"dt": [1.0, 0.5, 0.25], "substeps": 2}
+    network = neuralosc.make("linoss", input_size=2, hidden_size=4, **hyperparameters)
     assert set(network.config) == {"model", "input_size", "hidden_size", *card.defaults}
-    assert {key: network.config[key] for key in own} == own
+    assert {key: network.config[key] for key in hyperparameters} == hyperparameters
     x = torch.randn(3, 7, 2)
     network(x)
     swapped = network.eval().with_solver("rk4", dt=0.5)

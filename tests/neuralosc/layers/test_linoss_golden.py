@@ -31,11 +31,11 @@ def published(layer, of):
     """What `of` gives for our parameters, under the published names and in the published layout."""
     field = layer.field
     heads, n = field.heads, field.hidden_size // 2
-    found = {"A": of(field.A).view(heads, -1), "steps": of(field.steps).view(heads, -1)}
-    found["B"] = of(field.B).view(2, heads, n // heads, -1).movedim(0, -1)
-    found["C"] = of(layer.C).view(heads, -1, 2, n // heads).movedim(2, -1)
-    found["D"] = of(layer.D).view(heads, -1)
-    return found if field.G is None else {**found, "G": of(field.G).view(heads, -1)}
+    values = {"A": of(field.A).view(heads, -1), "steps": of(field.steps).view(heads, -1)}
+    values["B"] = of(field.B).view(2, heads, n // heads, -1).movedim(0, -1)
+    values["C"] = of(layer.C).view(heads, -1, 2, n // heads).movedim(2, -1)
+    values["D"] = of(layer.D).view(heads, -1)
+    return values if field.G is None else {**values, "G": of(field.G).view(heads, -1)}
 
 
 @pytest.mark.parametrize("backend", ["plain", "compiled"])
@@ -50,8 +50,8 @@ def test_outputs_and_every_gradient(name, backend, golden, relative_error):
     (y.view(g["y"].shape) * g["loss_weight"]).sum().backward()
     gradients = published(layer, lambda parameter: parameter.grad)
     assert len(gradients) == len(list(layer.parameters()))
-    for key, found in gradients.items():
-        assert relative_error(found.reshape(g[key].shape), g[f"grad_{key}"]) <= TOLERANCE, key
+    for key, gradient in gradients.items():
+        assert relative_error(gradient.reshape(g[key].shape), g[f"grad_{key}"]) <= TOLERANCE, key
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name.startswith("d")])
@@ -96,7 +96,7 @@ def test_heads_are_layers_over_parts_of_the_features(golden):
     ],
 )
 def test_state_dicts_that_do_not_fit_are_refused(change, words, golden, one_line):
-    given = {**state_dict(golden("dlinoss_IM")), **change}
+    tensors = {**state_dict(golden("dlinoss_IM")), **change}
     with pytest.raises(neuralosc.InputError) as caught:
-        neuralosc.from_reference("linoss", {k: v for k, v in given.items() if v is not None}, discretization="IM")
+        neuralosc.from_reference("linoss", {k: v for k, v in tensors.items() if v is not None}, discretization="IM")
     one_line(caught, *words)

@@ -81,20 +81,20 @@ class TestStep:
         wanted = [x, spans, *rnn.parameters()]
         whole = torch.autograd.grad(rnn(x, timespans=spans)[0].square().sum(), wanted)
         stepped = torch.autograd.grad(run_by_steps(rnn, x, spans)[0].square().sum(), wanted)
-        for found, expected in zip(stepped, whole, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        for gradient, expected in zip(stepped, whole, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
 
     def test_a_detached_stream_goes_on_with_the_same_numbers(self):
         rnn, (x, spans) = network(control="linear"), sequence()
         _, stream = rnn.step(x[:, 0], None, spans[:, 0])
         cut = stream.detach()
         assert not cut.state.requires_grad and stream.state.requires_grad
-        found, expected = rnn.step(x[:, 1], cut, spans[:, 1])[0], rnn.step(x[:, 1], stream, spans[:, 1])[0]
-        assert torch.equal(found, expected)
+        output, expected = rnn.step(x[:, 1], cut, spans[:, 1])[0], rnn.step(x[:, 1], stream, spans[:, 1])[0]
+        assert torch.equal(output, expected)
 
     def test_what_a_step_cannot_do(self, one_line):
         x = torch.zeros(3, 2, dtype=F64)
-        for rnn, given, words in (
+        for rnn, arguments, words in (
             (network(control="linear_noncausal"), (x,), ["linear_noncausal", "use a causal one"]),
             (network(dropout=0.5), (x,), ["dropout", "rnn.eval()"]),
             (network(), (x.unsqueeze(1),), ["(3, 1, 2)", "(batch, 2)"]),
@@ -104,7 +104,7 @@ class TestStep:
             (network(), (x, None, 1.0, NAN), ["time is nan"]),
         ):
             with pytest.raises(InputError) as error:
-                rnn.step(*given)
+                rnn.step(*arguments)
             one_line(error, *words)
         network(dropout=0.5).eval().step(x)
 
@@ -133,7 +133,7 @@ class TestTrajectory:
         rnn, (x, spans) = network(solver=tight, control=control), sequence()
         at = torch.tensor([[3.3, 0.1, 2.0, 0.0], [0.5, 0.5, 1.7, 4.0], [1.1, 2.2, 3.0, 0.3]], dtype=F64)
         assert bool((at <= spans.sum(1, keepdim=True)).all())
-        found = rnn.trajectory(x, spans, at=at)
+        states = rnn.trajectory(x, spans, at=at)
         field, times = rnn.field, spans.cumsum(1) * rnn.dt
         for i in range(3):
             order = at[i].argsort()
@@ -146,7 +146,7 @@ class TestTrajectory:
                 control_ = dataclasses.replace(control_, samples=u, times=times[i])
             start = torch.zeros(1, 2, 4, dtype=F64)
             alone = solvers.integrate(field, start, clock, control_, tight).states[0, 1:]
-            torch.testing.assert_close(found[i][order], alone, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(states[i][order], alone, rtol=1e-7, atol=1e-9)
 
     def test_after_the_last_sample_there_is_no_input(self):
         rnn, (x, spans) = network(solver="rk4", max_dt=0.01), sequence()
@@ -161,10 +161,10 @@ class TestTrajectory:
         lengths = torch.tensor([4, 7, 1])
         at = torch.stack([spans[i, :n].sum() for i, n in enumerate(lengths)]).unsqueeze(1)
         at = torch.cat((at, at + 1.5), 1)
-        found = rnn.trajectory(x, spans, at=at, lengths=lengths)
+        states = rnn.trajectory(x, spans, at=at, lengths=lengths)
         for i, n in enumerate(lengths):
             alone = rnn.trajectory(x[i : i + 1, :n], spans[i, :n], at=at[i])
-            torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(states[i : i + 1], alone, rtol=1e-11, atol=1e-12)
 
     def test_asking_changes_nothing(self):
         rnn, (x, spans) = network(solver="midpoint"), sequence()
@@ -214,11 +214,11 @@ class TestMaxDt:
         """One sample needs 4 steps in a gap, another 1, another none: each as if alone with its own substeps."""
         rnn, x = network(solver="rk4"), torch.randn(3, 2, 2, dtype=F64)
         spans = torch.tensor([[1.0, 3.7], [1.0, 0.9], [1.0, 0.0]], dtype=F64)
-        found = rnn.with_solver("rk4", max_dt=0.2)(x, timespans=spans)[0]
+        output = rnn.with_solver("rk4", max_dt=0.2)(x, timespans=spans)[0]
         for i, substeps in enumerate((4, 1, 1)):
             first = rnn(x[i : i + 1, :1], timespans=spans[i, :1])
             last, _ = rnn.with_solver("rk4", substeps=substeps)(x[i : i + 1, 1:], first[1], spans[i, 1:])
-            torch.testing.assert_close(found[i : i + 1], torch.cat((first[0], last), 1), rtol=1e-13, atol=1e-14)
+            torch.testing.assert_close(output[i : i + 1], torch.cat((first[0], last), 1), rtol=1e-13, atol=1e-14)
 
     def test_rounding_asks_for_no_further_step(self):
         for dtype in (torch.float32, torch.float64):
@@ -242,10 +242,10 @@ class TestMaxDt:
         reference = rnn.with_solver("rk4", gradient="backprop")(x, timespans=spans)[0].square().sum()
         wanted = [x, spans, *rnn.parameters()]
         loose = {"rtol": 1e-4, "atol": 1e-5} if gradient == "adjoint" else {"rtol": 1e-10, "atol": 1e-12}
-        for found, expected in zip(
+        for value, expected in zip(
             torch.autograd.grad(loss, wanted), torch.autograd.grad(reference, wanted), strict=True
         ):
-            torch.testing.assert_close(found, expected, **loose)
+            torch.testing.assert_close(value, expected, **loose)
 
     def test_errors_name_the_sample_of_the_input(self):
         class Grower(neuralosc.VectorField):

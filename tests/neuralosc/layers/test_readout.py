@@ -55,8 +55,8 @@ def test_lengths_equal_truncation_in_values_and_gradients(kind, both, lengths, h
     for i, n in enumerate(lengths):
         alone = h[i, :n].detach().requires_grad_()
         expected = pooled(readout, alone) @ readout.weight.T + readout.bias
-        found = answers[i, :n] if readout.pooling.every else answers[i]
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        answer = answers[i, :n] if readout.pooling.every else answers[i]
+        torch.testing.assert_close(answer, expected, rtol=1e-12, atol=1e-12)
         loss = expected.square().sum()
         if readout.pooling.every:
             # The padding has the answer of the last valid sample.
@@ -80,11 +80,11 @@ def test_a_packed_sequence(kind):
     readout = Readout(rnn.output_size, 2, kind, rnn.bidirectional).double()
     x, lengths = torch.randn(4, 6, 2, dtype=F64), [5, 2, 6, 1]
     packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
-    found, expected = readout(rnn(packed)[0]), readout(rnn(x, lengths=lengths)[0], lengths)
+    answers, expected = readout(rnn(packed)[0]), readout(rnn(x, lengths=lengths)[0], lengths)
     if not readout.pooling.every:
-        return torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-    assert isinstance(found, PackedSequence)
-    padded, _ = pad_packed_sequence(found, batch_first=True)
+        return torch.testing.assert_close(answers, expected, rtol=1e-13, atol=1e-13)
+    assert isinstance(answers, PackedSequence)
+    padded, _ = pad_packed_sequence(answers, batch_first=True)
     for i, n in enumerate(lengths):
         torch.testing.assert_close(padded[i, :n], expected[i, :n], rtol=1e-13, atol=1e-13)
 
@@ -115,8 +115,8 @@ def test_modes_copies_dtypes_and_transforms(kind):
     fresh = Readout(4, 3, kind)
     fresh.load_state_dict(readout.state_dict())
     assert torch.equal(fresh(h, lengths), expected) and f"kind={kind!r}" in repr(readout)
-    found = torch.vmap(lambda h, n: readout(h.unsqueeze(0), n.unsqueeze(0))[0])(h, lengths)
-    torch.testing.assert_close(found, expected)
+    answers = torch.vmap(lambda h, n: readout(h.unsqueeze(0), n.unsqueeze(0))[0])(h, lengths)
+    torch.testing.assert_close(answers, expected)
     torch.testing.assert_close(readout.double()(h.double(), lengths), expected.double(), rtol=1e-5, atol=1e-6)
     assert readout.bfloat16()(h.bfloat16(), lengths).dtype == torch.bfloat16
 

@@ -111,8 +111,8 @@ def test_lengths_equal_truncation_in_values_and_gradients(solver):
             torch.testing.assert_close(gradients[0][i : i + 1, :n], grad_x, rtol=0, atol=1e-12)
             assert torch.equal(gradients[0][i, n:], torch.zeros(6 - n, 2, dtype=F64))
             total = [a + b for a, b in zip(total, alone, strict=True)]
-        for found, expected in zip(gradients[1:], total, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        for gradient, expected in zip(gradients[1:], total, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("hole", [float("nan"), -1.0, float("inf")])
@@ -134,10 +134,10 @@ def test_a_packed_sequence_in_and_out(lengths, layers):
     output, state = rnn(packed, initial)
     assert isinstance(output, PackedSequence)
     expected, _ = like(packed)
-    for ours, theirs in zip(output[1:], expected[1:], strict=True):
-        assert torch.equal(ours, theirs)
-    padded, found = pad_packed_sequence(output, batch_first=True)
-    assert found.tolist() == lengths
+    for part, like_part in zip(output[1:], expected[1:], strict=True):
+        assert torch.equal(part, like_part)
+    padded, unpacked_lengths = pad_packed_sequence(output, batch_first=True)
+    assert unpacked_lengths.tolist() == lengths
     time = max(lengths)
     reference, end = rnn(x[:, :time], initial, lengths=lengths)
     # What was packed lies in memory in another order, which may be that of sums, too.
@@ -152,10 +152,10 @@ def test_a_sorted_packed_sequence_and_gradients():
     assert packed.sorted_indices is None
     output, _ = rnn(packed)
     assert output.sorted_indices is None
-    (found,) = torch.autograd.grad(output.data.sum(), x)
+    (gradient,) = torch.autograd.grad(output.data.sum(), x)
     reference = rnn(x, lengths=[6, 4, 4, 2])[0]
     loss = sum(reference[i, :n].sum() for i, n in enumerate([6, 4, 4, 2]))
-    torch.testing.assert_close(found, torch.autograd.grad(loss, x)[0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, x)[0], rtol=0, atol=1e-13)
 
 
 def test_a_packed_sequence_carries_its_lengths(one_line):

@@ -37,8 +37,8 @@ def test_frozen_parameters_still_pass_gradients_to_the_input(field_name, make_fi
     rnn = ContinuousRNN(make_field(field_name), "dopri5", 0.1).requires_grad_(False)
     x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
     for gradient in ("backprop", "adjoint"):
-        (found,) = torch.autograd.grad(rnn.with_solver("dopri5", gradient=gradient)(x)[0].sum(), x)
-        assert found.any() and torch.isfinite(found).all()
+        (gradient_of_x,) = torch.autograd.grad(rnn.with_solver("dopri5", gradient=gradient)(x)[0].sum(), x)
+        assert gradient_of_x.any() and torch.isfinite(gradient_of_x).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,10 +75,10 @@ def test_function_transforms(solver):
     def loss(values, x):
         return torch.func.functional_call(rnn, values, (x,))[0].square().sum()
 
-    found = torch.func.grad(loss)(parameters, x)
+    gradients = torch.func.grad(loss)(parameters, x)
     rnn(x)[0].square().sum().backward()
     for key, value in rnn.named_parameters():
-        torch.testing.assert_close(found[key], value.grad)
+        torch.testing.assert_close(gradients[key], value.grad)
     assert torch.func.jacrev(lambda x: rnn(x)[0])(x).shape == (3, 5, 4, 3, 5, 2)
     _, tangent = torch.func.jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
     assert tangent.shape == (3, 5, 4)
@@ -121,8 +121,8 @@ def test_two_threads_may_use_one_network(make_field):
         xs = [torch.randn(3, 20, 2, dtype=torch.float64) for _ in range(8)]
         expected = [rnn(x)[0] for x in xs]
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda x, rnn=rnn: rnn(x)[0], xs))
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            outputs = list(pool.map(lambda x, rnn=rnn: rnn(x)[0], xs))
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 def test_results_repeat_bit_for_bit():

@@ -50,15 +50,15 @@ def test_the_baselines_are_listed():
 def test_the_numbers_are_those_of_torch(name, layers, both, bias):
     rnn, x, count = network(name, num_layers=layers, bidirectional=both, bias=bias), inputs(), layers * (1 + both)
     hidden = tuple(torch.randn(count, 4, 3, dtype=F64) for _ in range(rnn.components))
-    state, given = whole(hidden, count), hidden if rnn.components == 2 else hidden[0]
+    state, torch_state = whole(hidden, count), hidden if rnn.components == 2 else hidden[0]
     assert state.shape == ((count, 4, rnn.components, 3) if count > 1 else (4, rnn.components, 3))
-    for start, begun in ((state, given), (None, None)):
+    for start, begun in ((state, torch_state), (None, None)):
         output, end = rnn(x, start)
         expected, last = rnn.core(x, begun)
         assert torch.equal(output, expected) and torch.equal(end, whole(last, count))
     packed = pack_padded_sequence(x, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
     output, end = rnn(packed, state)
-    expected, last = rnn.core(packed, given)
+    expected, last = rnn.core(packed, torch_state)
     assert isinstance(output, PackedSequence) and torch.equal(output.data, expected.data)
     assert torch.equal(end, whole(last, count))
 
@@ -102,8 +102,8 @@ def test_timespans_are_refused_or_a_feature(name, one_line):
     assert torch.equal(rnn(x)[0], rnn(x, timespans=torch.ones(6))[0])
     for i, n in enumerate(LENGTHS):
         torch.testing.assert_close(rnn(x, lengths=LENGTHS)[0][i, :n], rnn(x)[0][i, :n], rtol=0, atol=1e-14)
-        found = rnn(x, timespans=spans, lengths=LENGTHS)[0][i, :n]
-        torch.testing.assert_close(found, expected[i, :n], rtol=0, atol=1e-14)
+        valid = rnn(x, timespans=spans, lengths=LENGTHS)[0][i, :n]
+        torch.testing.assert_close(valid, expected[i, :n], rtol=0, atol=1e-14)
     packed = pack_padded_sequence(x, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
     output, _ = pad_packed_sequence(rnn(packed, timespans=spans)[0], batch_first=True)
     torch.testing.assert_close(output[0, :5], expected[0, :5], rtol=0, atol=1e-14)

@@ -71,8 +71,8 @@ def test_function_transforms(name, x):
     """Other parameters in a call, an ensemble under vmap, and gradients of each."""
     if name in BASELINES:
         rnn, other = network(name), network(name)
-        found = torch.func.functional_call(rnn, dict(other.named_parameters()), (x,))
-        return torch.testing.assert_close(tensors(found), tensors(other(x)))
+        output = torch.func.functional_call(rnn, dict(other.named_parameters()), (x,))
+        return torch.testing.assert_close(tensors(output), tensors(other(x)))
     networks = [network(name) for _ in range(2)]
     values = [{k: v.detach() for k, v in rnn.named_parameters()} for rnn in networks]
     stacked = {key: torch.stack([value[key] for value in values]) for key in values[0]}
@@ -119,10 +119,10 @@ def test_torch_compile(name, x):
     compiled = torch.compile(rnn, backend="aot_eager")
     torch.testing.assert_close(tensors(compiled(x)), tensors(rnn(x)))
     compiled(x)[0].square().mean().backward()
-    found = {key: p.grad.clone() for key, p in rnn.named_parameters() if p.grad is not None}
+    gradients = {key: p.grad.clone() for key, p in rnn.named_parameters() if p.grad is not None}
     rnn.zero_grad()
     rnn(x)[0].square().mean().backward()
-    for key, gradient in found.items():
+    for key, gradient in gradients.items():
         torch.testing.assert_close(gradient, rnn.get_parameter(key).grad)
     torch._dynamo.reset()
 
@@ -172,5 +172,5 @@ def test_onnx(name, length, tmp_path):
         values = (x, state, spans)[: 2 + clocks]
         with torch.no_grad():
             expected = (neuralosc.Step(rnn) if length is None else rnn)(*values)
-        for found, wanted in zip(run_onnx(path, *values), expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        for value, wanted in zip(run_onnx(path, *values), expected, strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)

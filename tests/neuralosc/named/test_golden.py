@@ -18,8 +18,8 @@ def batch_first(x):
 
 def check_gradients(loss, expected, relative_error):
     """`expected`: tensor -> the golden gradient of it."""
-    found = torch.autograd.grad(loss, [tensor for tensor, _ in expected])
-    for gradient, (_, golden) in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(loss, [tensor for tensor, _ in expected])
+    for gradient, (_, golden) in zip(gradients, expected, strict=True):
         assert relative_error(gradient, golden) <= TOLERANCE
 
 

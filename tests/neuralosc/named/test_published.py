@@ -99,14 +99,14 @@ def test_a_published_model_and_ours_compute_the_same(name, relative_error):
     model = model.double()
     x = torch.randn(11, 4, 3, dtype=F64)
     rnn, readout = neuralosc.from_reference(name.split()[0], model.state_dict(), **settings)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    expected = model(theirs)
-    found = readout(rnn(ours.transpose(0, 1))[0][:, -1])
-    assert relative_error(found, expected) <= 1e-12
+    own_x, published_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = model(published_x)
+    answers = readout(rnn(own_x.transpose(0, 1))[0][:, -1])
+    assert relative_error(answers, expected) <= 1e-12
     weight = torch.randn_like(expected)
-    (found * weight).sum().backward()
+    (answers * weight).sum().backward()
     (expected * weight).sum().backward()
-    assert relative_error(ours.grad, theirs.grad) <= 1e-11
+    assert relative_error(own_x.grad, published_x.grad) <= 1e-11
     total = sum(float(p.grad.abs().sum()) for p in [*rnn.parameters(), *readout.parameters()])
     assert total == pytest.approx(sum(float(p.grad.abs().sum()) for p in model.parameters()), rel=1e-11)
 

@@ -21,9 +21,9 @@ BOTH = pytest.mark.parametrize("which", PAIRS)
 
 def pair(which, *sizes, dtype=torch.float32, **shape):
     """A module of torch and the network made from it."""
-    ours, theirs, own = PAIRS[which]
-    module = theirs(*sizes, batch_first=True, **own, **shape).to(dtype)
-    return module, ours.from_torch(module)
+    kind, torch_kind, options = PAIRS[which]
+    module = torch_kind(*sizes, batch_first=True, **options, **shape).to(dtype)
+    return module, kind.from_torch(module)
 
 
 def ours_from(hidden):
@@ -72,9 +72,9 @@ def test_equal_over_a_long_sequence_on_the_compiled_path(which):
     module, rnn = pair(which, 3, 32, num_layers=2, bidirectional=True)
     x = torch.randn(5, 300, 3)
     torch.testing.assert_close(rnn(x)[0], module(x)[0], rtol=0, atol=1e-6)
-    found = rnn.explain(x, show=False)
-    assert [layer.name for layer in found.layers] == ["0", "0_rev", "1", "1_rev"]
-    assert {(layer.path, layer.reason) for layer in found.layers} == {("compiled", "")}
+    explanation = rnn.explain(x, show=False)
+    assert [layer.name for layer in explanation.layers] == ["0", "0_rev", "1", "1_rev"]
+    assert {(layer.path, layer.reason) for layer in explanation.layers} == {("compiled", "")}
 
 
 @BOTH
@@ -87,21 +87,21 @@ def test_gradients_are_those_of_torch(which, bias, relative_error):
         (network(x)[0] * weight).sum().backward()
     for index, field in enumerate(rnn.fields):
         suffix = f"l{index // 2}{'_reverse' * (index % 2)}"
-        for own, name in (("V", "ih"), ("W", "hh")):
+        for field_name, name in (("V", "ih"), ("W", "hh")):
             for kind in ("weight", "bias") if bias else ("weight",):
-                found = field.get_parameter(f"{own}.{kind}").grad
-                assert relative_error(found, getattr(module, f"{kind}_{name}_{suffix}").grad) < 1e-10
+                gradient = field.get_parameter(f"{field_name}.{kind}").grad
+                assert relative_error(gradient, getattr(module, f"{kind}_{name}_{suffix}").grad) < 1e-10
 
 
 @BOTH
 def test_one_seed_gives_both_the_same_weights(which):
-    ours, theirs, own = PAIRS[which]
+    kind, torch_kind, options = PAIRS[which]
     for shape in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
         torch.manual_seed(7)
-        module = theirs(3, 4, **own, **shape)
+        module = torch_kind(3, 4, **options, **shape)
         torch.manual_seed(7)
-        rnn = ours(3, 4, **own, **shape)
-        converted = ours.from_torch(module)
+        rnn = kind(3, 4, **options, **shape)
+        converted = kind.from_torch(module)
         assert sum(p.numel() for p in rnn.parameters()) == sum(p.numel() for p in module.parameters())
         assert rnn.config == converted.config
         for a, b in zip(rnn.parameters(), converted.parameters(), strict=True):
@@ -110,18 +110,18 @@ def test_one_seed_gives_both_the_same_weights(which):
 
 @BOTH
 def test_conversion_keeps_dtype_mode_and_dropout_and_copies(which):
-    ours, theirs, own = PAIRS[which]
-    module = theirs(3, 4, num_layers=2, dropout=0.25, **own).double().eval()
+    kind, torch_kind, options = PAIRS[which]
+    module = torch_kind(3, 4, num_layers=2, dropout=0.25, **options).double().eval()
     before = torch.random.get_rng_state()
-    rnn = ours.from_torch(module, solver="dopri5")
+    rnn = kind.from_torch(module, solver="dopri5")
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert isinstance(rnn, ours) and not rnn.training and rnn.dropout == 0.25 and rnn.solver.name == "dopri5"
+    assert isinstance(rnn, kind) and not rnn.training and rnn.dropout == 0.25 and rnn.solver.name == "dopri5"
     assert {p.dtype for p in rnn.parameters()} == {F64} and all(p.requires_grad for p in rnn.parameters())
     with torch.no_grad():
         module.weight_ih_l0.add_(1.0)
     assert not torch.equal(rnn.fields[0].V.weight, module.weight_ih_l0)
     x = torch.randn(5, 2, 3, dtype=F64)
-    rnn = ours.from_torch(module)
+    rnn = kind.from_torch(module)
     # Time first is how the module was made; ours is batch first.
     torch.testing.assert_close(rnn(x.transpose(0, 1))[0].transpose(0, 1), module(x)[0], rtol=0, atol=1e-14)
 
