@@ -118,9 +118,9 @@ def described(module):
 
 @pytest.mark.parametrize("module", [solvers, neuralosc], ids=lambda module: module.__name__)
 def test_names_and_signatures_stay(module):
-    found, expected = described(module), json.loads(PUBLIC.read_text())[module.__name__]
+    signatures, expected = described(module), json.loads(PUBLIC.read_text())[module.__name__]
     # What comes anew is free, and is held from its next change on once it stands in the file.
-    assert {name: found.get(name, "gone") for name in expected} == expected
+    assert {name: signatures.get(name, "gone") for name in expected} == expected
 
 
 def test_the_registries_keep_their_order():
@@ -140,9 +140,9 @@ def test_what_was_saved_before_loads_and_computes_the_same(name, relative_error)
     rnn = neuralosc.load(SAVED / f"{name}.safetensors").eval()
     expected = load_file(SAVED / f"{name}.output.safetensors")
     with torch.no_grad():
-        found = rnn(expected["x"])[0]
+        output = rnn(expected["x"])[0]
     # An adaptive solver may round its way to other steps.
-    assert relative_error(found, expected["output"]) < (1e-6 if name == "lipschitz-options" else 1e-9)
+    assert relative_error(output, expected["output"]) < (1e-6 if name == "lipschitz-options" else 1e-9)
 
 
 def test_every_named_network_has_a_saved_file():

@@ -74,17 +74,19 @@ def derivatives(a, method, count):
     """The first derivatives of the end with respect to a parameter, by repeated backward passes."""
     a = torch.tensor(a, dtype=F64, requires_grad=True)
     value = end(a, method)
-    found = []
+    values = []
     for _ in range(count):
         (value,) = torch.autograd.grad(value, a, create_graph=True)
-        found.append(float(value.detach()))
-    return found
+        values.append(float(value.detach()))
+    return values
 
 
 def end(a, method):
     start = torch.full((1, 1, 1), 1.2, dtype=F64)
-    found = solvers.integrate(lambda t, x, u: -a * x**3 - torch.sin(a * x), start, [0.0, 1.0], None, method, substeps=4)
-    return found.states[0, -1, 0, 0]
+    solution = solvers.integrate(
+        lambda t, x, u: -a * x**3 - torch.sin(a * x), start, [0.0, 1.0], None, method, substeps=4
+    )
+    return solution.states[0, -1, 0, 0]
 
 
 def test_implicit_methods_can_be_differentiated_twice_and_not_three_times():
@@ -92,9 +94,9 @@ def test_implicit_methods_can_be_differentiated_twice_and_not_three_times():
     values = [float(end(torch.tensor(0.7 + i * h, dtype=F64), method)) for i in range(-2, 3)]
     third = (values[4] - 2 * values[3] + 2 * values[1] - values[0]) / (2 * h**3)
     expected = [(values[3] - values[1]) / (2 * h), (values[3] - 2 * values[2] + values[1]) / h**2]
-    found = derivatives(0.7, method, 3)
-    assert found[:2] == pytest.approx(expected, rel=1e-4)
-    assert found[2] != pytest.approx(third, rel=1e-2)
+    computed = derivatives(0.7, method, 3)
+    assert computed[:2] == pytest.approx(expected, rel=1e-4)
+    assert computed[2] != pytest.approx(third, rel=1e-2)
     assert derivatives(0.7, "rk4", 3)[2] == pytest.approx(third, rel=0.1)
 
 
@@ -104,25 +106,25 @@ def test_implicit_methods_can_be_differentiated_twice_and_not_three_times():
 def test_the_adjoint_differs_from_backprop_by_the_error_of_the_steps(solver, low, high):
     torch.manual_seed(0)
     rnn = neuralosc.CoRNN(2, 8, dt=0.3, solver=solver).double()
-    x, found = torch.randn(2, 20, 2, dtype=F64), []
+    x, gradients = torch.randn(2, 20, 2, dtype=F64), []
     for gradient in ("adjoint", "backprop"):
         loss = rnn.with_solver(solver, gradient=gradient)(x)[0].square().mean()
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(rnn.parameters()))]))
-    assert low < float((found[0] - found[1]).abs().max() / found[1].abs().max()) < high
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(rnn.parameters()))]))
+    assert low < float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()) < high
 
 
 @pytest.mark.parametrize(("solver", "plain", "coupled"), [("stormer_verlet", 2, 4), ("pefrl", 4, 16)])
 def test_what_velocity_coupling_costs(solver, plain, coupled):
     for expected in (plain, coupled):
         field = neuralosc.Oscillator(1, 4, coupled=expected == coupled).double()
-        found = solvers.integrate(
+        solution = solvers.integrate(
             field, torch.ones(2, 2, 4, dtype=F64), [0.0, 1.0], torch.zeros(2, 4, dtype=F64), solver, substeps=10
         )
-        assert found.statistics.evaluations.tolist() == [10 * expected] * 2
+        assert solution.statistics.evaluations.tolist() == [10 * expected] * 2
         assert solvers.get(solver).undoes(field) is (expected == plain)
 
 
 def test_a_longest_step_splits_each_sample_by_its_own_need():
     times = torch.tensor([[0.0, 1.0], [0.0, 7.0]], dtype=F64)
-    found = solvers.integrate(lambda t, x, u: -x, torch.ones(2, 1, 1, dtype=F64), times, method="rk4", max_dt=0.5)
-    assert found.statistics.steps.tolist() == [2, 14]
+    solution = solvers.integrate(lambda t, x, u: -x, torch.ones(2, 1, 1, dtype=F64), times, method="rk4", max_dt=0.5)
+    assert solution.statistics.steps.tolist() == [2, 14]

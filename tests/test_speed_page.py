@@ -44,7 +44,7 @@ def test_the_table_has_every_field_of_the_benchmark():
 
 
 def test_the_example_shows_what_explain_prints():
-    found = str(neuralosc.CoRNN(1, 64).explain(torch.rand(32, 100, 1), show=False))
+    text = str(neuralosc.CoRNN(1, 64).explain(torch.rand(32, 100, 1), show=False))
     block = TEXT.split(">>> neuralosc.CoRNN")[1].split("```")[0].splitlines()[1:]
-    told, printed = ([re.sub(r"[\d.]+", "#", line) for line in lines] for lines in (block, found.splitlines()))
+    told, printed = ([re.sub(r"[\d.]+", "#", line) for line in lines] for lines in (block, text.splitlines()))
     assert [line.split() for line in told] == [line.split() for line in printed]
