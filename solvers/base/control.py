@@ -184,14 +184,14 @@ def path_tensors(path: ControlPath) -> dict[str, Tensor]:
 
 def with_path_tensors(path: ControlPath, tensors: dict[str, Tensor]) -> ControlPath:
     """The same path made of other tensors."""
-    own: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
+    changes: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
     nested: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         outer, _, inner = name.partition(".")
         if inner:
             nested.setdefault(outer, {})[inner] = value
-    own.update({name: with_path_tensors(getattr(path, name), values) for name, values in nested.items()})
-    replaced: ControlPath = dataclasses.replace(path, **own)  # type: ignore[type-var]
+    changes.update({name: with_path_tensors(getattr(path, name), values) for name, values in nested.items()})
+    replaced: ControlPath = dataclasses.replace(path, **changes)  # type: ignore[type-var]
     return replaced
 
 

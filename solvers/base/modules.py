@@ -13,8 +13,8 @@ from solvers.base.counted import Counted
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its `forward`."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(map(bool, own))
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(bool, hooks))
 
 
 def parameters_of(field: Any) -> dict[str, Tensor]:
@@ -34,10 +34,10 @@ def in_place(field: Any, parameters: dict[str, Tensor]) -> Iterator[None]:
     try:
         for full, value in parameters.items():
             path, _, name = full.rpartition(".")
-            own = module.get_submodule(path)._parameters
-            swapped.append((own, name, own[name]))
-            own[name] = value
+            slots = module.get_submodule(path)._parameters
+            swapped.append((slots, name, slots[name]))
+            slots[name] = value
         yield
     finally:
-        for own, name, value in swapped:
-            own[name] = value
+        for slots, name, value in swapped:
+            slots[name] = value

@@ -104,6 +104,6 @@ def _split(t: Time, dt: Time, counts: np.ndarray) -> list[tuple[Time, Time]]:
     if int(counts.min()) == most:
         return [(t + i * (dt / most), dt / most) for i in range(most)]
     assert isinstance(dt, Tensor)
-    own = torch.from_numpy(counts).to(dt).unsqueeze(-1)
-    h = dt / own
-    return [(t + h * own.clamp(max=i), torch.where(own > i, h, 0.0)) for i in range(most)]
+    number = torch.from_numpy(counts).to(dt).unsqueeze(-1)
+    h = dt / number
+    return [(t + h * number.clamp(max=i), torch.where(number > i, h, 0.0)) for i in range(most)]
