@@ -127,12 +127,12 @@ def _recorded(function: Map, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gradient(value: Tensor, leaf: Tensor, w: Tensor, batched: bool = False, create_graph: bool = False) -> Tensor:
     """The gradient of value.w with respect to `leaf`; zero where `value` does not see it."""
-    found: Tensor | None = None
+    gradient: Tensor | None = None
     if value.requires_grad:
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             value, leaf, w, retain_graph=True, create_graph=create_graph, allow_unused=True, is_grads_batched=batched
         )
-    return leaf.new_zeros(w.shape[: w.dim() - value.dim()] + leaf.shape) if found is None else found
+    return leaf.new_zeros(w.shape[: w.dim() - value.dim()] + leaf.shape) if gradient is None else gradient
 
 
 class DenseSystem:
@@ -174,12 +174,12 @@ class KrylovSystem:
 
         A sample for which GMRES does not converge gets dense factors with `fallback`, NaN without.
         """
-        found, converged = gmres(self.equations.product(self.k, transposed), rhs, self.tolerance)
+        solution, converged = gmres(self.equations.product(self.k, transposed), rhs, self.tolerance)
         lost = ~converged & rhs.isfinite().all(-1)
         if self.fallback and bool(lost.any()):
             dense = DenseSystem(self.equations, self.k).solve(rhs, transposed)
-            return torch.where(lost.unsqueeze(-1), dense, found)
-        return torch.where(converged.unsqueeze(-1), found, torch.nan)
+            return torch.where(lost.unsqueeze(-1), dense, solution)
+        return torch.where(converged.unsqueeze(-1), solution, torch.nan)
 
 
 System = DenseSystem | KrylovSystem

@@ -52,11 +52,11 @@ class LinearOperator(Protocol):
 
 def _operator(semilinear: Any, terms: frozenset[str] | None) -> LinearOperator:
     """What the field makes; while exporting a copy, so that what stands for values stays in no user's operator."""
-    made: LinearOperator = semilinear.operator(terms)
-    if exporting() and isinstance(getattr(made, "memo", None), Memo):
-        made = copy.copy(made)
-        object.__setattr__(made, "memo", Memo())
-    return made
+    operator: LinearOperator = semilinear.operator(terms)
+    if exporting() and isinstance(getattr(operator, "memo", None), Memo):
+        operator = copy.copy(operator)
+        object.__setattr__(operator, "memo", Memo())
+    return operator
 
 
 def linear_part(semilinear: Any, terms: frozenset[str] | None = None) -> LinearOperator:
@@ -104,12 +104,12 @@ class Memo:
                 # torch.func knows no such hooks, and needs none.
                 with contextlib.suppress(RuntimeError):
                     stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
-                made = make()
+                value = make()
             while len(self._kept) >= self.size:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = made
-        found: T = self._kept[key]
-        return found
+            self._kept[key] = value
+        kept: T = self._kept[key]
+        return kept
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -204,8 +204,8 @@ class DiagonalOperator:
         def functions() -> list[Tensor]:
             return phis(torch.as_tensor(over_state(h) * self.values, dtype=like.dtype, device=like.device), order)
 
-        found = self.memo(h, (order, like.dtype, like.device), functions)
-        return lambda states: _sum(x * f for x, f in zip(states, found, strict=False))
+        factors = self.memo(h, (order, like.dtype, like.device), functions)
+        return lambda states: _sum(x * f for x, f in zip(states, factors, strict=False))
 
 
 @dataclass(frozen=True)
@@ -264,8 +264,8 @@ class DenseOperator:
             step = h.unsqueeze(-2)
             return lambda states: phi_action(self.matrix, step, states)
         # torch.linalg.matrix_exp would do for order 0, but is off by 1e-13 for small arguments in double precision.
-        found = self.memo(h, ("phis", order), lambda: matrix_phis(self.matrix * h, max(order, 1)))
-        return lambda states: _sum(x @ f for x, f in zip(states, found, strict=False))
+        matrices = self.memo(h, ("phis", order), lambda: matrix_phis(self.matrix * h, max(order, 1)))
+        return lambda states: _sum(x @ f for x, f in zip(states, matrices, strict=False))
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,6 @@ class SkewOperator(DenseOperator):
             return super().solve(h, state)
         # Products and quotients, which every runtime has. Its eigenvalues come in pairs, so it has no derivative.
         squares, basis = torch.linalg.eigh(self.matrix @ self.matrix)
-        found = (state @ basis / (1 - over_state(h) ** 2 * squares)) @ basis.t()
-        solved: Tensor = found + over_state(h) * (found @ self.matrix)
+        quotient = (state @ basis / (1 - over_state(h) ** 2 * squares)) @ basis.t()
+        solved: Tensor = quotient + over_state(h) * (quotient @ self.matrix)
         return solved

@@ -55,12 +55,12 @@ def phis(z: Tensor, order: int) -> list[Tensor]:
         # Down the series of phi_order, then down the orders: the step is the same.
         head = torch.addcmul(_constant(1 / math.factorial(k), z), near, series[0])
         series = [head, *series] if k < order else [head]
-    found = torch.expm1(far) if not z.is_complex() else torch.exp(far) - 1
+    recurrence = torch.expm1(far) if not z.is_complex() else torch.exp(far) - 1
     values = [torch.exp(z)]
     for k in range(1, order + 1):
-        found = found / far
-        values.append(torch.where(small, series[k - 1], found))
-        found = found - 1 / math.factorial(k)
+        recurrence = recurrence / far
+        values.append(torch.where(small, series[k - 1], recurrence))
+        recurrence = recurrence - 1 / math.factorial(k)
     return values
 
 
@@ -183,21 +183,21 @@ def matrix_phis(matrix: Tensor, order: int) -> list[Tensor]:
     top = chunk(12)
     for first in (8, 4, 0):
         top = top @ fourth + chunk(first)
-    found = [top]
+    values = [top]
     for k in range(order - 1, -1, -1):
-        found.insert(0, x @ found[0] + identity / math.factorial(k))
+        values.insert(0, x @ values[0] + identity / math.factorial(k))
     recorded = torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None
     known = concrete(halvings) and not recorded
     for i in range(int(halvings.max()) if known else MOST):
-        found = [torch.where(i < halvings, new, old) for new, old in zip(_doubled(found), found, strict=True)]
-    return found if known else [torch.where(halvings > MOST, torch.nan, f) for f in found]
+        values = [torch.where(i < halvings, new, old) for new, old in zip(_doubled(values), values, strict=True)]
+    return values if known else [torch.where(halvings > MOST, torch.nan, f) for f in values]
 
 
-def _doubled(found: list[Tensor]) -> list[Tensor]:
+def _doubled(values: list[Tensor]) -> list[Tensor]:
     """phi_k(2 z) from phi_k(z): 2^-k (phi_0 phi_k + sum_j phi_j / (k - j)!), j = 1 .. k."""
-    products = (found[0] @ torch.cat(found, dim=-1)).chunk(len(found), dim=-1)
+    products = (values[0] @ torch.cat(values, dim=-1)).chunk(len(values), dim=-1)
     return [
-        sum((found[j] / math.factorial(k - j) for j in range(1, k + 1)), product) / 2**k
+        sum((values[j] / math.factorial(k - j) for j in range(1, k + 1)), product) / 2**k
         for k, product in enumerate(products)
     ]
 

@@ -222,10 +222,10 @@ class ExponentialTableau:
     @property
     def orders(self) -> dict[float, int]:
         """The highest phi-function at each node but the first, and at the end."""
-        found: dict[float, int] = {}
+        highest: dict[float, int] = {}
         for rows, node in (*zip(self.a, self.c[1:], strict=True), (self.b, 1.0)):
-            found[node] = max(found.get(node, 0), len(rows))
-        return found
+            highest[node] = max(highest.get(node, 0), len(rows))
+        return highest
 
     def at_zero(self) -> ButcherTableau:
         """The Runge-Kutta method that this is for L = 0, where phi_k = 1 / k!."""
@@ -378,12 +378,12 @@ class ImplicitTableau:
 
     def residuals(self) -> dict[str, float]:
         """How far each order condition up to min(order, 4), and the declared symmetry, is from holding."""
-        found = _order_residuals(self.order, implicit=_Method(self.a, self.b))
+        residuals = _order_residuals(self.order, implicit=_Method(self.a, self.b))
         if self.symmetric:
             # Hairer, Lubich, Wanner, Geometric Numerical Integration, theorem V.2.3.
             a = np.array(self.a)
-            found["a_ij + a_s+1-i,s+1-j = b_j"] = float(np.abs(a + a[::-1, ::-1] - np.array(self.b)).max())
-        return found
+            residuals["a_ij + a_s+1-i,s+1-j = b_j"] = float(np.abs(a + a[::-1, ::-1] - np.array(self.b)).max())
+        return residuals
 
     @property
     def symplectic(self) -> bool:
