@@ -139,8 +139,8 @@ class Driver:
     def _first_steps(self) -> Array:
         """A first step from the size of the slope and of its change (Hairer, Norsett, Wanner, II.4)."""
         if self.solver.first_step is not None:
-            given: Array = self.solver.first_step / np.maximum(self.controller.span, 1e-300)
-            return given
+            steps: Array = self.solver.first_step / np.maximum(self.controller.span, 1e-300)
+            return steps
         slope = self.rows.h * self.slope
         scale = self.solver.atol + self.solver.rtol * self.x.abs()
         size, speed = _rms(self.x / scale), _rms(slope / scale)

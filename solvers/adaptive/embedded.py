@@ -148,8 +148,8 @@ def quartic(a: Rows) -> Rows:
     # Unknowns are the coefficients row by row, one stage after the other.
     left = np.concatenate([np.kron(conditions, np.eye(4)), np.kron(np.eye(stages), ends)])
     right = np.concatenate([values.ravel(), joined.T.ravel()])
-    found = np.linalg.lstsq(left, right, rcond=None)[0].reshape(stages, 4)
-    return tuple(tuple(float(x) for x in row) for row in found)
+    coefficients = np.linalg.lstsq(left, right, rcond=None)[0].reshape(stages, 4)
+    return tuple(tuple(float(x) for x in row) for row in coefficients)
 
 
 def _floats(*values: str | int) -> Weights:

@@ -104,20 +104,20 @@ class EventWatch:
 
     def look(self, round_: Round) -> tuple[Array, Array, Tensor] | None:
         """Record the crossings of a round; the rows that stop, the fractions of their steps, and their states."""
-        crossings = [found for i in range(len(self.events)) for found in self._crossings(i, round_)]
+        crossings = [crossing for i in range(len(self.events)) for crossing in self._crossings(i, round_)]
         stop = np.full(len(round_.ids), np.inf)
-        for found in crossings:
-            if self.events[found.event].terminal:
-                stop[found.rows] = np.minimum(stop[found.rows], found.theta)
+        for crossing in crossings:
+            if self.events[crossing.event].terminal:
+                stop[crossing.rows] = np.minimum(stop[crossing.rows], crossing.theta)
         stopped: list[tuple[Array, Array, Tensor]] = []
-        for found in crossings:
-            keep = found.theta <= stop[found.rows]
+        for crossing in crossings:
+            keep = crossing.theta <= stop[crossing.rows]
             if not keep.any():
                 continue
-            rows, theta = found.rows[keep], found.theta[keep]
-            time, state = self._differentiable(found.event, round_, rows, theta)
-            self.found[found.event].append((round_.ids[rows], time, state))
-            if self.events[found.event].terminal:
+            rows, theta = crossing.rows[keep], crossing.theta[keep]
+            time, state = self._differentiable(crossing.event, round_, rows, theta)
+            self.found[crossing.event].append((round_.ids[rows], time, state))
+            if self.events[crossing.event].terminal:
                 stopped.append((rows, theta, state))
         return _first_of_each(stopped) if stopped else None
 
@@ -135,14 +135,14 @@ class EventWatch:
             if not hit.any():
                 continue
             asked = which[hit] if round_.solver.compact else which
-            own = hit[hit] if round_.solver.compact else hit
+            wanted = hit[hit] if round_.solver.compact else hit
             bracket = (before[hit], after[hit]) if round_.solver.compact else (before, after)
 
             def value(theta: Array, asked: Array = asked) -> Array:
                 return self._value(event, round_, asked, theta)
 
-            roots = find_roots(value, np.full(len(asked), low), np.full(len(asked), high), *bracket, own)
-            crossings.append(_Crossing(i, asked[own], roots[own]))
+            roots = find_roots(value, np.full(len(asked), low), np.full(len(asked), high), *bracket, wanted)
+            crossings.append(_Crossing(i, asked[wanted], roots[wanted]))
         return crossings
 
     def _value(self, event: Event, round_: Round, which: Array, theta: Array) -> Array:
@@ -172,10 +172,10 @@ class EventWatch:
 
     def collect(self, like: Tensor) -> tuple[Occurrences, ...]:
         """What was recorded, for states like `like`."""
-        return tuple(self._gather(found, like) for found in self.found)
+        return tuple(self._gather(records, like) for records in self.found)
 
-    def _gather(self, found: list[tuple[Array, Tensor, Tensor]], like: Tensor) -> Occurrences:
-        ids = np.concatenate([ids for ids, _, _ in found]) if found else np.zeros(0, np.int64)
+    def _gather(self, records: list[tuple[Array, Tensor, Tensor]], like: Tensor) -> Occurrences:
+        ids = np.concatenate([ids for ids, _, _ in records]) if records else np.zeros(0, np.int64)
         # The place of each crossing among those of its sample: rounds come in the order of time.
         order = np.argsort(ids, kind="stable")
         starts = np.searchsorted(ids[order], ids[order])
@@ -184,10 +184,10 @@ class EventWatch:
         count = max(1, int(place.max(initial=-1)) + 1)
         time = like.new_full((self.samples * count,), torch.nan)
         state = like.new_full((self.samples * count, *like.shape[1:]), torch.nan)
-        if found:
+        if records:
             places = torch.from_numpy(ids * count + place).to(like.device)
-            time = time.index_copy(0, places, torch.cat([time for _, time, _ in found]))
-            state = state.index_copy(0, places, torch.cat([state for _, _, state in found]))
+            time = time.index_copy(0, places, torch.cat([time for _, time, _ in records]))
+            state = state.index_copy(0, places, torch.cat([state for _, _, state in records]))
         shape = (self.samples, count)
         return Occurrences(time.unflatten(0, shape), state.unflatten(0, shape))
 

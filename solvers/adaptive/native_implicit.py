@@ -59,7 +59,7 @@ class NativeImplicit(Native):
         while True:
             still = unsolved | infinite
             try:
-                taken = self._stages(rows, counted, x, slope, s, np.where(still, 0.0, ds))
+                attempt = self._stages(rows, counted, x, slope, s, np.where(still, 0.0, ds))
                 break
             except ConvergenceError as error:
                 if still[list(error.samples)].all():
@@ -69,8 +69,8 @@ class NativeImplicit(Native):
                 if error.sample is None or still[error.sample]:
                     raise
                 infinite[error.sample] = True
-        taken.error[torch.from_numpy(still).to(x.device)] = torch.nan
-        return taken._replace(unsolved=unsolved)
+        attempt.error[torch.from_numpy(still).to(x.device)] = torch.nan
+        return attempt._replace(unsolved=unsolved)
 
     def _stages(self, rows: Rows, counted: Counted, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
         pair = self.pair

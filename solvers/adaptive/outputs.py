@@ -67,6 +67,6 @@ class Outputs:
         """All of them, `(samples, times, components, hidden)`."""
         values = torch.cat(self.values)
         places = torch.from_numpy(np.concatenate(self.places)).to(values.device)
-        found = values.new_full((self.samples * self.count, *values.shape[1:]), torch.nan)
-        states: Tensor = found.index_copy(0, places, values).unflatten(0, (self.samples, self.count))
+        blank = values.new_full((self.samples * self.count, *values.shape[1:]), torch.nan)
+        states: Tensor = blank.index_copy(0, places, values).unflatten(0, (self.samples, self.count))
         return states

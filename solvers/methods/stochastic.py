@@ -244,12 +244,12 @@ class Watched:
         name, limit = self.solver.name, self.solver.max_steps
         if self.calls % 3 == 0:
             first, last = self.span
-            place, taken = ((float(t) - float(since)) / (last - first) for t, since in ((t0, first), (t1, t0)))
+            place, length = ((float(t) - float(since)) / (last - first) for t, since in ((t0, first), (t1, t0)))
             self.starts.add(place)
             if self.calls >= 3 * limit:
                 raise StepLimitError(f"solver {name!r} used up max_steps = {limit:g} at {place:.3g} of an interval")
-            if taken < SHORTEST and float(t1) < last:
-                raise StepUnderflowError(f"the step of solver {name!r} shrank to {taken:.3g} of an interval")
+            if length < SHORTEST and float(t1) < last:
+                raise StepUnderflowError(f"the step of solver {name!r} shrank to {length:.3g} of an interval")
         self.calls += 1
         end, extra = self.take(t0, t1, y, extra)
         sample = non_finite_sample(end)
