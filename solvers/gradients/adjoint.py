@@ -65,18 +65,18 @@ class Adjoint(Gradient):
 
     def backward_solver(self, solver: Solver) -> Adaptive | Stochastic:
         """The method that integrates the adjoint equation: an adaptive one, or the stochastic solver's own."""
-        given = {"rtol": self.rtol, "atol": self.atol}
+        options = {"rtol": self.rtol, "atol": self.atol}
         if isinstance(solver, Stochastic):
-            own_adjoint = solver.with_options(**{name: value for name, value in given.items() if value is not None})
+            own_adjoint = solver.with_options(**{name: value for name, value in options.items() if value is not None})
             assert isinstance(own_adjoint, Stochastic)
             return own_adjoint
-        own = solver.name if isinstance(solver, Adaptive) else "dopri5"
-        base = solver_module.get(self.method or own)
+        default = solver.name if isinstance(solver, Adaptive) else "dopri5"
+        base = solver_module.get(self.method or default)
         if not isinstance(base, Adaptive):
             raise InputError(f"adjoint method {base.name!r} is not adaptive through torchdiffeq: use 'dopri5', say")
         if isinstance(solver, Adaptive) and solver.name == base.name:
             base = solver
-        changed = base.with_options(**{name: value for name, value in given.items() if value is not None})
+        changed = base.with_options(**{name: value for name, value in options.items() if value is not None})
         assert isinstance(changed, Adaptive)
         return changed
 
@@ -130,8 +130,8 @@ class _Interval(torch.autograd.Function):
         except NumericalError as error:
             time = leaves.loop.clock.time_at(leaves.first, error.sample)
             raise error.at(step=leaves.first, time=time) from None
-        found = iter(grads)
-        return None, grad_x, *(next(found) if value.requires_grad else None for value in values.values())
+        remaining = iter(grads)
+        return None, grad_x, *(next(remaining) if value.requires_grad else None for value in values.values())
 
 
 def _slope(loop: Loop) -> Any:
@@ -148,8 +148,8 @@ def _products(slope: Any, s: Tensor, x: Tensor, a: Tensor, wanted: list[Tensor])
         inputs = (x, *wanted)
         # A slope may depend on none of its inputs, and then has no graph.
         grads = torch.autograd.grad(dx, inputs, a, allow_unused=True) if dx.requires_grad else [None] * len(inputs)
-    found = zip(inputs, grads, strict=True)
-    return dx.detach(), [torch.zeros_like(w) if g is None else g for w, g in found]
+    pairs = zip(inputs, grads, strict=True)
+    return dx.detach(), [torch.zeros_like(w) if g is None else g for w, g in pairs]
 
 
 def _along(

@@ -261,7 +261,7 @@ def _differentiate(
         inputs = tuple(part.detach().requires_grad_(True) for part in start)
         reached = _walk(leaves.rebuilt(values), spec.form(inputs), first, last, begin)
     outputs: list[Tensor] = []
-    given: list[Tensor] = []
+    output_grads: list[Tensor] = []
     for step, carried in reached:
         whole = step % loop.substeps == 0
         place = (step // loop.substeps - 1) * width
@@ -269,14 +269,14 @@ def _differentiate(
             for grad in (grads[place + k] if whole else None, carry[k] if step == last else None):
                 if grad is not None and part.requires_grad:
                     outputs.append(part)
-                    given.append(grad)
+                    output_grads.append(grad)
     if not outputs:
         return [None] * width
-    found = torch.autograd.grad(outputs, (*inputs, *wanted.values()), given, allow_unused=True)
-    for key, grad in zip(wanted, found[width:], strict=True):
+    gradients = torch.autograd.grad(outputs, (*inputs, *wanted.values()), output_grads, allow_unused=True)
+    for key, grad in zip(wanted, gradients[width:], strict=True):
         if grad is not None:
             totals[key] = totals[key] + grad if key in totals else grad
-    return list(found[:width])
+    return list(gradients[:width])
 
 
 GRADIENTS.add("reversible", Reversible("reversible"))
