@@ -73,8 +73,7 @@ class Solve:
             if not float(kernel.detach().abs().amax()) <= LARGEST:
                 raise Refused(f"powers of its step grow beyond {LARGEST:g}, which drowns small states in an FFT")
         drive, self.evaluations = self.steps.drive()
-        found = scanned(blocks, drive, state) if kernel is None else convolved(kernel, blocks[0, 0], drive, state)
-        parts, end = found
+        parts, end = scanned(blocks, drive, state) if kernel is None else convolved(kernel, blocks[0, 0], drive, state)
         if self.loop.substeps > 1:
             parts = tuple(part[self.loop.substeps - 1 :: self.loop.substeps] for part in parts)
         return *parts, end
@@ -116,15 +115,15 @@ class Steps:
 
     def drive(self) -> tuple[list[Tensor], int]:
         """The components of F, `(steps, batch, hidden)` each, and the evaluations of one step."""
-        counted, found = self.loop.field, []
+        counted, pieces = self.loop.field, []
         before = evaluations = counted.evaluations if isinstance(counted, Counted) else 0
         for t, h, path, count in self.stretches():
             zero = self.state.new_zeros(()).expand(count, self.loop.substeps, *self.state.shape)
             ended = self.step(t, h, zero, path, counted)
-            found.append([part.to(self.state.dtype).flatten(0, 1) for part in ended])
+            pieces.append([part.to(self.state.dtype).flatten(0, 1) for part in ended])
             if isinstance(counted, Counted):
                 evaluations, counted.evaluations = counted.evaluations - before, before
-        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)], evaluations
+        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pieces, strict=True)], evaluations
 
     def stretches(self) -> Iterator[tuple[Time, Time, ControlPath, int]]:
         """Start and size of the steps, the path of u, and the number of intervals; on a CPU by pieces for its cache.
@@ -139,10 +138,10 @@ class Steps:
             for key, item in self.items.items()
         }
         for i, values in enumerate(zip(*parts.values(), strict=False)):
-            mine = dict(zip(parts, values, strict=True))
-            h = self.span(mine["span",])
-            paths = {str(key[1]): value for key, value in mine.items() if key[0] == "path"}
-            start = mine["start",]
+            piece = dict(zip(parts, values, strict=True))
+            h = self.span(piece["span",])
+            paths = {str(key[1]): value for key, value in piece.items() if key[0] == "path"}
+            start = piece["start",]
             steps = torch.arange(self.loop.substeps, device=start.device, dtype=start.dtype).view(-1, 1, 1)
             # Starts that are numbers stay in double precision.
             yield start + steps * h, h, kind_of(self.loop.paths)(**paths), min(length, time - i * length)
@@ -162,10 +161,10 @@ class Steps:
             return u.to(state.dtype)
 
         ended = parts_of(self.loop.solver.step(field, t, h, self.layout.taken(state), current))
-        found: list[Tensor] = []
+        components: list[Tensor] = []
         for part, count in zip(ended, self.layout.counts, strict=True):
-            found += part.unbind(-2) if count else (part,)
-        return [part.expand(shape) for part in found]
+            components += part.unbind(-2) if count else (part,)
+        return [part.expand(shape) for part in components]
 
     def span(self, value: Tensor | None = None) -> Time:
         """The size of the steps: a number, or `(time, 1, batch or 1, 1)`, from their column or a piece of it."""

@@ -61,14 +61,14 @@ class Scan(torch.autograd.Function):
         """With y_t = M_{t+1}^T y_{t+1} + dx_t: y_t for f_t, and the product of x_{t-1} and y_t for M_t."""
         blocks, start, *x = ctx.saved_tensors
         last, first = (0, -1) if ctx.reverse else (-1, 0)
-        given = _with_end(x, grads, last)
-        if given is None:
+        dx = _with_end(x, grads, last)
+        if dx is None:
             return (None,) * (3 + len(x))
         transposed = shifted = blocks.transpose(2, 3)
         if len(blocks) > 1:
             edge = transposed[:1] if ctx.reverse else transposed[-1:]
             shifted = torch.cat((edge, transposed[:-1]) if ctx.reverse else (transposed[1:], edge))
-        y, _ = scanned(shifted, given, torch.zeros_like(start), not ctx.reverse)
+        y, _ = scanned(shifted, dx, torch.zeros_like(start), not ctx.reverse)
         outer = _outer(blocks, start, x, y, ctx.reverse) if ctx.needs_input_grad[0] else None
         moved = None
         if ctx.needs_input_grad[1]:
@@ -78,21 +78,21 @@ class Scan(torch.autograd.Function):
 
 def _with_end(x: Parts, grads: Sequence[Tensor | None], last: int) -> list[Tensor | None] | None:
     """The gradients of all x_t, that of the last x_t added; None where there are none."""
-    *given, end = grads
+    *dx, end = grads
     if end is not None:
-        whole = [torch.zeros_like(part) if g is None else g.clone() for part, g in zip(x, given, strict=True)]
+        whole = [torch.zeros_like(part) if g is None else g.clone() for part, g in zip(x, dx, strict=True)]
         for part, extra in zip(whole, end.unbind(-2), strict=True):
             part[last] += extra
         return list(whole)
-    return None if all(g is None for g in given) else list(given)
+    return None if all(g is None for g in dx) else list(dx)
 
 
 def product(blocks: Tensor, x: Tensor) -> Tensor:
     """M x, column by column: all at once would take as much memory as blocks of every sample."""
-    found = blocks[..., 0, :, :] * x[..., 0:1, :]
+    total = blocks[..., 0, :, :] * x[..., 0:1, :]
     for j in range(1, blocks.shape[-3]):
-        found = found + blocks[..., j, :, :] * x[..., j : j + 1, :]
-    return found
+        total = total + blocks[..., j, :, :] * x[..., j : j + 1, :]
+    return total
 
 
 def _step(blocks: Tensor, x: Parts, f: Sequence[Tensor | None], out: Parts) -> None:
@@ -166,13 +166,13 @@ def _one_by_one(blocks: Tensor, f: Sequence[Tensor | None], start: Parts, revers
 
 def _power(block: Tensor, exponent: int) -> Tensor:
     """The power of a block."""
-    found, square = None, block
+    power, square = None, block
     while exponent:
         if exponent & 1:
-            found = square if found is None else composed(square, found)
+            power = square if power is None else composed(square, power)
         square, exponent = composed(square, square), exponent >> 1
-    assert found is not None
-    return found
+    assert power is not None
+    return power
 
 
 def composed(second: Tensor, first: Tensor) -> Tensor:
@@ -210,11 +210,11 @@ def powers(block: Tensor, count: int) -> Tensor:
     """M^0 to M^(count - 1) of one block `(n, n, hidden)`: `(count, n, n, hidden)`, by doubling."""
     n = block.shape[0]
     identity = torch.eye(n, dtype=block.dtype, device=block.device).unsqueeze(-1).expand_as(block)
-    found, square = identity.unsqueeze(0), block
-    while len(found) < count:
-        found = torch.cat((found, composed(square, found)))
+    stacked, square = identity.unsqueeze(0), block
+    while len(stacked) < count:
+        stacked = torch.cat((stacked, composed(square, stacked)))
         square = composed(square, square)
-    return found[:count]
+    return stacked[:count]
 
 
 def convolved(kernel: Tensor, block: Tensor, f: Parts, start: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -226,8 +226,8 @@ def convolved(kernel: Tensor, block: Tensor, f: Parts, start: Tensor) -> tuple[t
     drive = [torch.cat(((part[0] + extra).unsqueeze(0), part[1:])) for part, extra in zip(f, first, strict=True)]
     spectra = [torch.fft.rfft(part.movedim(0, -1).contiguous(), size) for part in drive]
     response = torch.fft.rfft(kernel.movedim(0, -1).contiguous(), size)
-    found = [sum(response[j, i] * spectra[j] for j in range(n)) for i in range(n)]
-    x = [torch.fft.irfft(part, size)[..., :time].movedim(-1, 0) for part in found]
+    products = [sum(response[j, i] * spectra[j] for j in range(n)) for i in range(n)]
+    x = [torch.fft.irfft(part, size)[..., :time].movedim(-1, 0) for part in products]
     return tuple(x), torch.stack([part[-1] for part in x], -2)
 
 
