@@ -88,8 +88,8 @@ def audit(
         InputError: x is not a batch of sequences.
     """
     if not isinstance(x, Tensor) or x.dim() != 3:
-        given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"x is {given}, expected a tensor (batch, time, input): add the missing axes")
+        description = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"x is {description}, expected a tensor (batch, time, input): add the missing axes")
     task = _Task(get(solver), get_control(control), dt, substeps, timespans)
     precise = copy.deepcopy(field).double()
     reference = task.gradients_of(precise, x.double(), GRADIENTS["backprop"])
@@ -128,26 +128,26 @@ class _Task:
             trajectory = solve(field, self.solver, gradient, self.control, clock, samples, state, self.substeps)
         loss = trajectory.positions().square().mean() + trajectory.end().square().mean()
         inputs = (*field.parameters(), x)
-        found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, gradients, strict=True)]
 
 
 def _row(task: _Task, field: nn.Module, x: Tensor, gradient: Gradient, reference: list[Tensor]) -> AuditRow:
     try:
         with PeakMemory() as memory:
-            found = task.gradients_of(field, x, gradient)
+            gradients = task.gradients_of(field, x, gradient)
         started = time.perf_counter()
         task.gradients_of(field, x, gradient)
         seconds = time.perf_counter() - started
     except (PairingError, NumericalError) as error:
         return AuditRow(gradient.name, None, 0, 0.0, str(error))
-    errors = [_relative(a, b) for a, b in zip(found, reference, strict=True)]
+    errors = [_relative(a, b) for a, b in zip(gradients, reference, strict=True)]
     return AuditRow(gradient.name, max(errors), memory.peak, seconds)
 
 
-def _relative(found: Tensor, exact: Tensor) -> float:
+def _relative(gradient: Tensor, exact: Tensor) -> float:
     size = float(exact.abs().max()) if exact.numel() else 0.0
-    return float((found.double() - exact).abs().max()) / size if size else 0.0
+    return float((gradient.double() - exact).abs().max()) / size if size else 0.0
 
 
 class PeakMemory(TorchDispatchMode):

@@ -69,7 +69,7 @@ def attempt(
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
         path, reason = _path(chosen, state)
-        given = loop
+        unmapped = loop
         if path != "triton":
             # A GPU kernel has no registers to spare for the map.
             loop = with_input_map(loop, path == "compiled")
@@ -80,10 +80,10 @@ def attempt(
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
         if chosen in parallel.WAYS:
-            return _at_once((chosen,), field, given, gradient, layout, start, reason)
+            return _at_once((chosen,), field, unmapped, gradient, layout, start, reason)
         if chosen == "auto" and path != "compiled" and (ways := parallel.pays(field, loop, start, fused=True)):
             with contextlib.suppress(Refused):
-                return _at_once(ways, field, given, gradient, layout, start, reason or "a linear field on a GPU")
+                return _at_once(ways, field, unmapped, gradient, layout, start, reason or "a linear field on a GPU")
         try:
             make = _maker(path, reason, state)
             call = _checked_call(make, run, field, loop, layout, start)
@@ -91,7 +91,7 @@ def attempt(
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
                 with contextlib.suppress(Refused):
-                    return _at_once(ways, field, given, gradient, layout, start, str(error))
+                    return _at_once(ways, field, unmapped, gradient, layout, start, str(error))
             raise
     except Refused as error:
         if chosen not in ("auto", "plain"):
@@ -193,8 +193,8 @@ def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, 
 
     def measure(rebuilt: Tensor, stored: Tensor, step: int) -> None:
         # In the precision of the state, on which the limit depends; a kernel may compute in a higher one.
-        mine, kept = (parts_of(layout.taken(packed.to(start.dtype))) for packed in (rebuilt, stored))
-        gradient.measure(loop, mine, kept, step)
+        rebuilt_parts, stored_parts = (parts_of(layout.taken(packed.to(start.dtype))) for packed in (rebuilt, stored))
+        gradient.measure(loop, rebuilt_parts, stored_parts, step)
 
     return Undo(undoing.sharing(call), measure)
 

@@ -53,15 +53,15 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
         state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
         plain = loop.advance(layout.taken(state), 0, count)
         expected = torch.stack([layout.packed(carried) for carried in plain])
-        mine = make(field, loop, layout, state)
-        *outs, _ = run(mine, state)
-        found = torch.stack(outs, 2)
+        trial = make(field, loop, layout, state)
+        *outs, _ = run(trial, state)
+        computed = torch.stack(outs, 2)
         allowed = kernel.slack * _tolerance(start)
-        wrong = _difference(found, expected, allowed)
+        wrong = _difference(computed, expected, allowed)
         if wrong is None and kernel.backward is not None:
             weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype).to(start.device)
             wanted = [t for t in (state, *cut.values()) if t.requires_grad]
-            gradients = [_gradients(out, weight, wanted) for out in (found, expected)]
+            gradients = [_gradients(out, weight, wanted) for out in (computed, expected)]
             differences = [_difference(a, b, allowed) for a, b in zip(*gradients, strict=True)]
             wrong = next((d for d in differences if d is not None), None)
     if wrong is not None:
@@ -69,7 +69,7 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
         kernel.refused = reason
         raise Refused(reason)
     kernel.checked = True
-    mine.kernel.checked = True
+    trial.kernel.checked = True
 
 
 def _beginning(loop: Loop, count: int) -> Loop:
@@ -88,8 +88,8 @@ def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Te
     if not wanted or not out.requires_grad:
         return []
     # Both results may depend on what a bound field computed once.
-    found = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
+    gradients = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, wanted, strict=True)]
 
 
 def _tolerance(state: Tensor) -> float:
@@ -97,13 +97,13 @@ def _tolerance(state: Tensor) -> float:
     return max(TOLERANCE[state.dtype], TOLERANCE.get(precision.asked(state), 0.0))
 
 
-def _difference(found: Tensor, expected: Tensor, allowed: float) -> float | None:
+def _difference(computed: Tensor, expected: Tensor, allowed: float) -> float | None:
     """The relative error where it is too large; entries that are not finite in both count as equal."""
-    found, expected = found.detach(), expected.detach()
-    both = torch.isfinite(found) & torch.isfinite(expected)
-    if bool((torch.isfinite(found) != torch.isfinite(expected)).any()):
+    computed, expected = computed.detach(), expected.detach()
+    both = torch.isfinite(computed) & torch.isfinite(expected)
+    if bool((torch.isfinite(computed) != torch.isfinite(expected)).any()):
         return float("inf")
-    found, expected = torch.where(both, found, 0.0), torch.where(both, expected, 0.0)
-    error = float((found - expected).abs().max()) if found.numel() else 0.0
-    scale = float(expected.abs().max()) if found.numel() else 0.0
+    computed, expected = torch.where(both, computed, 0.0), torch.where(both, expected, 0.0)
+    error = float((computed - expected).abs().max()) if computed.numel() else 0.0
+    scale = float(expected.abs().max()) if computed.numel() else 0.0
     return None if error <= allowed * max(scale, 1e-3) else error / max(scale, 1e-300)

@@ -116,15 +116,15 @@ def integrate(
     chosen = get_gradient(gradient)
     check(field, solver, chosen)
     _check_steps(solver, substeps, dt, max_dt)
-    given = [events] if isinstance(events, Event) else list(events or ())
-    if not all(isinstance(event, Event) for event in given):
+    watched = [events] if isinstance(events, Event) else list(events or ())
+    if not all(isinstance(event, Event) for event in watched):
         raise InputError("events are not all solvers.Event: wrap each function, as in Event(lambda t, x: x[:, 0, 0])")
     _check_state(state0)
     clock = _clock(times, state0)
     path = _path(control, state0)
     if isinstance(solver, Native) and chosen.name == "backprop":
-        return _native(field, _bounded(solver, max_dt), state0, clock, path, given, throw)
-    if given:
+        return _native(field, _bounded(solver, max_dt), state0, clock, path, watched, throw)
+    if watched:
         raise InputError(
             f"events need a native method and gradient 'backprop', got {solver.name!r} and {chosen.name!r}: "
             "use method='native_dopri5'"
@@ -164,9 +164,9 @@ def _native(
         fractions = (per_sample - start) / torch.where(still, 1.0, span)
         outputs.enter(torch.where(still, -1.0, fractions))
         x = driver.advance(Rows(bound, start, span, x, segments.paths[j]), x)
-    found = watch.collect(state) if watch is not None else ()
+    occurrences = watch.collect(state) if watch is not None else ()
     status = tuple(Status(int(value)) for value in driver.tally.status)
-    return Integration(times, outputs.collect(), status, _statistics(driver.tally, state), found)
+    return Integration(times, outputs.collect(), status, _statistics(driver.tally, state), occurrences)
 
 
 def _in_one_call(field: Any, solver: Adaptive, state: Tensor, times: Tensor, path: ControlPath) -> Integration:
@@ -211,8 +211,8 @@ def _statistics(tally: Tally, state: Tensor) -> Statistics:
 
 
 def _with_tolerances(solver: Solver, rtol: float | None, atol: float | None) -> Solver:
-    given = {"rtol": rtol, "atol": atol}
-    return solver.with_options(**{name: value for name, value in given.items() if value is not None})
+    tolerances = {"rtol": rtol, "atol": atol}
+    return solver.with_options(**{name: value for name, value in tolerances.items() if value is not None})
 
 
 def _bounded(solver: Native, max_dt: float | None) -> Native:

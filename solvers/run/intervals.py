@@ -45,8 +45,8 @@ class StepPlan:
 
     def steps(self, reached: np.ndarray) -> np.ndarray:
         """Steps of each sample, in the intervals it `reached` the end of and that are not empty."""
-        taken = self.segments.bounds.detach().diff(dim=-1).cpu().numpy() != 0
-        steps: np.ndarray = np.where(taken & reached, self.counts, 0).sum(-1)
+        nonempty = self.segments.bounds.detach().diff(dim=-1).cpu().numpy() != 0
+        steps: np.ndarray = np.where(nonempty & reached, self.counts, 0).sum(-1)
         return steps
 
     def divided(self) -> Division:
