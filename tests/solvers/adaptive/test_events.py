@@ -171,9 +171,9 @@ class TestDifferentiable:
         (landing,) = integrate(field, state, [0.0, 3.0], method=solver, events=GROUND).events
         time, speed = torch.sqrt(2 * heights / gravity), -torch.sqrt(2 * heights * gravity)
         torch.testing.assert_close(landing.time, time)
-        for found, expected in ((landing.time, time), (landing.state[:, 0, 1], speed)):
+        for value, expected in ((landing.time, time), (landing.state[:, 0, 1], speed)):
             ones = torch.tensor([[1.0], [-0.3]], dtype=F64)
-            one = torch.autograd.grad((found * ones).sum(), (heights, gravity), retain_graph=True)
+            one = torch.autograd.grad((value * ones).sum(), (heights, gravity), retain_graph=True)
             other = torch.autograd.grad((expected * ones).sum(), (heights, gravity), retain_graph=True)
             for a, b in zip(one, other, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
@@ -193,9 +193,9 @@ class TestDifferentiable:
                 return torch.stack((p, torch.tanh(u + t) - q), -2)
 
             event = Event(lambda t, x: x[:, 0, 0] * torch.cos(0.1 * t) - level, terminal=False)
-            found = integrate(field, state, times, u, solver, events=event).events[0]
-            assert found.count.tolist() == [1]
-            return found.time, found.state
+            occurrences = integrate(field, state, times, u, solver, events=event).events[0]
+            assert occurrences.count.tolist() == [1]
+            return occurrences.time, occurrences.state
 
         assert torch.autograd.gradcheck(crossing, (state, times, u, level), atol=1e-6, rtol=1e-5)
 
@@ -210,13 +210,13 @@ class TestDifferentiable:
             return integrate(fall, turned, times, events=GROUND, **TIGHT).events[0].time[0, 0]
 
         start, bounce = (torch.tensor(x, dtype=F64, requires_grad=True) for x in (2.0, 0.8))
-        found = torch.autograd.grad(second(start, bounce), (start, bounce))
+        gradients = torch.autograd.grad(second(start, bounce), (start, bounce))
         with torch.no_grad():
             e = 1e-5
             by_start = (second(start + e, bounce) - second(start - e, bounce)) / (2 * e)
             by_bounce = (second(start, bounce + e) - second(start, bounce - e)) / (2 * e)
-        torch.testing.assert_close(found[0], by_start, rtol=1e-6, atol=0)
-        torch.testing.assert_close(found[1], by_bounce, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradients[0], by_start, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradients[1], by_bounce, rtol=1e-6, atol=0)
 
 
 class TestMistakes:
@@ -276,5 +276,5 @@ class TestRoots:
         assert len(rounds) < 100
 
     def test_a_zero_at_the_end_of_the_bracket(self):
-        found = find_roots(lambda x: x - 1, np.zeros(1), np.ones(1), -np.ones(1), np.zeros(1), np.ones(1, dtype=bool))
-        assert found[0] == 1
+        roots = find_roots(lambda x: x - 1, np.zeros(1), np.ones(1), -np.ones(1), np.zeros(1), np.ones(1, dtype=bool))
+        assert roots[0] == 1

@@ -224,8 +224,8 @@ class TestSamples:
             return spring(t, state, stiffness)
 
         expected, tally = drive(name, spring, state, 2.0, held(stiffness))
-        found, kept = drive(name, whole, state, 2.0, compact=False)
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+        end, kept = drive(name, whole, state, 2.0, compact=False)
+        torch.testing.assert_close(end, expected, rtol=1e-8, atol=1e-10)
         assert (kept.steps == tally.steps).all() and (kept.rejections == tally.rejections).all()
         assert (kept.evaluations == kept.evaluations.max()).all() and kept.evaluations[0] > tally.evaluations[0]
 
@@ -240,12 +240,12 @@ class TestSamples:
         def input_of(u):
             return lambda t: u * torch.cos(torch.as_tensor(t, dtype=F64)) if moving else u
 
-        found = solvers.get("native_dopri5").step(DrivenOscillator(), 0.0, spans, state, input_of(u))
-        assert found.shape == state.shape
+        end = solvers.get("native_dopri5").step(DrivenOscillator(), 0.0, spans, state, input_of(u))
+        assert end.shape == state.shape
         reference = solvers.get("dopri5", rtol=1e-9, atol=1e-9)
         rows = zip(state.reshape(-1, 1, 2, 3), u.reshape(-1, 1, 3), spans.reshape(-1, 1), strict=True)
         expected = torch.cat([reference.step(DrivenOscillator(), 0.0, dt, x, input_of(w)) for x, w, dt in rows])
-        torch.testing.assert_close(found.reshape(-1, 2, 3), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(end.reshape(-1, 2, 3), expected, rtol=1e-4, atol=1e-5)
         empty = state.reshape(-1, 2, 3)[:0]
         assert solvers.get("native_dopri5").step(DrivenOscillator(), 0.0, 1.0, empty, held(u)).shape == (0, 2, 3)
 
@@ -348,9 +348,9 @@ class TestGradients:
         exact = solution(a, x0, dt)
         torch.testing.assert_close(end, exact, rtol=0, atol=1e-6)
         weights = torch.tensor([[[1.0]], [[-2.0]]], dtype=F64)
-        found = torch.autograd.grad((weights * end).sum(), (a, x0, dt))
+        gradients = torch.autograd.grad((weights * end).sum(), (a, x0, dt))
         expected = torch.autograd.grad((weights * exact).sum(), (a, x0, dt))
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(gradients, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=3e-6)
 
     @pytest.mark.parametrize("compact", [True, False])
@@ -384,5 +384,5 @@ class TestGradients:
             run(DrivenOscillator(), solver, state, samples, [0.5, 0.7, 0.4], gradient=kind)[-1].square().sum()
             for kind in ("backprop", gradient)
         ]
-        expected, found = (torch.autograd.grad(loss, state)[0] for loss in losses)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        expected, other = (torch.autograd.grad(loss, state)[0] for loss in losses)
+        torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-6)

@@ -26,8 +26,8 @@ def test_hold_is_the_sample_at_the_end_of_the_interval():
 
 def test_linear_runs_from_sample_to_sample_and_holds_the_first():
     paths = solvers.get_control("linear").paths(samples_of(1.0, 2.0, 4.0), Clock.uniform(3, 0.5))
-    found = [[float(path(0.5 * i + s)) for s in (0.0, 0.25, 0.5)] for i, path in enumerate(paths)]
-    assert found == [[1.0, 1.0, 1.0], [1.0, 1.5, 2.0], [2.0, 3.0, 4.0]]
+    values = [[float(path(0.5 * i + s)) for s in (0.0, 0.25, 0.5)] for i, path in enumerate(paths)]
+    assert values == [[1.0, 1.0, 1.0], [1.0, 1.5, 2.0], [2.0, 3.0, 4.0]]
 
 
 def test_linear_has_a_clock_per_sample_and_survives_zero_spans():
@@ -106,9 +106,9 @@ def test_a_span_of_zero_changes_nothing(info, clocks):
     spans = torch.tensor([0.4, 0.0, 0.0], dtype=F64)
     spans = spans if clocks == "shared" else spans.expand(2, 3)
     state, samples = torch.ones(2, 2, 3, dtype=F64), torch.randn(3, 2, 3, dtype=F64).unbind(0)
-    found = run(DrivenOscillator(), info.name, state, samples, spans, control="linear")
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    assert not torch.equal(found[0], state)
+    states = run(DrivenOscillator(), info.name, state, samples, spans, control="linear")
+    assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
+    assert not torch.equal(states[0], state)
 
 
 def test_a_bare_function_is_a_field():
@@ -125,8 +125,8 @@ def test_a_bare_function_is_a_field():
 def test_an_empty_sequence_gives_no_states():
     clock = Clock.uniform(0, 0.1)
     hold, backprop = solvers.get_control("hold"), solvers.get_gradient("backprop")
-    found = solvers.solve(FirstOrder(), solvers.get("rk4"), backprop, hold, clock, [], torch.ones(1, 1, 3))
-    assert found.steps == [] and found.evaluations == 0
+    trajectory = solvers.solve(FirstOrder(), solvers.get("rk4"), backprop, hold, clock, [], torch.ones(1, 1, 3))
+    assert trajectory.steps == [] and trajectory.evaluations == 0
 
 
 @pytest.mark.parametrize("control", ["hold", "linear", "cubic"])
@@ -146,8 +146,8 @@ def knots(*times):
 
 def test_linear_noncausal_runs_to_the_next_sample_and_holds_the_last():
     paths = solvers.get_control("linear_noncausal").paths(samples_of(1.0, 2.0, 4.0), Clock.uniform(3, 0.5))
-    found = [[float(path(0.5 * i + s)) for s in (0.0, 0.25, 0.5)] for i, path in enumerate(paths)]
-    assert found == [[1.0, 1.5, 2.0], [2.0, 3.0, 4.0], [4.0, 4.0, 4.0]]
+    values = [[float(path(0.5 * i + s)) for s in (0.0, 0.25, 0.5)] for i, path in enumerate(paths)]
+    assert values == [[1.0, 1.5, 2.0], [2.0, 3.0, 4.0], [4.0, 4.0, 4.0]]
 
 
 def test_rectilinear_knows_a_sample_only_once_it_is_taken():
@@ -215,10 +215,10 @@ def test_what_a_sampled_input_costs_in_accuracy(name, order):
         longer = Clock(tuple((i - 2) * 2 / count for i in range(count + 2)), (2 / count,) * (count + 2))
         lead = 2 if solvers.get_control(name).causal else 0
         paths = paths_of([*before[: 2 if lead else 0], *u.unbind(0)], longer if lead else clock)[lead:]
-        given = solvers.Control("given", lambda samples, clock, paths=paths: paths)
+        control = solvers.Control("given", lambda samples, clock, paths=paths: paths)
         start = torch.zeros(1, 2, 1, dtype=F64)
-        arguments = (solvers.get("rk4"), solvers.get_gradient("backprop"), given, clock, (), start, 4)
-        found = solvers.solve(LinearlyDriven(), *arguments).end()
+        arguments = (solvers.get("rk4"), solvers.get_gradient("backprop"), control, clock, (), start, 4)
+        end = solvers.solve(LinearlyDriven(), *arguments).end()
         exact = solvers.integrate(
             LinearlyDriven(),
             start,
@@ -226,7 +226,7 @@ def test_what_a_sampled_input_costs_in_accuracy(name, order):
             lambda t: torch.sin(3 * torch.as_tensor(t)).reshape(1, 1),
             {"name": "native_dopri5", "rtol": 1e-12, "atol": 1e-14},
         ).states[:, -1]
-        errors.append(float((found - exact).abs().max()))
+        errors.append(float((end - exact).abs().max()))
     measured = math.log2(errors[0] / errors[1])
     assert order - 0.3 < measured < order + 0.8, (errors, measured)
 

@@ -155,15 +155,15 @@ def test_tolerance_and_iterations_are_obeyed():
 
 
 def test_simplified_newton_evaluates_fewer_jacobians(monkeypatch):
-    made = []
+    calls = []
     plain = StageEquations.matrix
-    monkeypatch.setattr(StageEquations, "matrix", lambda self, k: made.append(1) or plain(self, k))
+    monkeypatch.setattr(StageEquations, "matrix", lambda self, k: calls.append(1) or plain(self, k))
     matrix, counts = randn(6, 6, seed=9), {}
     for method in ("newton", "simplified"):
-        made.clear()
+        calls.clear()
         with torch.no_grad():
             root(lambda t, x, u: torch.tanh(x @ matrix), randn(4, 6), 0.05, method)
-        counts[method] = len(made)
+        counts[method] = len(calls)
     assert counts["simplified"] == 1 < counts["newton"]
 
 
@@ -190,8 +190,8 @@ def test_auto_falls_back_on_factors_where_gmres_fails(monkeypatch):
     base.requires_grad_()
     k, ratio = root(lambda t, x, u: -rate * x, base, 1.0, "auto"), (rate / (1 + rate))[:, 0]
     torch.testing.assert_close(k, -base * ratio, rtol=0, atol=1e-9)
-    (found,) = torch.autograd.grad(k.sum(), base)
-    torch.testing.assert_close(found, -ratio, rtol=0, atol=1e-9)
+    (gradient,) = torch.autograd.grad(k.sum(), base)
+    torch.testing.assert_close(gradient, -ratio, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_a_field_that_does_not_see_its_state(method, recorded):
     k = root(lambda t, x, u: slope.expand_as(x), torch.zeros(2, 3, dtype=F64), 0.5, method)
     torch.testing.assert_close(k, 0.5 * slope[0].expand(2, 3), rtol=0, atol=1e-15)
     if recorded:
-        (found,) = torch.autograd.grad(k.sum(), slope)
-        torch.testing.assert_close(found, torch.ones_like(slope), rtol=0, atol=1e-15)
+        (gradient,) = torch.autograd.grad(k.sum(), slope)
+        torch.testing.assert_close(gradient, torch.ones_like(slope), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("method", ["newton", "krylov"])
@@ -380,8 +380,8 @@ def test_a_gradient_that_is_not_a_number_stays_one(method):
     base = randn(2, 3).requires_grad_()
     k = root(lambda t, x, u: torch.tanh(x), base, 0.5, method)
     weights = torch.tensor([[1.0], [math.nan]], dtype=F64)
-    (found,) = torch.autograd.grad((weights * k).sum(), base)
-    assert bool(found[0].isfinite().all()) and bool(found[1].isnan().all())
+    (gradient,) = torch.autograd.grad((weights * k).sum(), base)
+    assert bool(gradient[0].isfinite().all()) and bool(gradient[1].isnan().all())
 
 
 @pytest.mark.parametrize("method", METHODS)

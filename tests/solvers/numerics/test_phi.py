@@ -57,8 +57,8 @@ def test_real_numbers(dtype, tolerance):
     """To a few units of rounding; where the recurrence amplifies it, as far as it may on any processor."""
     z, info = torch.tensor(REAL, dtype=dtype), torch.finfo(dtype)
     for order in (0, 1, 3):
-        for k, found in enumerate(phis(z, order)):
-            for x, value in zip(z.tolist(), found.tolist(), strict=True):
+        for k, values in enumerate(phis(z, order)):
+            for x, value in zip(z.tolist(), values.tolist(), strict=True):
                 expected = exact(x, k)
                 allowed = tolerance * abs(expected) + info.tiny
                 if abs(x) >= 1:
@@ -68,8 +68,8 @@ def test_real_numbers(dtype, tolerance):
 
 def test_complex_numbers():
     z = torch.tensor(PAIRS, dtype=torch.complex128)
-    for k, found in enumerate(phis(z, 3)):
-        for x, value in zip(PAIRS, found.tolist(), strict=True):
+    for k, values in enumerate(phis(z, 3)):
+        for x, value in zip(PAIRS, values.tolist(), strict=True):
             assert abs(value - exact(x, k)) <= 2e-15 * abs(exact(x, k)) + 1e-300, (k, x)
 
 
@@ -77,8 +77,8 @@ def test_complex_numbers():
 def test_derivatives_of_numbers(order):
     """phi_k' = phi_k - k phi_k+1, first and second, on both sides of where the ways of computing meet."""
     z = torch.tensor(REAL, dtype=F64, requires_grad=True)
-    for k, found in enumerate(phis(z, order)):
-        (slope,) = torch.autograd.grad(found.sum(), z, create_graph=True)
+    for k, values in enumerate(phis(z, order)):
+        (slope,) = torch.autograd.grad(values.sum(), z, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), z, retain_graph=True)
         with mp.workdps(90):
             first = [exact(x, k) - k * exact(x, k + 1) for x in REAL]
@@ -91,9 +91,9 @@ def test_derivatives_of_numbers(order):
 
 def test_an_overflow_is_infinite_and_stays_where_it_is():
     z = torch.tensor([-1e30, 0.5, 800.0], dtype=F64, requires_grad=True)
-    found = phis(z, 3)
-    assert [math.isinf(v) for v in found[3].tolist()] == [False, False, True]
-    (gradient,) = torch.autograd.grad(sum(f.sum() for f in found), z)
+    values = phis(z, 3)
+    assert [math.isinf(v) for v in values[3].tolist()] == [False, False, True]
+    (gradient,) = torch.autograd.grad(sum(f.sum() for f in values), z)
     assert torch.isfinite(gradient[:2]).all()
 
 
@@ -113,11 +113,11 @@ def test_oscillator_blocks(stiffness, damping):
         blocks = oscillator_phis(*(torch.tensor(v, dtype=F64) for v in (h, stiffness, damping)), 3)
         # The argument of an oscillation of n turns is known to n units of rounding only.
         turns = 1 + abs(h) * max(abs(stiffness) ** 0.5, 0)
-        for k, found in enumerate(blocks):
+        for k, values in enumerate(blocks):
             expected = block(h, stiffness, damping, k)
             scale = max(abs(expected[0]), abs(expected[3]))
             scales = (scale, max(abs(expected[1]), abs(h) * scale / turns), abs(expected[2]) + 1e-300, scale)
-            for value, entry, size in zip(found, expected, scales, strict=True):
+            for value, entry, size in zip(values, expected, scales, strict=True):
                 assert abs(float(value) - entry) <= 5e-15 * turns * max(size, abs(stiffness * h * scale) / turns), (
                     h,
                     k,
@@ -131,7 +131,7 @@ def test_gradients_of_oscillator_blocks(order):
     h, stiffness, damping = (torch.tensor(v, dtype=F64, requires_grad=True) for v in zip(*values, strict=True))
 
     def entries(h, stiffness, damping):
-        return torch.stack([entry for found in oscillator_phis(h, stiffness, damping, order) for entry in found])
+        return torch.stack([entry for phi in oscillator_phis(h, stiffness, damping, order) for entry in phi])
 
     assert torch.autograd.gradcheck(entries, (h, stiffness, damping), eps=1e-5, atol=1e-7, rtol=1e-6)
     assert torch.autograd.gradgradcheck(
@@ -143,7 +143,7 @@ def test_gradients_of_oscillator_blocks(order):
 def test_gradients_of_extreme_blocks_are_finite(dtype):
     cases = [(1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1e4), (1.0, 1e6, 0.1), (10.0, 1e4, 1e6), (3.0, 0.0, 1e5)]
     values = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in zip(*cases, strict=True)]
-    total = sum(entry.sum() for found in oscillator_phis(*values, 3) for entry in found)
+    total = sum(entry.sum() for phi in oscillator_phis(*values, 3) for entry in phi)
     for gradient in torch.autograd.grad(total, values):
         assert torch.isfinite(gradient).all()
 
@@ -159,8 +159,8 @@ def matrix_exact(m, k):
                 augmented[i, j] = mp.mpf(float(m[i, j]))
             for level in range(k):
                 augmented[level * n + i, (level + 1) * n + i] = 1
-        found = mp.expm(augmented)
-        return torch.tensor([[float(found[i, k * n + j]) for j in range(n)] for i in range(n)], dtype=F64)
+        exponential = mp.expm(augmented)
+        return torch.tensor([[float(exponential[i, k * n + j]) for j in range(n)] for i in range(n)], dtype=F64)
 
 
 MATRICES = {
@@ -177,17 +177,17 @@ MATRICES = {
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices(name):
-    for k, found in enumerate(matrix_phis(MATRICES[name], 3)):
+    for k, phi in enumerate(matrix_phis(MATRICES[name], 3)):
         expected = matrix_exact(MATRICES[name], k)
-        assert float((found - expected).norm() / expected.norm()) < 5e-14, k
+        assert float((phi - expected).norm() / expected.norm()) < 5e-14, k
 
 
 def test_a_batch_of_matrices_is_each_alone():
     stacked = torch.stack(list(MATRICES.values()))
     together = matrix_phis(stacked, 3)
     for i, m in enumerate(MATRICES.values()):
-        for found, alone in zip(together, matrix_phis(m, 3), strict=True):
-            torch.testing.assert_close(found[i], alone, rtol=1e-14, atol=1e-14 * float(alone.abs().max()))
+        for batch, alone in zip(together, matrix_phis(m, 3), strict=True):
+            torch.testing.assert_close(batch[i], alone, rtol=1e-14, atol=1e-14 * float(alone.abs().max()))
     assert torch.equal(together[0][0], torch.eye(3, dtype=F64))
 
 
@@ -206,13 +206,13 @@ def test_the_action_with_a_step_per_sample_equals_the_matrices(count):
     # Several pieces, one piece, none at all, backwards, and one for which matrices are cheaper.
     h = torch.tensor([2.3, 0.4, 0.0, -1.7, 1e-9, 4.0], dtype=F64).reshape(6, 1, 1)
     for steps in (h[:5], h, torch.cat((h[:5], 100 * h[1:2]))):
-        found = phi_action(m, steps, [x[: len(steps)] for x in terms])
+        action = phi_action(m, steps, [x[: len(steps)] for x in terms])
         for i in range(len(steps)):
             functions = matrix_phis(m * steps[i, 0, 0], 3)
             expected = sum(x[i] @ f for x, f in zip(terms, functions, strict=False))
-            torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-13 * float(expected.abs().max()))
+            torch.testing.assert_close(action[i], expected, rtol=1e-12, atol=1e-13 * float(expected.abs().max()))
             alone = phi_action(m, steps[i : i + 1], [x[i : i + 1] for x in terms])
-            torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-13, atol=1e-14 * float(expected.abs().max()))
+            torch.testing.assert_close(action[i : i + 1], alone, rtol=1e-13, atol=1e-14 * float(expected.abs().max()))
     assert torch.equal(
         phi_action(m, torch.zeros(6, 1, 1, dtype=F64), [terms[0], *(0 * x for x in terms[1:])]), terms[0]
     )
@@ -221,8 +221,8 @@ def test_the_action_with_a_step_per_sample_equals_the_matrices(count):
 def test_a_sample_that_is_not_a_number_stays_alone():
     m, x = matrix(3, 6), torch.ones(3, 1, 3, dtype=F64)
     for bad in (math.nan, math.inf):
-        found = phi_action(m, torch.tensor([0.5, bad, 1.5], dtype=F64).reshape(3, 1, 1), [x, x])
-        assert torch.isfinite(found[[0, 2]]).all() and not torch.isfinite(found[1]).all()
+        action = phi_action(m, torch.tensor([0.5, bad, 1.5], dtype=F64).reshape(3, 1, 1), [x, x])
+        assert torch.isfinite(action[[0, 2]]).all() and not torch.isfinite(action[1]).all()
 
 
 def test_gradients_of_the_action():
@@ -264,9 +264,9 @@ def test_numbers_are_computed_in_double_precision_and_tensors_in_their_own(opera
     terms = [x.float()] * 3
     expected = combined(operator, 0.4, [x.float().double()] * 3)
     for h in (0.4, torch.tensor([[0.4], [0.4]])):
-        found = combined(operator, h, terms)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+        combination = combined(operator, h, terms)
+        assert combination.dtype == torch.float32
+        torch.testing.assert_close(combination.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_operators_are_values():

@@ -102,8 +102,8 @@ class TestTsit5:
             "cAAc": (b @ (c * (a @ a @ c)), 1 / 30), "A(cAc)": (b @ a @ (c * (a @ c)), 1 / 40),
             "AAc2": (b @ a @ a @ c**2, 1 / 60), "AAAc": (b @ a @ a @ a @ c, 1 / 120),
         }  # fmt: skip
-        for name, (found, expected) in conditions.items():
-            assert found == pytest.approx(expected, abs=1e-13), name
+        for name, (value, expected) in conditions.items():
+            assert value == pytest.approx(expected, abs=1e-13), name
 
     def test_the_error_weights_vanish_on_order_four(self):
         error, a, c = np.array(TSIT5_ERROR), self.a, self.c
