@@ -141,8 +141,8 @@ def exact(kind, end=1.0):
     def slope(t, y):
         return field(t, torch.from_numpy(y.reshape(state.shape)), smooth(t)).numpy().ravel()
 
-    found = solve_ivp(slope, (0.0, end), state.numpy().ravel(), method="DOP853", rtol=1e-13, atol=1e-14)
-    return torch.from_numpy(found.y[:, -1].reshape(state.shape))
+    solution = solve_ivp(slope, (0.0, end), state.numpy().ravel(), method="DOP853", rtol=1e-13, atol=1e-14)
+    return torch.from_numpy(solution.y[:, -1].reshape(state.shape))
 
 
 def measured_order(solver, kind):

@@ -108,9 +108,9 @@ def test_failures_in_the_backward_pass_of_the_adjoint(one_line):
     solver = solvers.get("dopri5", rtol=1e-2, atol=1e-2, max_steps=12)
     loose = dataclasses.replace(gradient, method="dopri5")
     clock, hold = solvers.Clock.uniform(2, 1.0), solvers.get_control("hold")
-    found = solvers.solve(lambda t, x, u: -torch.sin(9 * x), solver, loose, hold, clock, ZERO[:2], state)
+    trajectory = solvers.solve(lambda t, x, u: -torch.sin(9 * x), solver, loose, hold, clock, ZERO[:2], state)
     with pytest.raises(solvers.StepLimitError) as error:
-        found.end().sum().backward()
+        trajectory.end().sum().backward()
     one_line(error, "max_steps = 12", "step 1", "time 1", "raise max_steps")
 
 
@@ -219,9 +219,9 @@ def test_a_registry_takes_a_name_once():
     registry = Registry("thing")
     registry.add("one", 1, ("uno",))
     assert registry["uno"] == 1 and list(registry) == ["one"] and len(registry) == 1 and "uno" in registry
-    for taken in ("one", "uno"):
+    for name in ("one", "uno"):
         with pytest.raises(solvers.InputError, match="registered already"):
-            registry.add(taken, 2)
+            registry.add(name, 2)
     with pytest.raises(solvers.InputError, match="registered already"):
         registry.add("two", 2, ("one",))
     assert "two" not in registry

@@ -74,11 +74,11 @@ def test_declared_order_is_measured(info, kind, control):
             field, state, samples = problem(kind)
             run(field, info.name, state, samples, SPANS)
         return
-    found = measured_order(info.name, kind, control)
+    measured = measured_order(info.name, kind, control)
     if info.family == "exponential" and kind is LinearOscillator:
-        assert found == math.inf
+        assert measured == math.inf
     else:
-        assert found == pytest.approx(info.order, abs=0.15)
+        assert measured == pytest.approx(info.order, abs=0.15)
 
 
 @pytest.mark.parametrize("terms", ["damping", "stiffness", "both"])
@@ -91,10 +91,10 @@ def test_imex_is_first_order_whatever_is_implicit(kind, terms):
 def test_imex_that_solves_for_everything_is_implicit_euler_on_a_linear_field():
     field, state, samples = problem(LinearOscillator)
     h = 0.3
-    found = run(field, {"name": "imex_euler", "implicit_terms": "both"}, state, samples[:1], [h])[-1]
+    end = run(field, {"name": "imex_euler", "implicit_terms": "both"}, state, samples[:1], [h])[-1]
     matrix = torch.tensor([[0, 1], [-field.stiffness, -field.friction]], dtype=torch.float64)
     expected = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - h * matrix, state)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-14)
 
 
 def test_imex_solves_for_the_damping_the_paper_solves_for():
@@ -102,8 +102,8 @@ def test_imex_solves_for_the_damping_the_paper_solves_for():
     q, p = state.unbind(-2)
     h, u = 0.3, samples[0]
     p = (p + h * (field.drive_of(0, q, u) - field.stiffness * q)) / (1 + h * field.friction)
-    found = run(field, "imex_euler", state, samples[:1], [h])[-1]
-    torch.testing.assert_close(found, torch.stack((q + h * p, p), -2), rtol=0, atol=1e-14)
+    end = run(field, "imex_euler", state, samples[:1], [h])[-1]
+    torch.testing.assert_close(end, torch.stack((q + h * p, p), -2), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("control", ["hold", "linear"])
@@ -144,5 +144,5 @@ def test_a_step_costs_the_declared_number_of_stages(info):
     field, state, samples = problem(kind)
     backprop, hold = solvers.get_gradient("backprop"), solvers.get_control("hold")
     clock = solvers.Clock.uniform(3, 0.1)
-    found = solvers.solve(field, solvers.get(info.name), backprop, hold, clock, samples, state, substeps=2)
-    assert found.evaluations == 3 * 2 * info.stages
+    trajectory = solvers.solve(field, solvers.get(info.name), backprop, hold, clock, samples, state, substeps=2)
+    assert trajectory.evaluations == 3 * 2 * info.stages

@@ -133,8 +133,8 @@ def test_separable_implies_conformal():
 
 @pytest.mark.parametrize("kind", [Newtonian, Conformal])
 def test_yoshida8_reaches_rounding(kind):
-    found = walk(solvers.get("yoshida8"), kind(), start(kind), 1.0, 32)
-    assert float((found - exact(kind)).abs().max()) < 1e-12
+    end = walk(solvers.get("yoshida8"), kind(), start(kind), 1.0, 32)
+    assert float((end - exact(kind)).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in FITTING if n in EXACT and k in (Newtonian, Conformal)])
@@ -259,8 +259,8 @@ def test_the_published_step_by_hand():
     q, p = start(Coupled).unbind(-2)
     p = p + h * field.force(t, q, p, smooth(t))
     q = q + h * field.velocity(t, q, p, smooth(t))
-    found = solvers.get("semi_implicit_euler").step(field, t, h, start(Coupled), smooth)
-    torch.testing.assert_close(found, torch.stack((q, p), -2), rtol=0, atol=1e-15)
+    end = solvers.get("semi_implicit_euler").step(field, t, h, start(Coupled), smooth)
+    torch.testing.assert_close(end, torch.stack((q, p), -2), rtol=0, atol=1e-15)
 
 
 def test_drift_kick_by_hand():
@@ -270,8 +270,8 @@ def test_drift_kick_by_hand():
     q = q + h * p
     decay = torch.exp(-h * field.G)
     p = decay * p + (1 - decay) / field.G * (field.drive(t + h, q, smooth(t + h)) - field.A * q)
-    found = solvers.get("symplectic_euler_dk").step(field, t, h, start(Newtonian), smooth)
-    torch.testing.assert_close(found, torch.stack((q, p), -2), rtol=0, atol=1e-15)
+    end = solvers.get("symplectic_euler_dk").step(field, t, h, start(Newtonian), smooth)
+    torch.testing.assert_close(end, torch.stack((q, p), -2), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -284,10 +284,10 @@ def test_a_time_scale_per_channel_multiplies_the_step(name):
     field.drive = lambda t, q, u: torch.tanh(q @ diagonal + u)
     together = Newtonian(coupling=diagonal, scale=scale)
     together.drive = field.drive
-    found = solvers.get(name).step(together, 0.0, 0.4, x, lambda t: u)
+    end = solvers.get(name).step(together, 0.0, 0.4, x, lambda t: u)
     for i, s in enumerate(scale.tolist()):
         alone = solvers.get(name).step(field, 0.0, 0.4 * s, x, lambda t: u)
-        torch.testing.assert_close(found[..., i], alone[..., i], rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(end[..., i], alone[..., i], rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -57,8 +57,8 @@ def test_ralston_by_hand():
     field, x, h, t = Dense(), start(Dense), 0.4, 0.1
     k1 = field(t, x, smooth(t))
     k2 = field(t + 2 / 3 * h, x + 2 / 3 * h * k1, smooth(t + 2 / 3 * h))
-    found = solvers.get("ralston").step(field, t, h, x, smooth)
-    torch.testing.assert_close(found, x + h / 4 * (k1 + 3 * k2), rtol=0, atol=1e-15)
+    end = solvers.get("ralston").step(field, t, h, x, smooth)
+    torch.testing.assert_close(end, x + h / 4 * (k1 + 3 * k2), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", EXPLICIT)

@@ -190,10 +190,10 @@ def test_a_time_scale_per_channel_multiplies_the_step(name):
     fields = [Newtonian(coupling=torch.eye(3, dtype=F64), scale=s) for s in (scale, None)]
     for field in fields:
         field.drive = lambda t, q, u: torch.tanh(q + u)
-    found = solvers.get(name).step(fields[0], 0.0, 0.4, x, lambda t: u)
+    end = solvers.get(name).step(fields[0], 0.0, 0.4, x, lambda t: u)
     for i, s in enumerate(scale.tolist()):
         alone = solvers.get(name).step(fields[1], 0.0, 0.4 * s, x, lambda t: u)
-        torch.testing.assert_close(found[..., i], alone[..., i], rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(end[..., i], alone[..., i], rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -211,7 +211,7 @@ class TestMatrixFunctions:
     x = torch.randn(3, 6, 2, dtype=F64, generator=torch.Generator().manual_seed(8))
 
     @pytest.fixture
-    def made(self, monkeypatch):
+    def matrices(self, monkeypatch):
         """The matrices of which functions were made."""
         calls, original = [], solvers.numerics.linear.matrix_phis
         monkeypatch.setattr(solvers.numerics.linear, "matrix_phis", lambda *a: calls.append(a[0]) or original(*a))
@@ -221,25 +221,25 @@ class TestMatrixFunctions:
         ("name", "sizes"), [("exponential_euler", 1), ("etd4rk", 2), ("lawson4", 1), ("strang", 1)]
     )
     @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
-    def test_are_made_once_for_a_step_size(self, made, name, sizes, gradient):
+    def test_are_made_once_for_a_step_size(self, matrices, name, sizes, gradient):
         rnn = network(name, gradient=gradient)
         rnn(self.x)[0].sum().backward()
-        assert len(made) == sizes
+        assert len(matrices) == sizes
         rnn(self.x)
-        assert len(made) == 2 * sizes
+        assert len(matrices) == 2 * sizes
         with torch.no_grad():
             rnn(self.x, timespans=torch.tensor([1.0, 1.0, 3.0, 3.0, 1.0, 1.0], dtype=F64))
-        assert len(made) == 4 * sizes
+        assert len(matrices) == 4 * sizes
 
     @pytest.mark.parametrize("name", NAMES)
     def test_the_gradient_is_that_of_making_them_each_time(self, name, monkeypatch):
         rnn = network(name)
         parameters = list(rnn.parameters())
         loss = rnn(self.x)[0].square().sum()
-        found = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters)
         monkeypatch.setattr(Memo, "__call__", lambda self, h, key, make: make())
         anew = torch.autograd.grad(rnn(self.x)[0].square().sum(), parameters)
-        for a, b in zip(found, anew, strict=True):
+        for a, b in zip(gradients, anew, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
     @pytest.mark.parametrize("name", NAMES)
@@ -249,8 +249,8 @@ class TestMatrixFunctions:
         expected = torch.autograd.grad(rnn(self.x)[0].square().sum(), parameters)
         ones = torch.ones(3, 6, dtype=F64)
         for other, spans in ((rnn.with_solver(name, gradient="checkpoint"), None), (rnn, ones)):
-            found = torch.autograd.grad(other(self.x, timespans=spans)[0].square().sum(), parameters)
-            for a, b in zip(found, expected, strict=True):
+            gradients = torch.autograd.grad(other(self.x, timespans=spans)[0].square().sum(), parameters)
+            for a, b in zip(gradients, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
     def test_what_was_made_without_gradients_is_not_used_with_them(self):

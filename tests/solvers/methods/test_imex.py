@@ -120,16 +120,16 @@ def test_the_discretizations_of_the_linear_oscillator(solver, velocity, h):
     field, u = linear_oscillator(), torch.tensor([[0.3, -0.7, 1.1]], dtype=F64)
     y, z = start(Newtonian).unbind(-2)
     z = velocity(z, y, field.A, field.G, u, h)
-    found = solvers.get(solver).step(field, 0.0, h, start(Newtonian), lambda t: u)
-    torch.testing.assert_close(found, torch.stack((y + h * z, z), -2), rtol=1e-14, atol=1e-14)
+    end = solvers.get(solver).step(field, 0.0, h, start(Newtonian), lambda t: u)
+    torch.testing.assert_close(end, torch.stack((y + h * z, z), -2), rtol=1e-14, atol=1e-14)
 
 
 def test_the_explicit_discretization_is_euler():
     field, u, h = linear_oscillator(), torch.tensor([[0.3, -0.7, 1.1]], dtype=F64), 0.3
     y, z = start(Newtonian).unbind(-2)
     expected = torch.stack((y + h * z, (1 - h * field.G) * z - h * field.A * y + h * u), -2)
-    found = solvers.get("euler").step(field, 0.0, h, start(Newtonian), lambda t: u)
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
+    end = solvers.get("euler").step(field, 0.0, h, start(Newtonian), lambda t: u)
+    torch.testing.assert_close(end, expected, rtol=1e-14, atol=1e-15)
 
 
 class Decay(Dense):
@@ -161,9 +161,9 @@ def test_an_oscillator_is_its_own_dense_matrix(name):
     oscillator = Newtonian(stiffness, damping)
     oscillator.drive = lambda t, q, u: torch.zeros_like(q)
     x = start(Newtonian)
-    found = solvers.get(name, implicit_terms="both").step(oscillator, 0.0, 0.4, x, smooth)
+    end = solvers.get(name, implicit_terms="both").step(oscillator, 0.0, 0.4, x, smooth)
     flat = solvers.get(name).step(Decay(linear=block), 0.0, 0.4, x.transpose(-1, -2), smooth)
-    torch.testing.assert_close(found, flat.transpose(-1, -2), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(end, flat.transpose(-1, -2), rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", [Newtonian, Dense])
@@ -195,11 +195,11 @@ def test_the_choice_of_terms_is_checked(one_line):
 
 def test_a_dense_system_is_factorised_once_for_all_steps(monkeypatch):
     rnn = neuralosc.ContinuousRNN(neuralosc.Lipschitz(2, 4), "kencarp4", dt=0.3, substeps=2).double()
-    x, made = torch.randn(3, 5, 2, dtype=F64), []
+    x, systems = torch.randn(3, 5, 2, dtype=F64), []
     original = torch.linalg.lu_factor
-    monkeypatch.setattr(torch.linalg, "lu_factor", lambda system: made.append(system) or original(system))
+    monkeypatch.setattr(torch.linalg, "lu_factor", lambda system: systems.append(system) or original(system))
     output = rnn(x)[0]
-    assert len(made) == 1
+    assert len(systems) == 1
     monkeypatch.undo()
     field = rnn.field
     gradient = torch.autograd.grad(output.square().sum(), field.A)[0]

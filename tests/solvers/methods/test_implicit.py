@@ -167,9 +167,9 @@ def test_a_linear_field_is_solved_in_closed_form(name, monkeypatch):
     if name not in ("gauss_legendre4", "radau_iia3"):
         monkeypatch.setattr(Newton, "root", None)
     counted = solvers.Counted(Resonator())
-    found = solver.step(counted, 0.3, h, x, held(u))
-    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
-    assert torch.equal(found[0], x[0])
+    end = solver.step(counted, 0.3, h, x, held(u))
+    torch.testing.assert_close(end, plain, rtol=1e-10, atol=1e-10)
+    assert torch.equal(end[0], x[0])
     if name not in ("gauss_legendre4", "radau_iia3"):
         assert counted.evaluations == solver.stages
 
@@ -212,8 +212,8 @@ def test_batches_of_any_shape(name, batch, kind):
     x, u = randn(6, 2, 3), randn(6, 3)
     solver, count = solvers.get(name, linear_solver=kind), math.prod(batch)
     expected = solver.step(Swirl(), 0.2, 0.3, x, held(u))[:count].reshape(*batch, 2, 3)
-    found = solver.step(Swirl(), 0.2, 0.3, x[:count].reshape(*batch, 2, 3), held(u[:count].reshape(*batch, 3)))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    end = solver.step(Swirl(), 0.2, 0.3, x[:count].reshape(*batch, 2, 3), held(u[:count].reshape(*batch, 3)))
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,8 +226,8 @@ def test_linear_solvers_agree(name, kind):
         start = x.clone().requires_grad_()
         end = solver.step(field, 0.0, h, start, held(u))
         grads.append((end.detach(), *torch.autograd.grad(end.square().sum(), (start, field.W, field.R))))
-    for found, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    for value, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,9 +237,9 @@ def test_float32_is_float64_to_rounding(name, kind):
     field, solver = neuralosc.Oscillator(2, 3, gamma=5.0, epsilon=0.3).double(), solvers.get(name, linear_solver=kind)
     with torch.no_grad():
         exact = solver.step(field, 0.0, h, x, held(u))
-        found = solver.step(field.float(), 0.0, h.float(), x.float(), held(u.float()))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+        end = solver.step(field.float(), 0.0, h.float(), x.float(), held(u.float()))
+    assert end.dtype == torch.float32
+    torch.testing.assert_close(end.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -103,8 +103,8 @@ def test_van_der_pol_through_its_jumps():
     """mu = 4 around a cycle, each sample from its own start."""
     starts = torch.tensor([[2.0, 0.0], [0.1, -1.0]], dtype=F64).unsqueeze(-1)
     end = steps(solvers.get("radau_iia3"), VanDerPol(4.0), starts, 9.0, 450)
-    for start, found in zip(starts, end, strict=True):
-        np.testing.assert_allclose(found.flatten(), radau(4.0, start, 9.0), rtol=0, atol=2e-3)
+    for start, state in zip(starts, end, strict=True):
+        np.testing.assert_allclose(state.flatten(), radau(4.0, start, 9.0), rtol=0, atol=2e-3)
 
 
 def test_a_step_too_long_for_the_jump_is_an_error_with_sample_step_and_time(one_line):

@@ -83,8 +83,8 @@ def test_a_path_has_the_law_of_brownian_motion():
         w, area = path(a, b, return_U=True)
         h = b - a
         # 90,000 numbers: the standard error of a variance is half a percent.
-        for found, exact in [(w * w, h), (area * area, h**3 / 3), (w * area, h * h / 2)]:
-            assert float(found.mean()) / exact == pytest.approx(1, abs=0.02)
+        for product, exact in [(w * w, h), (area * area, h**3 / 3), (w * area, h * h / 2)]:
+            assert float(product.mean()) / exact == pytest.approx(1, abs=0.02)
         assert abs(float(w.mean())) < 0.015 * h**0.5
         assert float((w / h**0.5).pow(4).mean()) == pytest.approx(3, abs=0.1)
     first, second = path(0.1, 0.3), path(0.3, 0.7)
@@ -173,13 +173,13 @@ def network_case():
 
 def gradients(name, gradient, substeps=2, control="hold", **options):
     field, x, samples, spans = network_case()
-    found = run(field, name, x, samples, spans, substeps, gradient, control, **options)
-    loss = found.positions().square().sum() + found.end().sin().sum()
+    trajectory = run(field, name, x, samples, spans, substeps, gradient, control, **options)
+    loss = trajectory.positions().square().sum() + trajectory.end().sin().sum()
     return loss.detach(), torch.autograd.grad(loss, [x, *samples, spans, *field.parameters()])
 
 
-def difference(found, expected):
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+def difference(computed, expected):
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(computed, expected, strict=True))
 
 
 @pytest.mark.parametrize("control", ["hold", "linear"])
@@ -188,8 +188,8 @@ def test_recomputing_gradients_see_the_same_path(name, control):
     loss, exact = gradients(name, "backprop", control=control)
     kinds = ["checkpoint", "reversible"] if solvers.get(name).reversible else ["checkpoint"]
     for kind in kinds:
-        again, found = gradients(name, kind, control=control)
-        assert difference([again], [loss]) < 1e-12 and difference(found, exact) < 1e-12
+        again, recomputed = gradients(name, kind, control=control)
+        assert difference([again], [loss]) < 1e-12 and difference(recomputed, exact) < 1e-12
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -203,8 +203,8 @@ def test_the_adjoint_approaches_backprop(name):
 def test_the_adjoint_of_an_adaptive_solve():
     options = {"adaptive": True, "rtol": 1e-2, "atol": 1e-2}
     loss, exact = gradients("srk", "backprop", 1, **options)
-    again, found = gradients("srk", "adjoint", 1, **options)
-    assert difference([again], [loss]) < 1e-12 and difference(found, exact) < 0.2
+    again, recomputed = gradients("srk", "adjoint", 1, **options)
+    assert difference([again], [loss]) < 1e-12 and difference(recomputed, exact) < 0.2
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -274,17 +274,17 @@ def test_adaptive_steps_follow_the_path_to_the_tolerance(name):
     errors, steps = [], []
     for tolerance in (1e-1, 1e-3):
         method = {"name": name, "noise_seed": 4, "adaptive": True}
-        found = solvers.integrate(Geometric(), x, [0.0, 1.0], u, method, rtol=tolerance, atol=tolerance)
-        errors.append(float((found.states[:, -1] - exact).detach().square().mean().sqrt()))
-        steps.append(int(found.statistics.steps[0]))
-        assert found.statistics.evaluations[0] >= 3 * steps[-1]
+        integration = solvers.integrate(Geometric(), x, [0.0, 1.0], u, method, rtol=tolerance, atol=tolerance)
+        errors.append(float((integration.states[:, -1] - exact).detach().square().mean().sqrt()))
+        steps.append(int(integration.statistics.steps[0]))
+        assert integration.statistics.evaluations[0] >= 3 * steps[-1]
     assert errors[1] < errors[0] / 3 and errors[1] < 0.02 and steps[1] > steps[0] > 1
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_costs_the_declared_number_of_stages(name):
-    found = run(Geometric(), name, torch.ones(2, 1, 3), [torch.zeros(2, 3)] * 3, [0.1] * 3, 2)
-    assert found.evaluations == 3 * 2 * solvers.get(name).stages
+    trajectory = run(Geometric(), name, torch.ones(2, 1, 3), [torch.zeros(2, 3)] * 3, [0.1] * 3, 2)
+    assert trajectory.evaluations == 3 * 2 * solvers.get(name).stages
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -357,8 +357,8 @@ def test_reversible_heun_needs_no_stored_states():
     _, exact = gradients("reversible_heun", "backprop", 40)
     drifts = []
     gradient = dataclasses.replace(solvers.get_gradient("reversible"), drifts=drifts, chunk=4)
-    _, found = gradients("reversible_heun", gradient, 40)
-    assert difference(found, exact) < 1e-9 and 0 < max(drifts) < 1e-10
+    _, recomputed = gradients("reversible_heun", gradient, 40)
+    assert difference(recomputed, exact) < 1e-9 and 0 < max(drifts) < 1e-10
 
 
 def test_messages(one_line):
@@ -418,6 +418,6 @@ def test_failures_say_where(one_line):
 
 def test_audit_compares_gradients_on_one_path():
     field = neuralosc.Noisy(neuralosc.Lipschitz(2, 3), 0.2, 0.3)
-    found = solvers.audit(field, torch.randn(3, 4, 2), solver="reversible_heun", dt=0.1, show=False)
-    errors = {row.gradient: row.error for row in found.rows}
+    audit = solvers.audit(field, torch.randn(3, 4, 2), solver="reversible_heun", dt=0.1, show=False)
+    errors = {row.gradient: row.error for row in audit.rows}
     assert max(errors["backprop"], errors["checkpoint"], errors["reversible"]) < 1e-4

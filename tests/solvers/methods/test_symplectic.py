@@ -170,8 +170,8 @@ def test_semi_implicit_euler_kicks_first_and_goes_by_two_names():
     q, p = STATE.unbind(-2)
     p = p + 0.2 * Pendulum().force(0, q, p, U)
     expected = torch.stack((q + 0.2 * p, p), -2)
-    found = solvers.get("semi_implicit_euler").step(Pendulum(), 0.0, 0.2, STATE, held(U))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+    end = solvers.get("semi_implicit_euler").step(Pendulum(), 0.0, 0.2, STATE, held(U))
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-15)
     assert solvers.get("symplectic_euler") == solvers.get("semi_implicit_euler")
 
 
@@ -181,5 +181,5 @@ def test_the_time_scale_of_a_field_multiplies_the_step():
     q, p = STATE.unbind(-2)
     p = p - 0.2 * scale * (torch.tanh(field.w * q + U) + 1.3 * q)
     expected = torch.stack((q + 0.2 * scale * p, p), -2)
-    found = solvers.get("symplectic_euler").step(field, 0.0, 0.2, STATE, held(U))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    end = solvers.get("symplectic_euler").step(field, 0.0, 0.2, STATE, held(U))
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-14)
