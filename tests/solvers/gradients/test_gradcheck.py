@@ -51,8 +51,8 @@ def solved(field, solver, gradient):
             return solvers.integrate(self.field, state, times, control, solver, gradient).states[:, 1:]
 
     def call(state, times, samples, *values):
-        given = {f"field.{name}": value for name, value in zip(names, values, strict=True)}
-        return torch.func.functional_call(Solve(), given, (state, times, samples))
+        parameters = {f"field.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(Solve(), parameters, (state, times, samples))
 
     return call
 
@@ -104,12 +104,12 @@ def test_parameters_that_are_not_the_field_s_own(gradient, solver):
     torch.manual_seed(0)
     rnn = neuralosc.UnICORNN(1, 2, dt=0.3, alpha=1.2, num_layers=1, solver=solver, gradient=gradient).double()
     x = torch.randn(2, 6, 1, dtype=F64)
-    given = {name: (p.detach() + 0.7).requires_grad_() for name, p in rnn.named_parameters()}
-    output, _ = torch.func.functional_call(rnn, given, (x,))
-    found = torch.autograd.grad(output.square().sum(), list(given.values()))
+    replacements = {name: (p.detach() + 0.7).requires_grad_() for name, p in rnn.named_parameters()}
+    output, _ = torch.func.functional_call(rnn, replacements, (x,))
+    gradients = torch.autograd.grad(output.square().sum(), list(replacements.values()))
     with torch.no_grad():
         for name, parameter in rnn.named_parameters():
-            parameter.copy_(given[name])
+            parameter.copy_(replacements[name])
     expected = torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters()))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

@@ -25,8 +25,8 @@ def gradients(rnn, x, state, timespans, lengths=None):
     return torch.autograd.grad((output * weights).sum() + end.square().sum(), [*rnn.parameters(), *leaves])
 
 
-def worst(found, expected):
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+def worst(computed, expected):
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(computed, expected, strict=True))
 
 
 @pytest.mark.parametrize("control", ["hold", "linear"])
@@ -44,8 +44,8 @@ def test_equals_backprop_with_clocks_lengths_layers_and_substeps(model, solver, 
     spans = torch.rand(3, 13, dtype=torch.float64)
     spans[0, 3] = 0
     expected = gradients(rnn, x, state, spans, [13, 6, 1])
-    found = gradients(rnn.with_solver(solver, gradient=gradient), x, state, spans, [13, 6, 1])
-    assert worst(found, expected) < 1e-12
+    recomputed = gradients(rnn.with_solver(solver, gradient=gradient), x, state, spans, [13, 6, 1])
+    assert worst(recomputed, expected) < 1e-12
 
 
 def test_double_backward_through_checkpoint():
@@ -105,8 +105,8 @@ def one_interval(gradient, steps, dtype, solver="stormer_verlet"):
     rnn = neuralosc.HamiltonianRNN(2, 8, dt=0.02 * steps, solver=solver, substeps=steps, gradient=gradient).to(dtype)
     x = torch.randn(4, 1, 2, dtype=dtype)
     with PeakMemory() as memory:
-        found = torch.autograd.grad(rnn(x)[1].square().sum(), list(rnn.parameters()))
-    return memory.peak, found
+        grads = torch.autograd.grad(rnn(x)[1].square().sum(), list(rnn.parameters()))
+    return memory.peak, grads
 
 
 def test_reversible_memory_does_not_depend_on_the_number_of_steps():
@@ -131,8 +131,8 @@ def test_reversible_stays_accurate_over_many_steps(steps, dtype, bound):
     x = torch.randn(2, steps, 2, dtype=dtype)
     expected = torch.autograd.grad(rnn(x)[0].square().mean(), list(rnn.parameters()))
     reversed_ = rnn.with_solver(rnn.solver, gradient="reversible")
-    found = torch.autograd.grad(reversed_(x)[0].square().mean(), list(rnn.parameters()))
-    assert worst(found, expected) < bound
+    recomputed = torch.autograd.grad(reversed_(x)[0].square().mean(), list(rnn.parameters()))
+    assert worst(recomputed, expected) < bound
 
 
 def test_drift_is_measured_and_refused_beyond_the_limit():
@@ -208,8 +208,8 @@ def test_every_field_works_under_checkpoint(field_name, make_field, solver):
     rnn = neuralosc.ContinuousRNN(field, solver, dt=0.1)
     x, state = torch.randn(2, 5, 2, dtype=torch.float64), torch.randn(2, rnn.components, 3, dtype=torch.float64)
     spans = torch.rand(2, 5, dtype=torch.float64)
-    found = gradients(rnn.with_solver(solver, gradient="checkpoint"), x, state, spans)
-    assert worst(found, gradients(rnn, x, state, spans)) < 1e-9
+    recomputed = gradients(rnn.with_solver(solver, gradient="checkpoint"), x, state, spans)
+    assert worst(recomputed, gradients(rnn, x, state, spans)) < 1e-9
 
 
 @pytest.mark.parametrize(("coupling", "stable"), [(0.8, True), (0.85, False)])

@@ -65,9 +65,9 @@ def gradients(rnn, way, x, state, spans, lengths=None):
         solution = rnn.solve(x, state, timespans=spans, lengths=lengths)
     assert {t.record.path for t in solution.trajectories} == {way}
     torch.manual_seed(3)
-    found = (solution.states, solution.output, solution.state)
-    loss = sum((torch.randn(t.shape, dtype=t.dtype) * t).sum() for t in found)
-    return [*found, *torch.autograd.grad(loss, leaves, allow_unused=True)], solution.evaluations
+    tensors = (solution.states, solution.output, solution.state)
+    loss = sum((torch.randn(t.shape, dtype=t.dtype) * t).sum() for t in tensors)
+    return [*tensors, *torch.autograd.grad(loss, leaves, allow_unused=True)], solution.evaluations
 
 
 def agree(rnn, way, x, state, spans, lengths=None, bound=1e-9):
@@ -109,9 +109,9 @@ def test_clocks_controls_and_substeps(clock, substeps, control):
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "rk4", 0.3, substeps=substeps, control=control)
     x, state, spans = inputs(rnn, batch=2, time=11)
     chosen = {"uniform": None, "numbers": spans.detach()[0], "shared": spans[0].detach().requires_grad_()}
-    given = chosen.get(clock, spans)
+    timespans = chosen.get(clock, spans)
     for way in parallel.WAYS if clock == "uniform" else ("scan",):
-        agree(rnn, way, x, state, given)
+        agree(rnn, way, x, state, timespans)
 
 
 @pytest.mark.parametrize(("batch", "time", "size"), [(1, 1, 64), (1, 7, 64), (3, 5, 1), (2, 300, 16), (2, 193, 64)])
@@ -136,13 +136,13 @@ def test_layers_lengths_and_longest_steps():
 @pytest.mark.parametrize("way", parallel.WAYS)
 def test_only_what_is_used_flows_back(part, way, relative_error):
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "imex_euler", 0.3)
-    x, found = torch.randn(3, 9, 2, dtype=F64), []
+    x, by_backend = torch.randn(3, 9, 2, dtype=F64), []
     for backend in ("plain", way):
         with solvers.backend(backend):
             output, state = rnn(x)
         loss = output[:, -1].square().sum() if part == "output" else state.square().sum()
-        found.append(torch.autograd.grad(loss, rnn.parameters()))
-    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*found, strict=True))
+        by_backend.append(torch.autograd.grad(loss, rnn.parameters()))
+    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*by_backend, strict=True))
 
 
 @pytest.mark.parametrize("way", parallel.WAYS)
@@ -150,13 +150,13 @@ def test_a_gradient_of_the_gradient(way, relative_error):
     rnn = ContinuousRNN(FIELDS["damped"]().double(), "imex_euler", 0.3, substeps=2)
     x, state, spans = inputs(rnn, batch=2, time=9)
     leaves = [x, state, *rnn.parameters(), *([spans] if way == "scan" else [])]
-    found = []
+    by_backend = []
     for backend in ("plain", way):
         with solvers.backend(backend):
             output, end = rnn(x, state, timespans=spans if way == "scan" else None)
         first = torch.autograd.grad(output.square().sum() + end.sum(), leaves, create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
-    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*found, strict=True))
+        by_backend.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
+    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*by_backend, strict=True))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -165,11 +165,11 @@ def test_without_gradients(mode, way, relative_error):
     rnn = ContinuousRNN(FIELDS["undamped"](), "semi_implicit_euler", 0.3)
     x = torch.randn(3, 9, 2)
     with mode():
-        found = []
+        outputs = []
         for backend in ("plain", way):
             with solvers.backend(backend):
-                found.append(rnn(x)[0])
-    assert not found[1].requires_grad and relative_error(found[1], found[0]) < 1e-6
+                outputs.append(rnn(x)[0])
+    assert not outputs[1].requires_grad and relative_error(outputs[1], outputs[0]) < 1e-6
 
 
 def test_single_precision_over_a_thousand_steps(monkeypatch):

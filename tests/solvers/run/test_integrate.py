@@ -30,7 +30,7 @@ def wave(t):
 
 def exact(field, state, times, control=wave):
     """States at times `(batch, time)` by SciPy, sample by sample."""
-    found = []
+    trajectories = []
     for x, t in zip(state, times, strict=True):
 
         def slope(s, y, x=x):
@@ -38,8 +38,8 @@ def exact(field, state, times, control=wave):
 
         t = t.numpy()
         solved = solve_ivp(slope, (t[0], t[-1]), x.numpy().ravel(), "DOP853", t, rtol=1e-12, atol=1e-12)
-        found.append(torch.from_numpy(solved.y.T.reshape(len(t), *x.shape).copy()))
-    return torch.stack(found)
+        trajectories.append(torch.from_numpy(solved.y.T.reshape(len(t), *x.shape).copy()))
+    return torch.stack(trajectories)
 
 
 def options(method):
@@ -320,9 +320,9 @@ class TestFailures:
         ],
     )
     def test_what_does_not_fit_is_one_line(self, arguments, words, one_line):
-        given = {"state0": torch.ones(2, 1, 1), "times": [0.0, 1.0], **arguments}
+        keywords = {"state0": torch.ones(2, 1, 1), "times": [0.0, 1.0], **arguments}
         with pytest.raises(solvers.InputError) as error:
-            integrate(lambda t, x, u: -x, **given)
+            integrate(lambda t, x, u: -x, **keywords)
         one_line(error, *words)
 
     @pytest.mark.parametrize(
@@ -363,9 +363,9 @@ class TestGradients:
         solution = x0.unsqueeze(1) * torch.exp(-a * (times - times[:, :1]))[..., None, None]
         torch.testing.assert_close(states, solution, rtol=0, atol=1e-6)
         weights = torch.tensor([[0.3, 1.0, -2.0], [1.0, 0.5, 0.7]], dtype=F64)[..., None, None]
-        found = torch.autograd.grad((weights * states).sum(), (x0, a, times))
+        gradients = torch.autograd.grad((weights * states).sum(), (x0, a, times))
         expected = torch.autograd.grad((weights * solution).sum(), (x0, a, times))
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(gradients, expected, strict=True):
             # The derivative of dense output by its time is one order below the output.
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -393,8 +393,8 @@ class TestGradients:
             states = integrate(DrivenOscillator(), starts(2), [0.0, 0.8, 2.0], sampled, method, **chosen).states
             return torch.autograd.grad(states.square().sum(), u)[0]
 
-        found = end("native_dopri5", rtol=1e-8, atol=1e-9)
-        torch.testing.assert_close(found, end("rk4", dt=0.01), rtol=1e-6, atol=1e-6)
+        gradient = end("native_dopri5", rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(gradient, end("rk4", dt=0.01), rtol=1e-6, atol=1e-6)
 
     def test_no_graph_is_made_where_none_is_wanted(self):
         with torch.no_grad():

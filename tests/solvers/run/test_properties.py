@@ -44,10 +44,10 @@ def cases(draw, names):
 
 def run(case, rows=slice(None), until=None, **options):
     name, state, times, samples, knots, control = case
-    given = Sampled(samples[rows], knots[rows], control)
+    sampled = Sampled(samples[rows], knots[rows], control)
     if not solvers.get(name).adaptive:
         options = {"dt": 0.1, **options}
-    return integrate(Field(), state[rows], times[rows][:, :until], given, name, **options)
+    return integrate(Field(), state[rows], times[rows][:, :until], sampled, name, **options)
 
 
 def tolerance(case):
