@@ -32,7 +32,7 @@ def gradients(rnn, x, state, spans, backend, whole=True):
         assert solution.trajectories[0].record.path == backend
         outs = [solution.output, solution.states, solution.state] if whole else list(rnn(x, state, timespans=spans))
         weights = [torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view_as(t) for t in outs]
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             sum((w * t).sum() for w, t in zip(weights, outs, strict=True)), leaves, allow_unused=True
         )
-    return [*outs, *(torch.zeros(()) if g is None else g for g in found)], solution.evaluations
+    return [*outs, *(torch.zeros(()) if g is None else g for g in grads)], solution.evaluations

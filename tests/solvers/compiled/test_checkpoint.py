@@ -24,9 +24,9 @@ def test_segments_are_those_of_the_plain_path(options, whole, fast, make_field, 
     x = torch.randn(3, 11, 2, dtype=torch.float64, requires_grad=True)
     state = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     spans = torch.rand(3, 11, dtype=torch.float64, requires_grad=True)
-    (plain, calls), (found, same) = (gradients(rnn, x, state, spans, b, whole) for b in ("plain", fast))
+    (plain, calls), (computed, same) = (gradients(rnn, x, state, spans, b, whole) for b in ("plain", fast))
     assert calls == same
-    assert all(relative_error(a, b) < 1e-12 for a, b in zip(found, plain, strict=True))
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(computed, plain, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -45,21 +45,21 @@ def test_fields_solvers_and_clocks(field, solver, options, clock, fast, make_fie
     state = torch.randn(3, rnn.components, rnn.hidden_size, dtype=torch.float64, requires_grad=True)
     spans = {"uniform": None, "shared": torch.rand(10), "sample": torch.rand(3, 10)}[clock]
     spans = None if spans is None else spans.double().requires_grad_()
-    (plain, _), (found, _) = (gradients(rnn, x, state, spans, b) for b in ("plain", fast))
-    for a, b in zip(found, plain, strict=True):
+    (plain, _), (computed, _) = (gradients(rnn, x, state, spans, b) for b in ("plain", fast))
+    for a, b in zip(computed, plain, strict=True):
         assert relative_error(a.expand_as(b), b) < 1e-9 or not (a.any() or b.any())
 
 
 def test_a_gradient_of_the_gradient_and_a_second_backward_pass(fast, make_field, relative_error):
     rnn = ContinuousRNN(make_field("oscillator_learned"), "imex_euler", 0.1, gradient="checkpoint")
-    x, found = torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True), []
+    x, by_backend = torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True), []
     for backend in ("plain", fast):
         with solvers.backend(backend):
             output, _ = rnn(x)
             (once,) = torch.autograd.grad(output.square().sum(), x, retain_graph=True)
             (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
-            found.append([once, first, *torch.autograd.grad(first.square().sum(), [x, *rnn.parameters()])])
-    assert all(relative_error(one, plain) < 1e-11 for plain, one in zip(*found, strict=True))
+            by_backend.append([once, first, *torch.autograd.grad(first.square().sum(), [x, *rnn.parameters()])])
+    assert all(relative_error(one, plain) < 1e-11 for plain, one in zip(*by_backend, strict=True))
 
 
 def test_without_gradients_there_are_no_segments(fast, make_field):

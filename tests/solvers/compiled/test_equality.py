@@ -19,9 +19,9 @@ def gradients(rnn, backend, x, state, spans, weights):
         loss = sum(
             (w * t).sum() for w, t in zip(weights, (solution.states, solution.output, solution.state), strict=True)
         )
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     evaluations = solution.evaluations
-    return [solution.output, solution.state, *found], evaluations
+    return [solution.output, solution.state, *grads], evaluations
 
 
 def agree(rnn, x, state, spans, bound=1e-9):
@@ -56,9 +56,9 @@ def test_all_gradients_are_those_of_the_plain_path(name, solver, make_field):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_pairing(name, make_field):
-    taken = [solver for solver in solvers.compatible(make_field(name)) if compiles(make_field(name), solver)]
-    assert len(taken) >= 10
-    for solver in taken:
+    solver_names = [solver for solver in solvers.compatible(make_field(name)) if compiles(make_field(name), solver)]
+    assert len(solver_names) >= 10
+    for solver in solver_names:
         rnn = ContinuousRNN(make_field(name), solver, 0.1)
         x, state, spans = inputs(rnn)
         agree(rnn, x, state, spans)
@@ -106,12 +106,14 @@ def test_lengths_and_layers(make_field, relative_error):
     fields = [make_field("oscillator", 2, 5), make_field("oscillator", 5, 5)]
     rnn = ContinuousRNN(fields, "semi_implicit_euler", 0.1)
     x = torch.randn(3, 9, 2, dtype=torch.float64)
-    found = []
+    by_backend = []
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             output, state = rnn(x, lengths=[9, 2, 5])
-            found.append([output, state, *torch.autograd.grad(output.sum() + state.square().sum(), rnn.parameters())])
-    for plain, fast in zip(*found, strict=True):
+            by_backend.append(
+                [output, state, *torch.autograd.grad(output.sum() + state.square().sum(), rnn.parameters())]
+            )
+    for plain, fast in zip(*by_backend, strict=True):
         assert relative_error(fast, plain) < 1e-12
 
 
@@ -119,25 +121,25 @@ def test_lengths_and_layers(make_field, relative_error):
 def test_only_what_is_used_flows_back(part, make_field, relative_error):
     rnn = ContinuousRNN(make_field("oscillator"), "semi_implicit_euler", 0.1)
     x = torch.randn(3, 9, 2, dtype=torch.float64)
-    found = []
+    by_backend = []
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             output, state = rnn(x)
             loss = output[:, -1].square().sum() if part == "output" else state.square().sum()
-            found.append(torch.autograd.grad(loss, rnn.parameters()))
-    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*found, strict=True))
+            by_backend.append(torch.autograd.grad(loss, rnn.parameters()))
+    assert all(relative_error(fast, plain) < 1e-12 for plain, fast in zip(*by_backend, strict=True))
 
 
 def test_a_gradient_of_the_gradient(make_field, relative_error):
     rnn = ContinuousRNN(make_field("oscillator_learned"), "imex_euler", 0.1, substeps=2)
     x, state, spans = inputs(rnn)
-    leaves, found = [x, state, spans, *rnn.parameters()], []
+    leaves, by_backend = [x, state, spans, *rnn.parameters()], []
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             output, end = rnn(x, state, timespans=spans)
             first = torch.autograd.grad(output.square().sum() + end.sum(), leaves, create_graph=True)
-            found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
-    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*found, strict=True))
+            by_backend.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
+    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*by_backend, strict=True))
 
 
 def test_a_second_backward_pass_gives_the_same(make_field):

@@ -35,7 +35,7 @@ class Written(neuralosc.VectorField):
         return self.slope(self, t, h, u).unsqueeze(-2)
 
 
-def record(slope, solver="euler", x=X, **options):
+def record_of(slope, solver="euler", x=X, **options):
     rnn = ContinuousRNN(Written(slope), solver, 0.01, **options)
     solution = rnn.solve(x)
     with solvers.backend("plain"):
@@ -49,9 +49,9 @@ def linear(self, t, h, u):
 
 
 def test_a_field_of_ones_own_is_compiled():
-    found = record(linear)
-    assert found.path == "compiled" and not found.reason and "sgemm" not in found.source
-    assert 'extern "C" void forward' in found.source and found.saved > 0
+    record = record_of(linear)
+    assert record.path == "compiled" and not record.reason and "sgemm" not in record.source
+    assert 'extern "C" void forward' in record.source and record.saved > 0
 
 
 def _branching(self, t, h, u):
@@ -94,14 +94,14 @@ def _counting(self, t, h, u):
     ],
 )
 def test_steps_that_are_refused(slope, word):
-    found = record(slope)
-    assert found.path == "plain" and word in found.reason and not found.source
+    record = record_of(slope)
+    assert record.path == "plain" and word in record.reason and not record.source
 
 
 def test_a_step_with_a_memory_in_python_is_caught():
     rnn = ContinuousRNN(Written(_counting), "euler", 0.01)
-    found = rnn.solve(X).trajectories[0].record
-    assert found.path == "plain" and "differ from the plain path" in found.reason
+    record = rnn.solve(X).trajectories[0].record
+    assert record.path == "plain" and "differ from the plain path" in record.reason
 
 
 def test_a_gradient_of_ones_own_that_disagrees_is_caught():
@@ -114,8 +114,8 @@ def test_a_gradient_of_ones_own_that_disagrees_is_caught():
         def backward(ctx, g):
             return 5 * g
 
-    found = record(lambda self, t, h, u: u - Wrong.apply(h @ self.W))
-    assert found.path == "plain" and found.reason
+    record = record_of(lambda self, t, h, u: u - Wrong.apply(h @ self.W))
+    assert record.path == "plain" and record.reason
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_gradient_of_ones_own_that_disagrees_is_caught():
     ],
 )
 def test_choices_that_are_refused(options, word):
-    found = record(linear, **options)
-    assert found.path == "plain" and word in found.reason
+    record = record_of(linear, **options)
+    assert record.path == "plain" and word in record.reason
 
 
 def test_a_changed_attribute_makes_a_new_step():
@@ -275,10 +275,10 @@ def run(**environment):
 
 def test_the_cache_serves_other_processes_and_a_broken_compiler_falls_back(tmp_path):
     assert run(NEURALOSC_CACHE=str(tmp_path)).startswith("compiled")
-    made = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    assert {p.rsplit(".")[1] for p in made} == {"cpp", "so"}
+    written = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert {p.rsplit(".")[1] for p in written} == {"cpp", "so"}
     assert run(NEURALOSC_CACHE=str(tmp_path)).startswith("compiled")
-    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == made
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == written
     broken = run(NEURALOSC_CACHE=str(tmp_path / "other"), NEURALOSC_CXX="/bin/false")
     assert broken.startswith("plain the compiler") and "/bin/false" in broken
     missing = run(NEURALOSC_CXX="no-such-compiler")

@@ -9,15 +9,15 @@ import neuralosc
 import solvers
 
 
-def passes(rnn, x, **given):
+def passes(rnn, x, **options):
     leaves = [x, *rnn.parameters()]
-    found = []
+    by_backend = []
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
-            output, state = rnn(x, **given)
+            output, state = rnn(x, **options)
             grads = torch.autograd.grad(output.sin().sum() + state.square().sum(), leaves, allow_unused=True)
-        found.append([output, state, *(torch.zeros(()) if g is None else g for g in grads)])
-    return zip(*found, strict=True)
+        by_backend.append([output, state, *(torch.zeros(()) if g is None else g for g in grads)])
+    return zip(*by_backend, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_a_map_without_bias_or_frozen_or_swapped(relative_error):
     assert relative_error(rnn(x)[0], expected) < 1e-12
     # Other weights under functional_call are the ones that are used.
     other = {"fields.0.V.weight": torch.randn(4, 2, dtype=torch.float64, requires_grad=True)}
-    found = {}
+    by_backend = {}
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             output = torch.func.functional_call(rnn, other, (x,))[0]
-            found[backend] = output, *torch.autograd.grad(output.sum(), list(other.values()))
-    assert all(relative_error(a, b) < 1e-12 for a, b in zip(found["compiled"], found["plain"], strict=True))
+            by_backend[backend] = output, *torch.autograd.grad(output.sum(), list(other.values()))
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(by_backend["compiled"], by_backend["plain"], strict=True))
     rnn.field.V.weight.requires_grad_(False)
     grads = {}
     for backend in ("plain", "compiled"):
@@ -92,9 +92,9 @@ def test_a_map_without_bias_or_frozen_or_swapped(relative_error):
 def test_a_gradient_of_the_gradient(relative_error):
     rnn = neuralosc.CoRNN(2, 3).double()
     x = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
-    found = {}
+    by_backend = {}
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             (slope,) = torch.autograd.grad(rnn(x)[0].sin().sum(), x, create_graph=True)
-            found[backend] = torch.autograd.grad(slope.square().sum(), [x, rnn.field.V.weight, rnn.field.W])
-    assert all(relative_error(a, b) < 1e-11 for a, b in zip(found["compiled"], found["plain"], strict=True))
+            by_backend[backend] = torch.autograd.grad(slope.square().sum(), [x, rnn.field.V.weight, rnn.field.W])
+    assert all(relative_error(a, b) < 1e-11 for a, b in zip(by_backend["compiled"], by_backend["plain"], strict=True))

@@ -54,8 +54,8 @@ def watched(monkeypatch):
 
     def wrapped(plain):
         def launch(self, function, signature, layout, grid, tensors, steps):
-            taken = {*signature.pointers, "states", "carry0", *(n for n in tensors if n[0] == "matrix")}
-            copies = guarded(self.kernel, signature, {n: t for n, t in tensors.items() if n in taken})
+            names = {*signature.pointers, "states", "carry0", *(n for n in tensors if n[0] == "matrix")}
+            copies = guarded(self.kernel, signature, {n: t for n, t in tensors.items() if n in names})
             watch = Watch([*copies.values(), *staying(self, function, tensors)])
             with interpreted(watch):
                 plain(self, function, signature, layout, grid, {n: c.view for n, c in copies.items()}, steps)
@@ -110,18 +110,18 @@ def fenced(monkeypatch):
     plain, passed = CppArguments.call, []
 
     def call(self, function, signature, own):
-        given = {name: tensor for name, tensor in self.tensors.items() if name in signature.pointers}
-        copies, private = guarded(self.kernel, signature, given, wall=True), []
+        pointed = {name: tensor for name, tensor in self.tensors.items() if name in signature.pointers}
+        copies, private = guarded(self.kernel, signature, pointed, wall=True), []
 
-        def mine(part):
+        def guarded_part(part):
             private.append(guarded(self.kernel, signature, own(part), wall=True))
             return {name: copy.view for name, copy in private[-1].items()}
 
         tensors = {**self.tensors, **{name: copy.view for name, copy in copies.items()}}
-        plain(dataclasses.replace(self, tensors=tensors), function, signature, mine)
-        for found in (copies, *private):
-            passed.extend(found)
-            for copy in found.values():
+        plain(dataclasses.replace(self, tensors=tensors), function, signature, guarded_part)
+        for group in (copies, *private):
+            passed.extend(group)
+            for copy in group.values():
                 copy.close()
 
     monkeypatch.setattr(CppArguments, "call", call)
@@ -138,13 +138,13 @@ def agree(rnn, backend, batch, time, clock="sample", device="cpu", dtype=torch.f
     spans = spans[0].clone() if clock == "shared" else spans
     leaves = [x, state, *rnn.parameters(), *([] if spans is None else [spans.requires_grad_()])]
     weight = torch.randn(batch, time, 2 * rnn.hidden_size, dtype=dtype, device=device)[..., ::2]
-    found = []
+    by_backend = []
     for name in ("plain", backend):
         with solvers.backend(name), torch.autocast(device, torch.bfloat16, enabled=half and name == backend):
             output, end = rnn(x[..., 1:].transpose(0, 1), state, timespans=spans)
             loss = (output * weight).sum() + end.sin().sum()
-            found.append([output, end, *torch.autograd.grad(loss, leaves)])
-    assert_agree(found[1], found[0], 2e-2 if half else 1e-12 if dtype == torch.float64 else 2e-5)
+            by_backend.append([output, end, *torch.autograd.grad(loss, leaves)])
+    assert_agree(by_backend[1], by_backend[0], 2e-2 if half else 1e-12 if dtype == torch.float64 else 2e-5)
 
 
 class Sums(neuralosc.VectorField):

@@ -12,12 +12,12 @@ HALF = [torch.bfloat16, torch.float16]
 MODELS = ["cornn", "lem", "lipschitz", "hamiltonian", "antisymmetric"]
 
 
-def gradients(rnn, x, backend, **given):
+def gradients(rnn, x, backend, **options):
     with solvers.backend(backend):
-        solution = rnn.solve(x, **given)
+        solution = rnn.solve(x, **options)
         loss = solution.output.float().sin().sum() + solution.state.float().square().sum()
-        found = torch.autograd.grad(loss, [x, *rnn.parameters()])
-    return solution.trajectories[0].record.path, [solution.output, solution.state, *found]
+        grads = torch.autograd.grad(loss, [x, *rnn.parameters()])
+    return solution.trajectories[0].record.path, [solution.output, solution.state, *grads]
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -30,8 +30,8 @@ def test_states_of_half_precision_are_those_of_float32_rounded(name, dtype, rela
     wide = x.detach().float().requires_grad_()
     _, exact = gradients(rnn.float(), wide, "plain")
     # Rounding the gradient of the output back is all that is lost.
-    for found, expected in zip(fast, exact, strict=True):
-        assert relative_error(found.float(), expected) < 8 * torch.finfo(dtype).eps
+    for value, expected in zip(fast, exact, strict=True):
+        assert relative_error(value.float(), expected) < 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -43,8 +43,8 @@ def test_autocast_takes_the_compiled_loop(name, dtype, relative_error):
     with torch.autocast("cpu", dtype=dtype):
         path, fast = gradients(rnn, x, "auto")
     assert path == "compiled" and all(t.dtype == torch.float32 for t in fast)
-    for found, expected in zip(fast, exact, strict=True):
-        assert relative_error(found, expected) < 4 * torch.finfo(dtype).eps
+    for value, expected in zip(fast, exact, strict=True):
+        assert relative_error(value, expected) < 4 * torch.finfo(dtype).eps
 
 
 def test_with_clocks_lengths_and_checkpoint(relative_error):
@@ -55,8 +55,8 @@ def test_with_clocks_lengths_and_checkpoint(relative_error):
     assert path == "compiled"
     wide = x.detach().float().requires_grad_()
     _, exact = gradients(rnn.float(), wide, "plain", timespans=spans.float(), lengths=[40, 7, 1])
-    for found, expected in zip(fast, exact, strict=True):
-        assert relative_error(found.float(), expected) < 4e-2
+    for value, expected in zip(fast, exact, strict=True):
+        assert relative_error(value.float(), expected) < 4e-2
 
 
 def test_the_gradient_of_a_gradient_is_refused(one_line):

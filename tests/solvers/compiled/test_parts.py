@@ -79,12 +79,12 @@ def test_outputs_and_gradients_are_those_of_the_plain_path(make, solver, backend
     rnn = neuralosc.ContinuousRNN(field, solver, 0.2)
     x = torch.randn(5, 12, field.input_size, dtype=F64, requires_grad=True)
     weight = torch.randn(5, 12, field.hidden_size, dtype=F64)
-    found = []
+    by_path = []
     for path in (backend, "plain"):
         with solvers.backend(path):
             solution = rnn.solve(x)
         assert solution.trajectories[0].record.path == path
         gradients = torch.autograd.grad((solution.output * weight).sum(), [x, *field.parameters()])
-        found.append([solution.output, *gradients])
-    for ours, plain in zip(*found, strict=True):
+        by_path.append([solution.output, *gradients])
+    for ours, plain in zip(*by_path, strict=True):
         assert relative_error(ours, plain) < 1e-12

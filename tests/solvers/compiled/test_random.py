@@ -66,22 +66,22 @@ class Random(neuralosc.VectorField):
         for kind, name, i, j, matrix, row in self.program:
             a, b = values[i], values[j]
             if kind == "unary":
-                made = UNARY[name](a)
+                value = UNARY[name](a)
             elif kind == "binary":
-                made = BINARY[name](a, b)
+                value = BINARY[name](a, b)
             elif kind == "product":
-                made = a @ self.matrices[matrix]
+                value = a @ self.matrices[matrix]
             elif kind == "pair":
-                made = torch.cat([a, b], -1) @ self.matrices[matrix]
+                value = torch.cat([a, b], -1) @ self.matrices[matrix]
             elif kind == "row":
-                made = a * self.rows[row] + self.number
+                value = a * self.rows[row] + self.number
             elif kind == "swap":
-                made = torch.cat([a[..., n // 2 :], b[..., : n // 2]], -1)
+                value = torch.cat([a[..., n // 2 :], b[..., : n // 2]], -1)
             elif kind == "mean":
-                made = a - b.mean(-1, keepdim=True)
+                value = a - b.mean(-1, keepdim=True)
             else:
-                made = a * torch.cos(self.number * self.time(t, a))
-            values.append(made)
+                value = a * torch.cos(self.number * self.time(t, a))
+            values.append(value)
         return torch.tanh(torch.stack([values[i] for i in self.last], -2))
 
     def time(self, t, like):
@@ -113,9 +113,9 @@ def agree(seed, backend, device="cpu", bound=1e-11):
     results = []
     for chosen in ("plain", backend):
         with solvers.backend(chosen):
-            found = rnn.solve(x, state, timespans=spans)
-        assert found.trajectories[0].record.path == chosen
-        outs = (found.states, found.output, found.state)
+            solution = rnn.solve(x, state, timespans=spans)
+        assert solution.trajectories[0].record.path == chosen
+        outs = (solution.states, solution.output, solution.state)
         weights = weights or [torch.randn_like(out) for out in outs]
         loss = sum((w * out).sum() for w, out in zip(weights, outs, strict=True))
         results.append([*outs, *torch.autograd.grad(loss, leaves, allow_unused=True)])

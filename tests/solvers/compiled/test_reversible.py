@@ -25,11 +25,11 @@ def agree(rnn, x, state, spans, fast="compiled", bound=1e-9, **options):
     """The fast path with gradient 'reversible', the plain one, and backprop."""
     gradient = solvers.Reversible("reversible", **options)
     reversed_ = rnn.with_solver(rnn.solver, gradient=gradient)
-    (found, same), (plain, calls) = (gradients(reversed_, x, state, spans, b) for b in (fast, "plain"))
+    (computed, same), (plain, calls) = (gradients(reversed_, x, state, spans, b) for b in (fast, "plain"))
     assert calls == same
-    assert_agree(found, plain, bound)
+    assert_agree(computed, plain, bound)
     expected, _ = gradients(rnn, x, state, spans, fast)
-    assert_agree(found, expected, bound)
+    assert_agree(computed, expected, bound)
 
 
 def undone(field):
@@ -62,9 +62,9 @@ STEADY = [name for name, make in FIELDS.items() if "impulsive" not in structure(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STEADY)
 def test_every_pairing(name, make_field):
-    taken = undone(make_field(name))
-    assert "reversible" in taken
-    for solver in taken:
+    solver_names = undone(make_field(name))
+    assert "reversible" in solver_names
+    for solver in solver_names:
         rnn = ContinuousRNN(make_field(name), solver, 0.1)
         agree(rnn, *inputs(rnn), snapshots=1, chunk=2)
 
@@ -89,12 +89,12 @@ def test_clocks_controls_and_substeps(substeps, chunk, clock, control, fast, mak
 
 def test_sequences_of_different_lengths(fast, make_field):
     rnn = ContinuousRNN(make_field("hamiltonian_oscillator"), "stormer_verlet", 0.1, gradient="reversible")
-    x, found = torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True), []
+    x, by_gradient = torch.randn(3, 9, 2, dtype=torch.float64, requires_grad=True), []
     for each in (rnn, rnn.with_solver(rnn.solver, gradient="backprop")):
         with solvers.backend(fast):
             output, state = each(x, lengths=[9, 2, 5])
-        found.append(torch.autograd.grad(output.sum() + state.square().sum(), [x, *rnn.parameters()]))
-    assert_agree(*found, 1e-12)
+        by_gradient.append(torch.autograd.grad(output.sum() + state.square().sum(), [x, *rnn.parameters()]))
+    assert_agree(*by_gradient, 1e-12)
 
 
 def test_what_cannot_be_taken_back_by_a_kernel_runs_the_plain_steps(make_field, one_line):
@@ -116,18 +116,18 @@ class Watched(solvers.ReversiblePair):
 
 
 def test_an_inverse_that_cannot_be_recorded_is_named(make_field):
-    x, found = torch.randn(2, 70, 2, dtype=torch.float64), []
+    x, by_solver = torch.randn(2, 70, 2, dtype=torch.float64), []
     for solver in ("reversible", Watched("watched", 2, 4, reversible=True)):
         rnn = ContinuousRNN(make_field("lipschitz"), solver, 0.1, gradient="reversible")
         torch.manual_seed(0)
         for p in rnn.parameters():
             torch.nn.init.normal_(p, std=0.3)
         solution = rnn.solve(x)
-        found.append(torch.autograd.grad(solution.output.sum(), rnn.parameters()))
+        by_solver.append(torch.autograd.grad(solution.output.sum(), rnn.parameters()))
         record = solution.trajectories[0].record
         assert record.path == ("compiled" if solver == "reversible" else "plain")
     assert record.reason.startswith("its steps cannot be taken back: ")
-    assert_agree(*found, 1e-9)
+    assert_agree(*by_solver, 1e-9)
 
 
 class TestDrift:

@@ -56,12 +56,12 @@ def arguments(name, dtype):
     sizes = 10.0 ** random.uniform(low, high, 20_000)
     close = random.uniform(-30, 30, 20_000)
     middle = 10.0 ** random.uniform(-10, 3, 20_000)
-    found = np.concatenate([sizes, -sizes, close, middle, -middle, 1 + close / 100, close / 1000])
+    values = np.concatenate([sizes, -sizes, close, middle, -middle, 1 + close / 100, close / 1000])
     if name == "log":
-        found = np.abs(found)
+        values = np.abs(values)
     if name == "log1p":
-        found = found[found > -1]
-    return found.astype(dtype)
+        values = values[values > -1]
+    return values.astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -69,15 +69,15 @@ def arguments(name, dtype):
 def test_accuracy_for_arguments_of_every_size(name, dtype, functions):
     # mpmath takes microseconds for each.
     x = arguments(name, dtype)[:: 1 if wider(dtype) else 20].copy()
-    found, expected = computed(functions, name, x), exact(name, x)
+    values, expected = computed(functions, name, x), exact(name, x)
     with np.errstate(over="ignore"):
         rounded = expected.astype(dtype)
     # What overflows is infinite; where the result is below the normal numbers its spacing is that of the smallest.
-    near = np.isfinite(rounded) & np.isfinite(found)
+    near = np.isfinite(rounded) & np.isfinite(values)
     edge = np.abs(expected) > 0.999 * float(np.finfo(dtype).max)
-    assert np.array_equal(found[~near & ~edge], rounded[~near & ~edge])
+    assert np.array_equal(values[~near & ~edge], rounded[~near & ~edge])
     unit = np.spacing(np.maximum(np.abs(rounded[near]), np.finfo(dtype).tiny))
-    error = np.abs(found[near].astype(np.longdouble) - expected[near]) / unit
+    error = np.abs(values[near].astype(np.longdouble) - expected[near]) / unit
     worst = int(error.argmax())
     assert error[worst] <= ULP[name], f"{error[worst]} ulp at {x[near][worst]!r}"
 
@@ -96,13 +96,13 @@ def test_accuracy_for_arguments_of_every_size(name, dtype, functions):
 )
 def test_infinities_zeros_and_nan(name, limits, dtype, functions):
     x = np.array([-np.inf, np.inf, np.nan, 0.0, -0.0], dtype)
-    found = computed(functions, name, x)
-    np.testing.assert_array_equal(found[:2], np.array(limits, dtype))
-    assert np.isnan(found[2])
+    values = computed(functions, name, x)
+    np.testing.assert_array_equal(values[:2], np.array(limits, dtype))
+    assert np.isnan(values[2])
     at_zero = {"exp": 1, "sigmoid": 0.5, "log": -np.inf}.get(name, 0)
-    np.testing.assert_array_equal(found[3:], np.array([at_zero] * 2, dtype))
+    np.testing.assert_array_equal(values[3:], np.array([at_zero] * 2, dtype))
     if name in ("tanh", "log1p", "expm1"):
-        assert list(np.signbit(found[3:])) == [False, True]
+        assert list(np.signbit(values[3:])) == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

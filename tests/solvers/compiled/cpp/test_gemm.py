@@ -85,12 +85,12 @@ def test_either_gives_the_numbers_of_the_plain_path(products, monkeypatch, relat
     assert gemm.own() == (products == "own")
     rnn = neuralosc.LEM(3, 37).double()
     x = torch.randn(5, 30, 3, dtype=torch.float64)
-    found = {}
+    by_backend = {}
     for backend in ("plain", "compiled"):
         with solvers.backend(backend):
             output, _ = rnn(x)
-            found[backend] = [output, *torch.autograd.grad(output.square().sum(), list(rnn.parameters()))]
-    for fast, plain in zip(found["compiled"], found["plain"], strict=True):
+            by_backend[backend] = [output, *torch.autograd.grad(output.square().sum(), list(rnn.parameters()))]
+    for fast, plain in zip(by_backend["compiled"], by_backend["plain"], strict=True):
         assert relative_error(fast, plain) < 1e-12
 
 

@@ -31,9 +31,9 @@ def gradients(rnn, backend, x, state, spans):
         solution = rnn.solve(x, state, timespans=spans)
     torch.manual_seed(3)
     assert solution.trajectories[0].record.path == backend
-    found = (solution.states, solution.output, solution.state)
-    loss = sum((torch.randn(t.shape, dtype=t.dtype) * t).sum() for t in found)
-    return [*found, *torch.autograd.grad(loss, leaves, allow_unused=True)], solution.evaluations
+    tensors = (solution.states, solution.output, solution.state)
+    loss = sum((torch.randn(t.shape, dtype=t.dtype) * t).sum() for t in tensors)
+    return [*tensors, *torch.autograd.grad(loss, leaves, allow_unused=True)], solution.evaluations
 
 
 def agree(rnn, x, state, spans, bound=1e-9):
@@ -85,12 +85,12 @@ def test_single_precision(make_field):
 def test_a_gradient_of_the_gradient(make_field):
     rnn = ContinuousRNN(make_field("leaky"), "rk4", 0.1)
     x = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
-    found = []
+    by_backend = []
     for backend in ("plain", "torch"):
         with solvers.backend(backend):
             (slope,) = torch.autograd.grad(rnn(x)[0].square().sum(), x, create_graph=True)
-            found.append(torch.autograd.grad(slope.square().sum(), x)[0])
-    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
+            by_backend.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    torch.testing.assert_close(*by_backend, rtol=1e-10, atol=1e-13)
 
 
 def test_taken_where_there_is_no_compiler(make_field, monkeypatch):

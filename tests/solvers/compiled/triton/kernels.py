@@ -38,8 +38,8 @@ def solved(rnn, backend, x, state, spans, weights):
     assert record.path == backend
     assert ("@triton.jit" in record.source) == (backend == "triton")
     loss = sum((w * t).sum() for w, t in zip(weights, (solution.states, solution.output, solution.state), strict=True))
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [solution.output, solution.state, *found], solution.evaluations
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [solution.output, solution.state, *grads], solution.evaluations
 
 
 def agree(rnn, batch=3, time=4, spans=None, dtype=torch.float64, bound=1e-12):

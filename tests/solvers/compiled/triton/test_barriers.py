@@ -34,26 +34,26 @@ EVENT = re.compile(r"scf\.for|scf\.yield|tt\.store|ttg\.barrier|gpu\.barrier|ttg
 
 def events(text):
     """What happens in the loop over time, in order: with the depth of the loop in which it does."""
-    found, depth = [], 0
+    sequence, depth = [], 0
     for kind in EVENT.findall(text):
         depth -= kind == "scf.yield"
         if depth:
-            found.append((kind, depth))
+            sequence.append((kind, depth))
         depth += kind == "scf.for"
-    return found
+    return sequence
 
 
 def early(text):
     """Reads of operands after a write that no barrier came after; steps follow each other."""
-    written, found = False, 0
+    written, count = False, 0
     for kind, depth in 2 * events(text):
         if kind == "tt.store":
             written = True
         elif kind.endswith("barrier"):
             written = False
         elif written and (kind.startswith("ttg.async_copy") or (kind == "tt.load" and depth > 1)):
-            found += 1
-    return found
+            count += 1
+    return count
 
 
 @pytest.mark.parametrize(

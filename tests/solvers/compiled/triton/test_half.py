@@ -37,10 +37,10 @@ def gradients(rnn, x, backend):
     with solvers.backend(backend):
         solution = rnn.solve(x)
         loss = solution.output.float().sin().sum() + solution.state.float().square().sum()
-        found = torch.autograd.grad(loss, [x, *rnn.parameters()])
+        grads = torch.autograd.grad(loss, [x, *rnn.parameters()])
     record = solution.trajectories[0].record
     assert record.path == backend
-    return [solution.output, solution.state, *found], record
+    return [solution.output, solution.state, *grads], record
 
 
 def sample(*shape):
@@ -141,5 +141,5 @@ def test_float64_is_left_alone():
     [("oscillator_uncoupled", 128 << 10), pytest.param("oscillator", 192 << 10, marks=pytest.mark.slow)],
 )
 def test_a_matrix_of_256_channels_stays_on_the_chip_and_of_two_such_most_does(name, held):
-    for taken in reports(name, "semi_implicit_euler", 256, "bf16"):
-        assert taken["stack"] == 0 and held <= taken["shared"] <= compiler.SHARED
+    for report in reports(name, "semi_implicit_euler", 256, "bf16"):
+        assert report["stack"] == 0 and held <= report["shared"] <= compiler.SHARED

@@ -64,24 +64,24 @@ def test_clocks_and_substeps(clock, make_field, monkeypatch):
 
 @pytest.mark.slow
 def test_every_pairing(make_field):
-    taken = 0
+    count = 0
     for name in FIELDS:
         for solver in solvers.compatible(make_field(name)):
             if compiles(make_field(name), solver):
                 agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
-                taken += 1
-    assert taken > 200
+                count += 1
+    assert count > 200
 
 
 def test_a_gradient_of_the_gradient(make_field, relative_error):
     rnn = ContinuousRNN(make_field("oscillator"), "semi_implicit_euler", 0.1).to(DEVICE)
-    x, found = torch.randn(2, 3, 2, dtype=torch.float64).to(DEVICE), []
+    x, by_backend = torch.randn(2, 3, 2, dtype=torch.float64).to(DEVICE), []
     for backend in ("plain", "triton"):
         with solvers.backend(backend):
             output, _ = rnn(x)
             first = torch.autograd.grad(output.square().sum(), list(rnn.parameters()), create_graph=True)
-            found.append(torch.autograd.grad(sum(g.square().sum() for g in first), list(rnn.parameters())))
-    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*found, strict=True))
+            by_backend.append(torch.autograd.grad(sum(g.square().sum() for g in first), list(rnn.parameters())))
+    assert all(relative_error(fast, plain) < 1e-11 for plain, fast in zip(*by_backend, strict=True))
 
 
 def test_a_step_without_products_is_shared_out_over_channels(make_field):
@@ -135,6 +135,6 @@ COMPILED = [
 
 @pytest.mark.parametrize(("name", "solver", "hidden", "precision"), COMPILED)
 def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden, precision):
-    for taken in reports(name, solver, hidden, precision):
-        assert taken["stack"] == 0 and 0 < taken["registers"] <= 255
-        assert taken["shared"] <= 227 * 1024
+    for report in reports(name, solver, hidden, precision):
+        assert report["stack"] == 0 and 0 < report["registers"] <= 255
+        assert report["shared"] <= 227 * 1024

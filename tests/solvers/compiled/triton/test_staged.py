@@ -158,10 +158,10 @@ def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_pairing(name, make_field):
-    taken = [s for s in solvers.compatible(make_field(name)) if compiles(make_field(name), s)]
-    for solver in taken:
+    solver_names = [s for s in solvers.compatible(make_field(name)) if compiles(make_field(name), s)]
+    for solver in solver_names:
         agree(ContinuousRNN(make_field(name), solver, 0.1), spans="sample", bound=1e-9)
-    assert taken
+    assert solver_names
 
 
 STAGES = """
@@ -180,7 +180,7 @@ print(json.dumps({name: vars(report) for name, report in found.items()}))
 )
 def test_kernels_compile_for_a_gpu_without_spilling(name, solver, hidden):
     before = "from solvers.compiled.triton import kernel, staged\nkernel.CACHED = -1"
-    found = reports(name, solver, hidden, "ieee", before, STAGES)
-    assert {key.split("_")[0] for key in found} == {"forward", "backward"}
-    for taken in found.values():
-        assert taken["stack"] == 0 and 0 < taken["registers"] <= 255
+    by_kernel = reports(name, solver, hidden, "ieee", before, STAGES)
+    assert {key.split("_")[0] for key in by_kernel} == {"forward", "backward"}
+    for report in by_kernel.values():
+        assert report["stack"] == 0 and 0 < report["registers"] <= 255
