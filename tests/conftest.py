@@ -1,5 +1,7 @@
 """What the tests share as fixtures: seeds, golden files, every field by name, and how an error message is judged."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,10 @@ from tests.fields import FIELDS, make_field
 from tests.measures import relative_error
 
 GOLDEN = Path(__file__).parent / "golden"
+
+#: Triton reads it when it is first imported, by whatever does so first: a test, or torch.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_generate_tests(metafunc):

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import importlib.util
 import itertools
-import os
 
 import pytest
 import torch
@@ -28,9 +27,6 @@ from tests.measures import assert_agree
 from tests.solvers.compiled.guards import Guarded, Watch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is first imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 #: What a pass writes; it may only read the rest.

@@ -4,7 +4,6 @@ The examples must name exactly the functions of torch that the tables know: a ne
 """
 
 import importlib.util
-import os
 
 import pytest
 import torch
@@ -18,9 +17,6 @@ from solvers.compiled.step.reductions import REDUCTIONS
 from tests.measures import assert_agree
 
 TRITON = importlib.util.find_spec("triton") is not None
-if TRITON and not torch.cuda.is_available():
-    # Read when Triton is first imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 F64 = torch.float64
 

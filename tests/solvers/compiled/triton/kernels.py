@@ -24,9 +24,6 @@ ROOT = Path(__file__).parents[4]
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is first imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def solved(rnn, backend, x, state, spans, weights):
