@@ -253,9 +253,20 @@ def _gelu(a: Term, approximate: str = "none") -> Term:
 
 
 def _elu(a: Term, alpha: Term | float = 1.0, scale: Term | float = 1.0, input_scale: Term | float = 1.0) -> Term:
-    """Also selu and celu, by their factors."""
+    """Also selu, by its factors."""
     below = ((a > 0).where(0.0, a) * input_scale).of("expm1")
     return (a > 0).where(a * scale, below * alpha * scale)
+
+
+def _celu(a: Term, alpha: Term | float = 1.0) -> Term:
+    return _elu(a, alpha, 1.0, 1.0 / alpha)
+
+
+def _sinc(a: Term) -> Term:
+    """sin(pi x) / (pi x), and 1 at zero."""
+    zero = a.equals(0.0)
+    angle = math.pi * zero.where(1.0, a)
+    return zero.where(1.0, angle.of("sin") / angle)
 
 
 def _softplus(a: Term, beta: Term | float = 1.0, threshold: Term | float = 20.0) -> Term:
@@ -279,7 +290,10 @@ FORMULAS: dict[str, Callable[..., Term]] = {
     "relu": lambda a: (a <= 0).where(0.0, a),
     "leaky_relu": lambda a, slope=0.01: (a > 0).where(a, a * slope),
     "hardtanh": _hardtanh,
+    "hardswish": lambda a: a * (_hardtanh(a, -3.0, 3.0) / 6 + 0.5),
     "elu": _elu,
+    "celu": _celu,
+    "sinc": _sinc,
     "gelu": _gelu,
     "silu": lambda a: a * a.of("sigmoid"),
     "softplus": _softplus,

@@ -121,16 +121,24 @@ def variance(
     return low.pointwise(lambda a: a / degrees, summed(low, from_mean, dims, keepdim))
 
 
+def _root(a: Term) -> Term:
+    """The root of a sum of squares, whose gradient at zero is zero, as torch has it."""
+    zero = a.equals(0.0)
+    return zero.where(0.0, zero.where(1.0, a).of("sqrt"))
+
+
+def deviation(
+    low: Lowers, x: Any, dims: Any = None, correction: float | None = None, keepdim: bool = False
+) -> NodeArray:
+    """The root of the variance."""
+    return low.pointwise(_root, variance(low, x, dims, correction, keepdim))
+
+
 def norm(low: Lowers, x: Any, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> NodeArray:
-    """The Euclidean norm; its gradient at zero is zero, as in torch."""
+    """The Euclidean norm."""
     if order != 2:
         raise Refused(f"a norm of order {order}")
-
-    def root(a: Term) -> Term:
-        zero = a.equals(0.0)
-        return zero.where(0.0, zero.where(1.0, a).of("sqrt"))
-
-    return low.pointwise(root, summed(low, low.pointwise(lambda a: a * a, x), dims, keepdim))
+    return low.pointwise(_root, summed(low, low.pointwise(lambda a: a * a, x), dims, keepdim))
 
 
 def _from_largest(low: Lowers, x: Any, dims: Any) -> tuple[NodeArray, NodeArray]:
@@ -185,6 +193,7 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "sum": summed,
     "mean": mean,
     "var": variance,
+    "std": deviation,
     "amax": largest,
     "amin": smallest,
     "linalg_vector_norm": norm,

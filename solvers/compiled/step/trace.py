@@ -120,7 +120,8 @@ def _decompositions() -> dict[Any, Any]:
     # Its decomposition fails for 256 channels and more.
     table.pop(torch.ops.aten.eye.default, None)
     table.pop(torch.ops.aten.eye.m, None)
-    # What the loop has a formula of its own for is not taken apart: how torch does that changes between versions.
+    # What the loop has a formula of its own for is not taken apart. Torch's parts have the right value, but not always
+    # the gradient of the whole: where a condition leaves out an infinity (celu, sinc, std), it is NaN.
     formulas = FORMULAS | REDUCTIONS
     for overload in list(table):
         if getattr(overload, "_schema", None) and overload._schema.name.removeprefix("aten::") in formulas:
