@@ -121,7 +121,7 @@ def _decompositions() -> dict[Any, Any]:
     table.pop(torch.ops.aten.eye.default, None)
     table.pop(torch.ops.aten.eye.m, None)
     # What the loop has a formula of its own for is not taken apart. Torch's parts have the right value, but not always
-    # the gradient of the whole: where a condition leaves out an infinity (celu, sinc, std), it is NaN.
+    # the gradient of the whole: where a condition leaves out an infinity (softplus, celu, sinc), it is NaN.
     formulas = FORMULAS | REDUCTIONS
     for overload in list(table):
         if getattr(overload, "_schema", None) and overload._schema.name.removeprefix("aten::") in formulas:
