@@ -13,9 +13,8 @@ from pathlib import Path
 from solvers.compiled.cpp.sweep import Sweep
 from solvers.compiled.cpp.values import CppWriter
 from solvers.compiled.passes.source import Source
-from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node
-from solvers.compiled.step.plan import Level, Place, Program
+from solvers.compiled.step.plan import Level, Place, Program, array_kind
 from solvers.compiled.step.refused import Refused
 
 HEADER = Path(__file__).with_name("vector_math.h")
@@ -143,7 +142,7 @@ class _Function(CppWriter):
 
     def gathered(self, place: Place, width: int) -> tuple[list[str], str, str]:
         """All rows of a chunk of an array: copied where the rows of this thread do not lie one after the other."""
-        kind = kind_of(place.array)
+        kind = array_kind(place.array)
         if kind == "chunk":
             name, ld = self.base(place.array)
             return [], f"{name}_all + {place.offset}", ld

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable
 from typing import Any
 
-from solvers.compiled.passes.writer import Writer, kind_of
+from solvers.compiled.passes.writer import Writer
 from solvers.compiled.step.ir import Matrix, Node
 from solvers.compiled.step.ops import OVER_CHANNELS, PREDICATES
-from solvers.compiled.step.plan import Plan, Program
+from solvers.compiled.step.plan import Plan, Program, array_kind
 
 #: Reductions over channels: what they start from, and how a value joins the result so far, for a type of number.
 START = {"csum": "{real}(0)", "cmax": "-{real}(INFINITY)"}
@@ -39,7 +39,7 @@ class CppWriter(Writer):
 
     def base(self, array: Any) -> tuple[str, str]:
         """The C names of an array's first row of this step, and of its row stride."""
-        kind = kind_of(array)
+        kind = array_kind(array)
         name = "_".join(str(x) for x in (array if isinstance(array, tuple) else (array,)) if not isinstance(x, tuple))
         if kind in ("carry", "sent"):
             for i in (0, 1):

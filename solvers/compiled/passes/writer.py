@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from solvers.compiled.passes.source import Signature
 from solvers.compiled.step.ir import Matrix, Node
 from solvers.compiled.step.ops import OPERATIONS
-from solvers.compiled.step.plan import Place, Plan, Program
+from solvers.compiled.step.plan import Place, Plan, Program, array_kind
 from solvers.compiled.step.refused import Refused
 
 
@@ -32,12 +32,6 @@ class Address:
     time: str
     along: Hashable | None
     across: int | Hashable
-
-
-def kind_of(array: Any) -> str:
-    """What an array is: the first word of its name."""
-    kind: str = array if isinstance(array, str) else array[0]
-    return kind
 
 
 class Writer:
@@ -68,27 +62,31 @@ class Writer:
 
     def address(self, array: Any) -> Address:
         """Where an array lies that a caller or an earlier step fills."""
-        kind = kind_of(array)
+        kind = array_kind(array)
         if kind in ("state", "next"):
             return Address("states", "s" if kind == "state" else "s + 1", None, self.ld)
         if kind in ("step", "dstep") or (kind == "saved" and array[1] in self.over):
             time = "s" if kind == "saved" else self.time(array)
             return Address(array, time, (*array, "time"), (*array, "sample"))
         # A chunk holds the steps since `first`; what is only temporary has one place.
-        time = {"saved": "s", "chunk": "s - first"}.get(kind, "")
+        time = f"s - {self.first()}" if kind == "chunk" else "s" if kind == "saved" else ""
         return Address(array, time, None, self.plan.widths[array])
 
     def time(self, key: Any) -> str:
         """The number of the step or, for what the steps of an interval share, of the interval."""
         return "s" if key[1] == ("start",) else "at"
 
+    def first(self) -> str:
+        """The first step of the chunk that a step belongs to."""
+        return "first"
+
     def adds(self, place: Place) -> bool:
         """Whether a place is the gradient of an interval's leaf to which each of its steps adds."""
-        return self.program.divided and kind_of(place.array) == "dstep" and place.array[1] != ("start",)
+        return self.program.divided and array_kind(place.array) == "dstep" and place.array[1] != ("start",)
 
     def whole(self, place: Place) -> bool:
         """Whether a place is a whole component of the state, which a number or a column is repeated to fill."""
-        return kind_of(place.array) in ("next", "sent") and place not in self.plan.parts
+        return array_kind(place.array) in ("next", "sent") and place not in self.plan.parts
 
     def matrix(self, matrix: Matrix) -> int:
         """The number of a packed matrix."""

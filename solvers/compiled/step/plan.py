@@ -31,6 +31,12 @@ class Place:
     offset: int = 0
 
 
+def array_kind(array: Any) -> str:
+    """What an array is: the first word of its name."""
+    kind: str = array if isinstance(array, str) else array[0]
+    return kind
+
+
 @dataclass
 class Product:
     """A (rows, n) times a matrix, into an array; `add` adds to what is there. `node` is the product in the graph."""
@@ -179,8 +185,7 @@ class Planner:
 
     def reads(self, place: Place, kind: str) -> bool:
         """Whether a product (or, as a "chunk", the gradient of a matrix) can read an array as it lies."""
-        array = place.array if isinstance(place.array, str) else place.array[0]
-        return array in (("state", "saved", "chunk") if kind == "chunk" else self.lasting or READABLE)
+        return array_kind(place.array) in (("state", "saved", "chunk") if kind == "chunk" else self.lasting or READABLE)
 
     def made_in_place(self, node: Node) -> bool:
         """Whether a product can be written where it is wanted first."""

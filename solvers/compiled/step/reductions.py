@@ -51,6 +51,18 @@ def _larger(graph: Graph, nodes: Sequence[Node]) -> Node:
     return functools.reduce(functools.partial(graph.pointwise, "max"), nodes)
 
 
+def _places(block: NodeArray, dims: int | Sequence[int] | None) -> set[int]:
+    """The dimensions that are reduced: all of them where none is named, as in torch."""
+    count = len(block.dims)
+    named = [dims] if isinstance(dims, int) else dims or range(count)
+    return {d % count for d in named} if count else set()
+
+
+def _count(block: NodeArray, dims: int | Sequence[int] | None) -> int:
+    """How many values a reduction takes together."""
+    return math.prod(block.shape[place] for place in _places(block, dims))
+
+
 def _over(
     low: Lowers,
     x: Any,
@@ -62,8 +74,7 @@ def _over(
 ) -> NodeArray:
     """A reduction over dimensions, axis by axis: `channels` within a node, `entries` from node to node."""
     block = low.block(x)
-    wanted = range(len(block.dims)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    places = {d % len(block.dims) for d in wanted} if block.dims else set()
+    places = _places(block, dims)
     for place in sorted(places, reverse=True):
         at = len(entries_of(block.dims[:place]))
         for kind, size in reversed(block.dims[place]):
@@ -102,9 +113,7 @@ def smallest(low: Lowers, x: Any, dims: Any = None, keepdim: bool = False) -> No
 
 def mean(low: Lowers, x: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> NodeArray:
     """A mean."""
-    shape = low.block(x).shape
-    wanted = range(len(shape)) if not dims and dims != 0 else [dims] if isinstance(dims, int) else dims
-    count = math.prod(shape[d] for d in wanted)
+    count = _count(low.block(x), dims)
     return low.pointwise(lambda a: a * (1 / count), summed(low, x, dims, keepdim))
 
 
@@ -112,9 +121,7 @@ def variance(
     low: Lowers, x: Any, dims: Any = None, correction: float | None = None, keepdim: bool = False
 ) -> NodeArray:
     """sum (x - mean)^2 / (n - correction), where torch's default for the correction is 1."""
-    shape = low.block(x).shape
-    wanted = range(len(shape)) if not dims and dims != 0 else [dims] if isinstance(dims, int) else dims
-    count = math.prod(shape[d] for d in wanted)
+    count = _count(low.block(x), dims)
     from_mean = low.pointwise(lambda a, m: (a - m) * (a - m), x, mean(low, x, dims, keepdim=True))
     # As in torch, of a single value it is 0 / 0.
     degrees = max(count - (1 if correction is None else correction), 0)

@@ -15,10 +15,10 @@ import torch
 
 from solvers.compiled.passes import memory
 from solvers.compiled.passes.source import Source
-from solvers.compiled.passes.writer import Writer, kind_of
+from solvers.compiled.passes.writer import Writer
 from solvers.compiled.step.ir import Matrix, Node, uses
 from solvers.compiled.step.ops import OPERATIONS
-from solvers.compiled.step.plan import Level, Outer, Place, Plan, Program
+from solvers.compiled.step.plan import Level, Outer, Place, Plan, Program, array_kind
 from solvers.compiled.step.refused import Refused
 
 #: Operations whose function, unlike their sign, can write into a place that is there.
@@ -84,8 +84,8 @@ class _Function(Writer):
         for array, nodes in stored.items():
             if array[0] != "chunk" or len(nodes) > 1 or self.plan.widths[array] != nodes[0].width:
                 continue
-            known = [p for p in self.plan.homes.get(nodes[0], []) if kind_of(p.array) in ("state", "next", "saved")]
-            whole = [p for p in places[nodes[0]] if kind_of(p.array) == "dstep" and not self.program.divided]
+            known = [p for p in self.plan.homes.get(nodes[0], []) if array_kind(p.array) in ("state", "next", "saved")]
+            whole = [p for p in places[nodes[0]] if array_kind(p.array) == "dstep" and not self.program.divided]
             if known or whole:
                 shared[array] = (known or whole)[0]
         return shared
@@ -107,9 +107,9 @@ class _Function(Writer):
     def all_steps(self, place: Place, width: int) -> str:
         """All steps of an array that has a place for each."""
         place = self.moved(place)
-        if kind_of(place.array) in ("state", "next"):
+        if array_kind(place.array) in ("state", "next"):
             text = self.declare("states", f"{self.given('states')}.flatten(2)")
-        elif kind_of(place.array) == "chunk":
+        elif array_kind(place.array) == "chunk":
             shape = f"(steps, batch, {self.plan.widths[place.array]})"
             text = self.declare(place.array, f"empty({shape}, {self.dtype()})")
         else:
@@ -123,7 +123,7 @@ class _Function(Writer):
 
     def steps_of(self, place: Place, width: int) -> str:
         """The rows of all steps and samples, one after the other."""
-        steps = {"state": "[:-1]", "next": "[1:]"}.get(kind_of(self.moved(place).array), "")
+        steps = {"state": "[:-1]", "next": "[1:]"}.get(array_kind(self.moved(place).array), "")
         return f"{self.all_steps(place, width)}{steps}.reshape(-1, {width})"
 
     def dtype(self) -> str:
@@ -132,7 +132,7 @@ class _Function(Writer):
     def view(self, place: Place, width: int) -> str:
         """Columns of an array in this step."""
         place = self.moved(place)
-        array, kind, last = place.array, kind_of(place.array), place.offset + width
+        array, kind, last = place.array, array_kind(place.array), place.offset + width
         columns = f"{place.offset}:{last}"
         if kind in ("carry", "sent"):
             both = [f"{self.given(f'carry{i}')}.flatten(1)[:, {columns}]" for i in (0, 1)]
@@ -182,7 +182,7 @@ class _Function(Writer):
             return self.shared_leaf(node)
         homes = self.plan.homes.get(node, [])
         for place in homes:
-            kind = kind_of(place.array)
+            kind = array_kind(place.array)
             stays = self.name == "backward" and kind in ("next", "saved")
             if node.op in ("leaf", "mm") or stays:
                 return self.view(place, node.width)
@@ -342,7 +342,9 @@ class _Function(Writer):
         """The sum of a value over steps and samples, taken once after the loop."""
         for level in self.plan.levels:
             for other, place in level.stores:
-                kept = kind_of(place.array) == "chunk" or (kind_of(place.array) == "dstep" and not self.program.divided)
+                kept = array_kind(place.array) == "chunk" or (
+                    array_kind(place.array) == "dstep" and not self.program.divided
+                )
                 if other is node and kept:
                     return f"{self.steps_of(place, node.width)}.sum(0)"
         known = ("sum of", node) in self.declared

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node
-from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
+from solvers.compiled.step.plan import Level, Place, Plan, Product, Program, array_kind
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton.pieces import Piece
 from solvers.compiled.triton.tiling import GpuSource, Tiling, said
@@ -184,7 +183,7 @@ class _Kernel(Values):
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value where it is wanted."""
-        kind = kind_of(place.array)
+        kind = array_kind(place.array)
         if kind == "temp" and not (self.tiling.depth and place.array in self.read):
             return
         if kind in ("next", "sent") and place in self.plan.parts:

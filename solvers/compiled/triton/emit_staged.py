@@ -12,10 +12,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from solvers.compiled.passes.source import Signature
-from solvers.compiled.passes.writer import kind_of
 from solvers.compiled.step.ir import Matrix, Node, ordered
 from solvers.compiled.step.ops import OVER_CHANNELS
-from solvers.compiled.step.plan import Level, Place, Plan, Product, Program
+from solvers.compiled.step.plan import Level, Place, Plan, Product, Program, array_kind
 from solvers.compiled.triton.tiling import GpuSource, Tiling, literal, power, said
 from solvers.compiled.triton.values import HEAD, Values
 
@@ -109,14 +108,16 @@ class _Stage(Values):
         self.once(("n", i), self.top, f"n{i} = tl.load(integers + {i + 1})  # {said(name)}")
         return f"n{i}"
 
+    def first(self) -> str:
+        """The first step of the chunk, which changes from launch to launch."""
+        return self.number("first")
+
     def base(self, array: object) -> str:
         """The address of this step's first channel of an array, for each sample of the program."""
         if self.name == "forward" and array in ("state", "next"):
             return f"{'before' if array == 'state' else 'after'} + row * {self.ld}"
         if array in ("carry", "sent"):
             return f"{'before' if array == 'carry' else 'after'} + row * {self.ld}"
-        if isinstance(array, tuple) and array[0] == "chunk":
-            return super().base(array).replace("s - first", f"s - {self.number('first')}")
         return super().base(array)
 
     # Values
@@ -135,7 +136,7 @@ class _Stage(Values):
             return homes[0] if homes else None
         backward = self.name == "backward"
         for place in homes:
-            kind = kind_of(place.array)
+            kind = array_kind(place.array)
             if kind in ("next", "saved") and backward:
                 return place
             if kind in ("temp", "chunk", "next", "saved") and self.plan.depth[node] < self.number_of_level:
@@ -172,7 +173,7 @@ class _Stage(Values):
 
     def store(self, node: Node, place: Place) -> None:
         """Write a value where it is wanted; a new state among the states of all steps, too."""
-        kind = kind_of(place.array)
+        kind = array_kind(place.array)
         if node.op == "mm" and place in self.plan.homes.get(node, [])[:1] and kind == "temp":
             return
         for start, size in self.state_pieces() if self.whole(place) else self.cuts.of(node):

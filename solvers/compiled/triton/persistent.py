@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.compiled.passes.arguments import Arguments, Kernel
 from solvers.compiled.passes.source import Signature
 from solvers.compiled.step.columns import Item
-from solvers.compiled.step.plan import Place, Plan, Program
+from solvers.compiled.step.plan import Place, Plan, Program, array_kind
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.triton import compiler
 from solvers.compiled.triton.compiler import Target
@@ -103,7 +103,7 @@ class GpuArguments(Arguments):
 
     def factor(self, tensors: dict[Hashable, Tensor], place: Place, width: int, first: int, last: int) -> Tensor:
         """One factor of the gradient of a matrix, `(steps · batch, width)`."""
-        kind = place.array if isinstance(place.array, str) else place.array[0]
+        kind = array_kind(place.array)
         if kind not in ("state", "saved", "chunk"):
             raise Refused(f"the gradient of a matrix from {kind!r}")
         whole = tensors["states" if kind == "state" else place.array]
