@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.maker import Maker
 from solvers.compiled.passes.precision import working
 from solvers.compiled.step.columns import Columns, Item, kind_of
-from solvers.compiled.step.fingerprint import fingerprint
+from solvers.compiled.step.fingerprint import fingerprint, memory_of
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.plan import program
 from solvers.compiled.step.refused import Refused
@@ -81,28 +82,45 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
 
 
 def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
+    bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
-    shape = (state.shape[1:], state.dtype, state.device)
-    key = (loop.solver, kind_of(loop.paths), plain_items, shape, fingerprint(original))
+    shape = (state.shape[1:], state.dtype, state.device, torch.get_default_dtype())
+
+    def key() -> Hashable:
+        return (kind_of(loop.paths), plain_items, shape, fingerprint(original, bound, loop.solver))
+
+    memory = memory_of(original)
     try:
         entries = _ENTRIES.setdefault(original, {})
-        known = key in entries
+        known = entries.get(key())
     except TypeError:
         raise Refused("the solver or an attribute of the field cannot be told apart from others") from None
-    if not known:
-        if len(entries) > 64:
-            # A number that changes from call to call would fill the memory with kernels that serve once.
-            entries.clear()
-        entries[key] = Entry()
-        # What can be compiled without the step is, while it is recorded.
-        maker.begin(state)
-        try:
-            # The generator is put back: recording a step must not change what a user draws next.
-            with torch.random.fork_rng(devices=[]), torch.autocast(state.device.type, enabled=False):
-                entries[key].traced = trace(loop, layout, state, columns.items)
-        except Refused as error:
-            entries[key].refused = str(error)
-    return entries[key]
+    if known is not None:
+        return known
+    made, before = Entry(), memory.number
+    # What can be compiled without the step is, while it is recorded.
+    maker.begin(state)
+    try:
+        with torch.autocast(state.device.type, enabled=False):
+            traced = trace(loop, layout, state, columns.items)
+        if memory.look(original) != before:
+            raise Refused("a step changes what it reads, which only plain steps do each time")
+        memory.learn(original, traced.read)
+        made.traced = traced
+    except Refused as error:
+        made.refused = str(error)
+    if len(entries) > 64:
+        # A number that changes from call to call would fill the memory with kernels that serve once.
+        entries.clear()
+    # Not before it is whole: a step whose recording was interrupted is recorded again.
+    entries[key()] = made
+    return made
+
+
+def forget(original: Any) -> None:
+    """Record the steps of a field anew when they are needed next."""
+    with _LOCK:
+        _ENTRIES.pop(original, None)
 
 
 def _tensors(

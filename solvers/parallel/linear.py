@@ -204,7 +204,7 @@ def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor
     items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in steps.columns.items)
     trained = torch.is_grad_enabled()
     like = (state.shape[1:], state.dtype, state.device, trained)
-    key = (way, loop.solver, items, loop.substeps > 1, like, fingerprint(original))
+    key = (way, loop.solver, items, loop.substeps > 1, like, fingerprint(original, bound, loop.solver))
     with _LOCK:
         known = _KINDS.setdefault(original, {})
         if key not in known and len(known) > 64:
@@ -213,6 +213,12 @@ def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor
     if kind.refused:
         raise Refused(kind.refused)
     return Solve(way, kind, loop, layout, steps)
+
+
+def forget(original: Any) -> None:
+    """Compare the solves of a field anew when they are needed next."""
+    with _LOCK:
+        _KINDS.pop(original, None)
 
 
 def pays(field: Any, loop: Loop, state: Tensor, fused: bool) -> tuple[str, ...]:

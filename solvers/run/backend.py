@@ -19,14 +19,15 @@ from solvers.base.segments import Cut
 from solvers.base.series import Series
 from solvers.base.state import parts_of
 from solvers.base.values import concrete
+from solvers.compiled import kernel
 from solvers.compiled.cpp import compiler
 from solvers.compiled.cpp.kernel import CPP
-from solvers.compiled.kernel import call_for
 from solvers.compiled.passes.autograd import run
 from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.segmented import Undo, run_segmented
 from solvers.compiled.passes.states import States
 from solvers.compiled.products import Products
+from solvers.compiled.step.fingerprint import memory_of
 from solvers.compiled.step.input_map import with_input_map
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.refused import Refused
@@ -36,6 +37,7 @@ from solvers.compiled.triton.kernel import TRITON
 from solvers.errors import PairingError
 from solvers.methods.reversible import Undoing
 from solvers.parallel import linear as parallel
+from solvers.run import canary
 from solvers.run.check import TOLERANCE, Run, self_check
 from solvers.run.choice import WORTHWHILE, get_backend
 from solvers.run.record import PLAIN, Record
@@ -44,6 +46,10 @@ from solvers.run.record import PLAIN, Record
 #: beyond this size no longer segment was measured to be faster. On a GPU, where launching costs more and memory is
 #: larger, it is an estimate.
 BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+
+#: How often the steps of a field are recorded anew because a comparison found them changed, where nothing that can be
+#: looked at had; after that they are left to the plain path.
+LOST = 8
 
 
 def attempt(
@@ -86,8 +92,17 @@ def attempt(
                 return _at_once(ways, field, unmapped, gradient, layout, start, reason or "a linear field on a GPU")
         try:
             make = _maker(path, reason, state)
-            call = _checked_call(make, run, field, loop, layout, start)
-            undo = _undo(make, field, call, gradient, start)
+            position = layout.position(loop.solver) if positions_only else None
+            kept = range(layout.total) if position is None else [position]
+
+            def go() -> Ran:
+                call = _checked_call(make, run, field, loop, layout, start)
+                undo = _undo(make, field, call, gradient, start)
+                cut = _cut(call, gradient, carried, start)
+                found = run(call, start) if cut is None else run_segmented(call, start, cut, kept, undo)
+                return Ran(call, found, undo, cut)
+
+            ran = _followed(go, make, run, field, layout, start)
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
                 with contextlib.suppress(Refused):
@@ -97,17 +112,12 @@ def attempt(
         if chosen not in ("auto", "plain"):
             raise PairingError(f"backend {chosen!r} cannot take this solve: {error}: use 'auto' or 'plain'") from None
         return None, Record("plain", str(error))
-    cut = _cut(call, gradient, carried, start)
-    if cut is None:
-        *outs, end = run(call, start)
-    else:
-        position = layout.position(loop.solver) if positions_only else None
-        *outs, end = run_segmented(call, start, cut, range(layout.total) if position is None else [position], undo)
+    call, cut, (*outs, end) = ran.call, ran.cut, ran.found
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
     reason = "; ".join(part for part in (reason, call.kernel.note) if part)
     saved = _saved(call, start, cut, len(outs))
-    texts = [each.kernel.source.text for each in (call, *([] if undo is None else [undo.call]))]
+    texts = [each.kernel.source.text for each in (call, *([] if ran.undo is None else [ran.undo.call]))]
     record = Record(path, reason, saved, "\n".join(texts), _products(call, len(start)))
     return States(loop.solver, layout, outs, end), record
 
@@ -134,9 +144,45 @@ def _checked_call(make: Callable[..., Any], run: Run, field: Any, loop: Loop, la
     """
     call = make(field, loop, layout, start)
     if not call.kernel.checked:
-        with torch.random.fork_rng(devices=[]):
-            self_check(field, call, make, run, layout, start)
+        self_check(field, call, make, run, layout, start)
     return call
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A solve by a fast path: its call, and what it found: components after every interval, and the last state."""
+
+    call: Any
+    found: Sequence[Tensor]
+    undo: Undo | None = None
+    cut: Cut | None = None
+
+
+def _followed(
+    go: Callable[[], Ran], make: Callable[..., Any], run: Run, field: Any, layout: Layout, start: Tensor
+) -> Ran:
+    """What a solve finds that follows its field; where it does not any more, the steps are recorded anew.
+
+    Raises:
+        Refused: they do not follow the field then either.
+    """
+    ran = go()
+    if ran.call.kernel.solves == 0:
+        # It was compared just now, and more of it.
+        ran.call.kernel.solves = 1
+        return ran
+    error = canary.drifted(
+        ran.call, layout, start, ran.found[:-1], lambda loop, x: run(make(field, loop, layout, x), x)[:-1]
+    )
+    if error is None:
+        return ran
+    memory = memory_of(field)
+    memory.lost += 1
+    if memory.lost > LOST:
+        raise Refused("what a step reads changes from call to call, where it cannot be seen")
+    for each in (kernel, parallel):
+        each.forget(field)
+    return go()
 
 
 def _at_once(
@@ -151,8 +197,14 @@ def _at_once(
         raise Refused(f"gradient {gradient.name!r} is for steps taken one after the other")
     way, *others = ways
     try:
-        call = _checked_call(functools.partial(parallel.solve_for, way), parallel.Solve.run, field, loop, layout, start)
-        *outs, end = call.run(start)
+        make, run = functools.partial(parallel.solve_for, way), parallel.Solve.run
+
+        def go() -> Ran:
+            call = _checked_call(make, run, field, loop, layout, start)
+            return Ran(call, call.run(start))
+
+        ran = _followed(go, make, run, field, layout, start)
+        call, (*outs, end) = ran.call, ran.found
     except Refused:
         if not others:
             raise
@@ -172,7 +224,7 @@ def _maker(path: str, reason: str, state: Tensor) -> Callable[..., Any]:
         raise Refused(reason)
     if state.device.type == "cuda" and path != "triton":
         raise Refused(f"the state is on {state.device}, for which backend 'triton' makes kernels")
-    return functools.partial(call_for, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
+    return functools.partial(kernel.call_for, {"compiled": CPP, "torch": TORCH, "triton": TRITON}[path])
 
 
 def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, start: Tensor) -> Undo | None:

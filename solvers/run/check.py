@@ -15,6 +15,7 @@ from solvers.base.loop import Loop
 from solvers.compiled.passes import precision
 from solvers.compiled.passes.checked import Checked
 from solvers.compiled.step.layout import Layout
+from solvers.compiled.step.observed import undrawn
 from solvers.compiled.step.refused import Refused
 from solvers.run.choice import WORTHWHILE
 
@@ -44,19 +45,21 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
     kernel = call.kernel
     generator = torch.Generator().manual_seed(0)
     count = min(CHECKED[start.device.type], len(call.loop))
-    leaves = Leaves(_beginning(call.loop, count), 0, count)
+    leaves = Leaves(beginning(call.loop, count, CHECKED["cpu"]), 0, count)
     with torch.set_grad_enabled(kernel.backward is not None):
         cut = leaves.cut()
         loop = leaves.rebuilt(cut)
         # From zeros a product or a damping could be wrong and not be seen.
         noise = torch.rand(start.shape, generator=generator, dtype=start.dtype).to(start.device) - 0.5
         state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
-        plain = loop.advance(layout.taken(state), 0, count)
+        # A generator belongs to the process: what draws from it is left to the plain path.
+        with undrawn():
+            plain = loop.advance(layout.taken(state), 0, count)
         expected = torch.stack([layout.packed(carried) for carried in plain])
         trial = make(field, loop, layout, state)
         *outs, _ = run(trial, state)
         computed = torch.stack(outs, 2)
-        allowed = kernel.slack * _tolerance(start)
+        allowed = kernel.slack * tolerance(start)
         wrong = _difference(computed, expected, allowed)
         if wrong is None and kernel.backward is not None:
             weight = torch.rand(expected.shape, generator=generator, dtype=start.dtype).to(start.device)
@@ -72,9 +75,9 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
     trial.kernel.checked = True
 
 
-def _beginning(loop: Loop, count: int) -> Loop:
+def beginning(loop: Loop, count: int, few: int) -> Loop:
     """The first intervals; of those of many steps as much as the first few take, in steps of the same size."""
-    few = min(loop.substeps, CHECKED["cpu"])
+    few = min(loop.substeps, few)
     if few == loop.substeps:
         return loop
     spans = loop.clock.spans[:count]
@@ -92,7 +95,7 @@ def _gradients(out: Tensor, weight: Tensor, wanted: Sequence[Tensor]) -> list[Te
     return [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, wanted, strict=True)]
 
 
-def _tolerance(state: Tensor) -> float:
+def tolerance(state: Tensor) -> float:
     """The relative error to let pass: of the type of the state, or of the products under autocast."""
     return max(TOLERANCE[state.dtype], TOLERANCE.get(precision.asked(state), 0.0))
 

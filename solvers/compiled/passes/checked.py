@@ -11,12 +11,14 @@ class Checked:
     """One kind of fast path for one kind of step, compared with the plain steps before its first use.
 
     Attributes:
+        solves: how often it was used.
         checked: it was compared.
         refused: why it is not to be used, where they differ.
         slack: by how much the comparison is wider than that of the data type, for products that round more.
         backward: not None where gradients are given, which are compared then, too.
     """
 
+    solves: int = 0
     checked: bool = False
     refused: str = ""
     slack: float = 1.0

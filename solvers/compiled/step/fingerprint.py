@@ -1,73 +1,109 @@
-"""What tells one kind of step from another: everything that a recorded step holds as it was."""
+"""What tells one kind of step of a field from another: everything that a recorded step holds as it was."""
 
 from __future__ import annotations
 
-import types
+import itertools
 import weakref
 from collections.abc import Hashable
 from typing import Any
 
 from torch import Tensor, nn
 
-from solvers.base.modules import has_hooks
+from solvers.compiled.step.code import trusted
 from solvers.compiled.step.refused import Refused
+from solvers.compiled.step.survey import Survey
+
+#: The attribute of a field that its memory lies in, to be freed with it.
+_MEMORY = "_fingerprint"
+
+#: Kinds of step that are remembered for a field at most.
+MOST = 256
 
 
-def frozen(value: Any, depth: int = 4) -> Hashable:
-    """What a value that is no tensor is made of, so that two that differ can be told apart."""
-    if isinstance(value, float | int | str | bytes | type(None)):
-        return (type(value).__name__, repr(value))
-    if isinstance(value, Tensor):
-        return ("tensor", id(value), value._version)
-    if isinstance(value, tuple | list | set | frozenset) and depth:
-        return (type(value).__name__, *(frozen(v, depth - 1) for v in value))
-    if isinstance(value, dict) and depth:
-        return tuple((frozen(k, 0), frozen(v, depth - 1)) for k, v in value.items())
-    if isinstance(value, types.FunctionType) and depth:
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        return (_same(value), frozen(cells, depth - 1), frozen(value.__defaults__, depth - 1))
-    if isinstance(value, types.MethodType) and depth:
-        return (frozen(value.__func__, depth - 1), _same(value.__self__))
-    if depth and hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
-        return (_same(value), frozen(vars(value), depth - 1))
-    return _same(value)
+class Memory:
+    """What is known of the last look at a field.
+
+    Attributes:
+        read: names of the tensors whose values its steps read, as numbers or to decide something.
+        lost: how often a step had changed where nothing that is looked at had.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owner = weakref.ref(module)
+        self.read: frozenset[str] = frozenset()
+        self.survey: Survey | None = None
+        self.numbers: dict[Hashable, int] = {}
+        self.number = -1
+        self.lost = 0
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of the field is another one, of which nothing is known."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def look(self, module: nn.Module) -> int:
+        """A number for what the field is now: the same one for the same thing, also if it was another in between."""
+        if self.survey is None or not self.survey.unchanged():
+            self.survey = None
+            survey = Survey(module, self.read)
+            self.number = self.numbered(survey.key(module))
+            survey.held.clear()
+            self.survey = survey
+        return self.number
+
+    def learn(self, module: nn.Module, read: dict[int, Tensor]) -> None:
+        """Look at the values of these tensors, too, from now on.
+
+        Raises:
+            Refused: one of them is not reached from the field, so that a change of it would not be seen.
+        """
+        if not read:
+            return
+        survey = Survey(module, self.read)
+        survey.key(module)
+        if not all(number in survey.named or number in survey.held for number in read):
+            raise Refused("it makes numbers of the values of a tensor that is computed, or not kept by the field")
+        names = {survey.named[number] for number in read if number in survey.named}
+        if not names <= self.read:
+            self.read, self.survey = self.read | names, None
+
+    def numbered(self, key: Hashable) -> int:
+        """The number of a key."""
+        if len(self.numbers) > MOST:
+            self.numbers = {}
+        # Never one that was given before: steps are remembered under it.
+        return self.numbers.setdefault(key, next(_NUMBERS))
 
 
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+_NUMBERS = itertools.count()
 
 
-def _same(value: Any) -> Hashable:
-    """Equal for the same object alone, also when another one takes its place in memory."""
-    try:
-        reference = weakref.ref(value)
-        hash(reference)
-    except TypeError:
-        return id(value)
-    return reference
+def memory_of(module: nn.Module) -> Memory:
+    """What is known of a field, kept with it."""
+    memory: Memory | None = vars(module).get(_MEMORY)
+    if memory is None or memory.owner() is not module:
+        memory = vars(module)[_MEMORY] = Memory(module)
+    return memory
 
 
-_MODULE_STATE = frozenset(vars(nn.Module())) - {"training"}
+def fingerprint(module: nn.Module, bound: Any, solver: Any) -> Hashable:
+    """Everything that a recorded step of a field holds as it was: code, numbers, and what tensors are like.
 
-
-def fingerprint(module: nn.Module) -> Hashable:
-    """Everything of a field that a recorded step holds as it was: its class, its numbers, its tensors' shapes.
+    Args:
+        module: the field as the user gave it.
+        bound: the same, with its constants computed.
+        solver: what steps it.
 
     Raises:
-        Refused: it has hooks, which a recorded step would not call.
+        Refused: it has hooks, which a recorded step would not call, or it can read what cannot be looked at.
     """
-    parts: list[Hashable] = []
-    for name, child in module.named_modules():
-        if has_hooks(child):
-            raise Refused("the field has hooks")
-        own = {k: v for k, v in vars(child).items() if k not in _MODULE_STATE and k not in ("_bound", "operators")}
-        tensors = [
-            (k, None if t is None else (t.shape, t.dtype, t.requires_grad))
-            for kept in (child._parameters, child._buffers)
-            for k, t in kept.items()
-        ]
-        parts.append((name, type(child), frozen(own), tuple(tensors)))
+    parts: list[Hashable] = [memory_of(module).look(module), solver]
+    constants = getattr(bound, "constants", {})
+    # Tensors among them are arguments of the step; anything else it holds as it is now.
+    fixed = {name: value for name, value in constants.items() if not isinstance(value, Tensor)}
+    if fixed:
+        parts.append(Survey(module).key(fixed))
+    if not trusted(type(solver)):
+        parts.append(Survey(module).key(solver))
     return tuple(parts)

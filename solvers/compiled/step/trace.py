@@ -24,6 +24,7 @@ from solvers.compiled.step.columns import Item
 from solvers.compiled.step.ir import Graph, Matrix, Node, Tile
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.lower import Lowering
+from solvers.compiled.step.observed import attributes, observed, unaltered
 from solvers.compiled.step.ops import FORMULAS
 from solvers.compiled.step.reductions import REDUCTIONS
 from solvers.compiled.step.refused import Refused
@@ -41,6 +42,7 @@ class Traced:
         behind: for each tensor it returns, the places in `given` of what that depends on.
         evaluations: right-hand-side evaluations of one step.
         stepwise: keys of the items that change from step to step and are used.
+        read: the tensors whose values Python read, by address: numbers and branches that the graph holds as they were.
     """
 
     graph: Graph
@@ -50,6 +52,7 @@ class Traced:
     behind: list[frozenset[int]]
     evaluations: int
     stepwise: list[Key]
+    read: dict[int, Tensor]
 
 
 def field_tensors(field: Any) -> dict[Key, Tensor]:
@@ -73,9 +76,12 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
     # Axes are told apart by their size in the recording: that of the batch must be no other's.
     sizes = {n for item in items for n in item.shape} | set(state.shape[1:])
     batch = next(n for n in (11, 13, 17, 19, 23, 29, 31, 37) if n not in sizes)
-    examples = [_example(item, loop, batch, state.dtype) for item in items]
+    # Of its own: recording a step must not change what anybody in this process draws next.
+    generator = torch.Generator().manual_seed(0)
+    examples = [_example(item, batch, state.dtype, generator) for item in items]
     leaves = Leaves(loop, 0, 1)
     counts: list[int] = []
+    read: dict[int, Tensor] = {}
 
     def step(x: Tensor, *values: Tensor) -> Tensor:
         named: dict[Any, Tensor] = {}
@@ -85,22 +91,26 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
         once = leaves.rebuilt({**constants, **named})
         counted = Counted(once.field)
         start, span = once.clock.starts[0], once.clock.spans[0]
-        carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
+        before = attributes(once.field)
+        with observed() as seen:
+            carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
+        read.update(seen)
+        unaltered(once.field, before)
         # Recording may run this more than once; the last time counts.
         counts.append(counted.evaluations)
         return layout.packed(carried)
 
-    example = torch.randn(batch, *state.shape[1:], dtype=state.dtype)
+    example = torch.randn(batch, *state.shape[1:], dtype=state.dtype, generator=generator)
     module = _recorded(step, tuple(t.to(state.device) for t in (example, *examples)))
     known = {id(value): key for key, value in field_tensors(leaves.field).items()}
-    return _Splitter(module, known, items, state, batch).traced(counts[-1])
+    return _Splitter(module, known, items, state, batch).traced(counts[-1], read)
 
 
-def _example(item: Item, loop: Loop, batch: int, dtype: torch.dtype) -> Tensor:
+def _example(item: Item, batch: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     # Positive: a step divides by spans, or takes their root.
     if item.number or not item.shape:
         return torch.tensor(0.1, dtype=dtype)
-    return 0.1 + torch.rand(*([batch] if item.batch else []), *item.shape, dtype=dtype)
+    return 0.1 + torch.rand(*([batch] if item.batch else []), *item.shape, dtype=dtype, generator=generator)
 
 
 def _recorded(step: Any, examples: tuple[Tensor, ...]) -> fx.GraphModule:
@@ -184,7 +194,7 @@ class _Splitter:
                 wide.add(node)
         return {n for n in uniform if n in wide}
 
-    def traced(self, evaluations: int) -> Traced:
+    def traced(self, evaluations: int, read: dict[int, Tensor]) -> Traced:
         """The prologue and the graph of the rest."""
         self.frontier: list[fx.Node] = []
         self.env: dict[fx.Node, Any] = {}
@@ -214,7 +224,7 @@ class _Splitter:
         given, behind, prologue = self._prologue()
         # What the prologue alone reads is no argument of the kernel.
         stepwise = [item.key for node, item in self.item.items() if node in self.env and node.users]
-        return Traced(graph, made, prologue, given, behind, evaluations, stepwise)  # type: ignore[arg-type]
+        return Traced(graph, made, prologue, given, behind, evaluations, stepwise, read)  # type: ignore[arg-type]
 
     def _wrapped(self, graph: Graph) -> Any:
         return lambda node: _Wrapped(self._value(node, graph))
