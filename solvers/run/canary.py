@@ -6,11 +6,10 @@ where that is something nobody can look at, such as a file, the comparison here 
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +57,10 @@ def drifted(
         return _compared(short, layout, before.detach(), after.detach(), allowed)
     # From the second interval on a state is seldom zero, and no product of it is lost.
     i = 1 if len(outs) == layout.total and len(loop) > 1 else 0
-    before = torch.stack([out[i - 1, sample] for out in outs]).unsqueeze(0) if i else start[sample : sample + 1]
-    after = torch.stack([out[i, sample] for out in outs]).unsqueeze(0)
-    return _compared(of_sample(loop, batch, i, i + 1, sample), layout, before.detach(), after.detach(), allowed)
+    with torch.no_grad():
+        before = torch.stack([out[i - 1, sample] for out in outs])[None] if i else start[sample : sample + 1]
+        after = torch.stack([out[i, sample] for out in outs])[None]
+        return _compared(of_sample(loop, batch, i, i + 1, sample), layout, before, after, allowed)
 
 
 def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loop:
@@ -88,7 +88,7 @@ def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loo
         # Bound anew: what it remembers here must not be met by a solve that records gradients.
         field = field.bind(dict(field.constants))
     clock = Clock(column(loop.clock.starts), column(loop.clock.spans))
-    return dataclasses.replace(loop, field=field, paths=paths, clock=clock)
+    return Loop(field, loop.solver, paths, clock, loop.substeps)
 
 
 def _compared(loop: Loop, layout: Layout, before: Tensor, after: Tensor, allowed: float) -> float | None:
@@ -106,13 +106,12 @@ def _compared(loop: Loop, layout: Layout, before: Tensor, after: Tensor, allowed
 
 def _error(before: Tensor, after: Tensor, expected: Tensor, allowed: float) -> float | None:
     """The relative error of what was added, where it is more than is allowed and more than rounding."""
-    precision = torch.finfo(asked(before)).eps
+    rounding = ROUNDINGS * torch.finfo(asked(before)).eps
     # Of what was added, and not of the state: in a short step a wrong slope is little beside the state.
-    before, after, expected = before.double(), after.double(), expected.double()
-    added = (expected - before).abs().amax()
-    error, size = (after - expected).abs().amax(), torch.maximum(expected.abs().amax(), before.abs().amax())
-    error, added, size = torch.stack((error, added, size)).tolist()
-    if math.isnan(error) or size == float("inf"):
+    old, new, right = torch.cat((before, after, expected)).double().cpu().numpy()
+    added, error = np.abs(right - old).max(), np.abs(new - right).max()
+    size = max(np.abs(right).max(), np.abs(old).max())
+    if not np.isfinite(error + size):
         # Beyond the numbers there is nothing to compare; the end of the solve tells of it.
         return None
-    return error / max(added, 1e-300) if error > allowed * added + ROUNDINGS * precision * size else None
+    return float(error / max(added, 1e-300)) if error > allowed * added + rounding * size else None
