@@ -2,6 +2,9 @@
 PYTHON ?= python3
 # More arguments for pytest, the demo or the benchmarks: make test ARGS="-k verlet"
 ARGS ?=
+# What `make fuzz` draws of each kind at most, and for how long.
+CASES ?= 100000
+SECONDS ?= 300
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow lint format demo bench build clean
+.PHONY: help install test test-slow fuzz lint format demo bench build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +39,9 @@ test: $(STAMP) ## run the tests, without the slow ones
 
 test-slow: $(STAMP) ## run the slow tests alone
 	$(PYTEST) -m slow $(ARGS)
+
+fuzz: $(STAMP) ## draw valid and invalid configurations; SECONDS and CASES of each bound it
+	FUZZ_SECONDS=$(SECONDS) FUZZ_CASES=$(CASES) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m fuzz tests/test_fuzz.py $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, types and who imports whom
 	$(RUN) -m ruff check
