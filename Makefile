@@ -3,8 +3,8 @@ PYTHON ?= python3
 # More arguments for pytest, the demo or the benchmarks: make test ARGS="-k verlet"
 ARGS ?=
 # What `make fuzz` draws of each kind at most, and for how long.
-CASES ?= 100000
-SECONDS ?= 300
+FUZZ_CASES ?= 100000
+FUZZ_SECONDS ?= 300
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -40,8 +40,8 @@ test: $(STAMP) ## run the tests, without the slow ones
 test-slow: $(STAMP) ## run the slow tests alone
 	$(PYTEST) -m slow $(ARGS)
 
-fuzz: $(STAMP) ## draw valid and invalid configurations; SECONDS and CASES of each bound it
-	FUZZ_SECONDS=$(SECONDS) FUZZ_CASES=$(CASES) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m fuzz tests/test_fuzz.py $(ARGS)
+fuzz: $(STAMP) ## draw valid and invalid configurations (FUZZ_SECONDS, FUZZ_CASES of each)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_CASES=$(FUZZ_CASES) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m fuzz tests/test_fuzz.py $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, types and who imports whom
 	$(RUN) -m ruff check
