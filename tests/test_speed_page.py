@@ -8,7 +8,7 @@ import torch
 import neuralosc
 from experiments.bench import suite
 from solvers.compiled.cpp import compiler, gemm
-from solvers.compiled.passes import cache
+from solvers.compiled.passes import cache, denormals
 from solvers.run.choice import BACKENDS, WORTHWHILE
 
 TEXT = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
@@ -27,6 +27,7 @@ def test_the_variables_are_those_that_are_read():
         compiler.COMPILER,
         cache.CACHE,
         gemm.PRODUCTS,
+        denormals.DENORMALS,
     }
 
 

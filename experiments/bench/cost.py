@@ -25,11 +25,19 @@ import solvers
 from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape, Subject, training_step
 from experiments.bench.loops import CoRNNLoop
 from experiments.bench.timing import Report, empty_table, interleaved, silent
+from solvers.compiled.passes import denormals
 from solvers.compiled.passes.cache import CACHE
 from solvers.run.audit import SavedMemory
 
 MEMORY_SHAPES = (Shape("S1", 784, 120, 256, 1), Shape("S3", 784, 128, 128, 1))
 QUICK_MEMORY_SHAPES = (Shape("M", 256, 64, 64, 1),)
+#: Where the gradient of the last output vanishes on its way back, in both of the networks it is measured on.
+VANISHING = Shape("S2", 500, 50, 128, 2)
+VANISHES: dict[str, Callable[[int, int], neuralosc.ContinuousRNN]] = {
+    "GRU": neuralosc.GRU,
+    "LEM, steps of 1": functools.partial(neuralosc.LEM, dt=1.0),
+}
+QUICK_VANISHING = Shape("V", 300, 8, 32, 2)
 GRADIENTS = ("backprop", "checkpoint", "reversible")
 LENGTHS = (100, 1_000, 10_000, 100_000)
 QUICK_LENGTHS = (100, 1_000)
@@ -105,6 +113,29 @@ def measure_gradients(shape: Shape) -> list[tuple[str, str, float]]:
     return [(case, gradient, min(seconds[f"{case}, {gradient}"])) for case, gradient in pairs]
 
 
+def measure_vanishing(shape: Shape) -> list[tuple[str, str, float]]:
+    """How often as long a training step takes whose gradient vanishes; of GRU and LEM, by what becomes of denormals.
+
+    The gradient of the last output alone vanishes over the sequence, that of the mean of all outputs does not.
+    """
+    torch.manual_seed(0)
+    x = torch.rand(shape.batch, shape.time, shape.features)
+    results = []
+    for name, network in VANISHES.items():
+        rnn = network(shape.features, shape.hidden)
+        steps = {
+            "last": training_step(rnn, functools.partial(_last, rnn, x, COMPILED)).step,
+            "all": training_step(rnn, lambda rnn=rnn: rnn(x)[0]).step,
+        }
+        for treatment in ("flush", "keep"):
+            os.environ[denormals.DENORMALS] = treatment
+            for step in steps.values():
+                step()
+            seconds = interleaved(steps, 5)
+            results.append((name, treatment, min(seconds["last"]) / min(seconds["all"])))
+    return results
+
+
 def _last(rnn: neuralosc.ContinuousRNN, x: torch.Tensor, case: str) -> torch.Tensor:
     with solvers.backend("plain" if case == PLAIN else "auto"):
         output: torch.Tensor = rnn(x)[0]
@@ -141,6 +172,7 @@ def measure_growth(case: str, sizes: Sequence[tuple[int, int]]) -> list[float]:
 WORK: dict[str, Callable[..., Any]] = {
     "memory": lambda case, gradient, shape: measure_memory(case, gradient, Shape(**shape)),
     "gradients": lambda shape: measure_gradients(Shape(**shape)),
+    "vanishing": lambda shape: measure_vanishing(Shape(**shape)),
     "first": lambda case, shape: measure_first(case, Shape(**shape)),
     "growth": measure_growth,
 }
@@ -187,6 +219,13 @@ def _gradients(shape: Shape) -> list[Cost]:
     ]
 
 
+def _vanishing(shape: Shape) -> list[Cost]:
+    unit = f"x the same with one that does not, at {shape}"
+    words = {"flush": "denormals flushed", "keep": f"{denormals.DENORMALS}=keep"}
+    times = _asked("vanishing", asdict(shape))
+    return [Cost("gradient that vanishes", name, ratio, unit, words[treatment]) for name, treatment, ratio in times]
+
+
 def _first(shape: Shape) -> list[Cost]:
     costs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -216,6 +255,8 @@ def run(quick: bool, report: Report = silent) -> list[Cost]:
             costs += _memory(shape)
     report("gradients", 0.4)
     costs += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
+    report("gradients that vanish", 0.45)
+    costs += _vanishing(QUICK_VANISHING if quick else VANISHING)
     report("first use", 0.5)
     costs += _first(Shape("S4", 64, 128, 64, 1))
     report("growth", 0.7)

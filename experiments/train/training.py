@@ -22,6 +22,7 @@ from experiments.train.model import SequenceModel, build, load_saved, make_task,
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.trainer import TrainingLoop, evaluation_batches, fit, measure
+from solvers.compiled.passes import denormals
 from solvers.errors import InputError, unknown
 
 __all__ = ["RunResult", "SequenceModel", "build", "evaluate", "load_model", "make_task", "resume", "train"]
@@ -230,12 +231,13 @@ def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
 
 @contextlib.contextmanager
 def threads(config: RunConfig) -> Iterator[None]:
-    """Compute with the threads a configuration asks for."""
+    """Compute with the threads a configuration asks for, in which what vanishes is zero."""
     before = torch.get_num_threads()
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
-        yield
+        with denormals.flushed():
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -171,6 +171,7 @@ class _Function(CppWriter):
             f'extern "C" void {self.name}(const int64_t* integers, void** pointers) {{',
             "const int64_t steps = integers[0], batch = integers[1], b0 = integers[2], rows = integers[3] - b0;",
             "const int64_t substeps = integers[4], chunk = integers[5];",
+            "const Flushed flushed(integers[6] != 0);",
             "Gemm gemm = (Gemm)pointers[0];",
             "Scratch scratch;",
             *self.top,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solvers.compiled.cpp import compiler, gemm
 from solvers.compiled.cpp.emit import emit
-from solvers.compiled.passes import precision
+from solvers.compiled.passes import denormals, precision
 from solvers.compiled.passes.arguments import Arguments, Kernel
 from solvers.compiled.passes.maker import Maker
 from solvers.compiled.passes.source import Signature
@@ -39,13 +39,23 @@ class CppArguments(Arguments):
     def bounds(self) -> list[tuple[int, int]]:
         """The samples of each thread."""
         parts = min(torch.get_num_threads(), self.batch)
-        if not {"MKL_Set_Num_Threads_Local", "GOMP_parallel"} <= set(compiler.blas()):
-            parts = 1
-        work = self.batch * self.kernel.program.components * self.kernel.program.width * self.steps
-        if work < 20_000:
+        if not self.threaded() or self.small():
             parts = 1
         edges = [self.batch * i // parts for i in range(parts + 1)]
         return list(itertools.pairwise(edges))
+
+    def threaded(self) -> bool:
+        """Whether there is what runs several threads and keeps products from having more of them."""
+        return {"MKL_Set_Num_Threads_Local", "GOMP_parallel"} <= set(compiler.blas())
+
+    def small(self) -> bool:
+        """Whether it is less than several threads are worth."""
+        program = self.kernel.program
+        return self.batch * program.components * program.width * self.steps < 20_000
+
+    def shares_products(self) -> bool:
+        """Whether a function that runs alone has the library share out its products: where they are large, and its."""
+        return not (self.small() or self.kernel.half or gemm.own())
 
     def call(self, function: Any, signature: Signature, own: Callable[[int], dict[Hashable, Tensor]]) -> None:
         """Run a function over the whole batch; `own` gives what each thread has for itself."""
@@ -57,7 +67,7 @@ class CppArguments(Arguments):
         for part, (first, last) in enumerate(bounds):
             numbers = dict(self.strides)
             numbers.update({"steps": self.steps, "batch": self.batch, "b0": first, "b1": last})
-            numbers.update({"chunk": chunk, "substeps": self.substeps})
+            numbers.update({"chunk": chunk, "substeps": self.substeps, "flush": denormals.flushing()})
             mine = own(part)
             addresses = []
             for name in signature.pointers:
@@ -67,8 +77,10 @@ class CppArguments(Arguments):
                 (ctypes.c_int64 * len(signature.integers))(*(numbers.get(n, 0) for n in signature.integers))
             )
             pointers.append((ctypes.c_void_p * len(addresses))(*addresses))
-        if len(bounds) == 1:
-            function(integers[0], pointers[0])
+        if len(bounds) == 1 and (self.shares_products() or not self.threaded()):
+            # Products may be shared out to threads of the library, which the function itself does not reach.
+            with denormals.flushed():
+                function(integers[0], pointers[0])
             return
         rows = [(ctypes.c_void_p * len(bounds))(*map(ctypes.addressof, arrays)) for arrays in (integers, pointers)]
         parallel, alone = (ctypes.c_void_p(blas[name]) for name in ("GOMP_parallel", "MKL_Set_Num_Threads_Local"))

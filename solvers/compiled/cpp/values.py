@@ -31,7 +31,7 @@ class CppWriter(Writer):
         self.last: list[str] = []
         self.declared: set[Any] = set()
         self.readers: dict[Node, list[Node]] | None = None
-        for i, known in enumerate(("steps", "batch", "b0", "b1", "substeps", "chunk")):
+        for i, known in enumerate(("steps", "batch", "b0", "b1", "substeps", "chunk", "flush")):
             assert self.signature.integer(known) == i
         self.signature.pointer("gemm")
 

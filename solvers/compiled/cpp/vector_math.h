@@ -6,8 +6,43 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 namespace {
+
+// Denormal numbers are zero in this thread while this lives, operands and results, if that is asked for. Then the mode
+// is what it was before.
+class Flushed {
+#if defined(__x86_64__)
+  using Mode = unsigned;
+  static constexpr Mode FLUSH = 0x8040;
+  static Mode get() { return _mm_getcsr(); }
+  static void set(Mode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+  using Mode = uint64_t;
+  static constexpr Mode FLUSH = Mode(1) << 24;
+  static Mode get() {
+    Mode mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode)::"memory");
+    return mode;
+  }
+  static void set(Mode mode) { __asm__ volatile("msr fpcr, %0" ::"r"(mode) : "memory"); }
+#else
+  using Mode = int;
+  static constexpr Mode FLUSH = 0;
+  static Mode get() { return 0; }
+  static void set(Mode) {}
+#endif
+  const Mode before;
+
+ public:
+  explicit Flushed(bool wanted) : before(get()) {
+    if (wanted) set(before | FLUSH);
+  }
+  ~Flushed() { set(before); }
+};
 
 template <class To, class From> inline To bits(From x) {
   To y;

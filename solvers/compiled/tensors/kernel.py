@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.compiled.passes import denormals
 from solvers.compiled.passes.arguments import Arguments, Kernel
 from solvers.compiled.passes.maker import Maker
 from solvers.compiled.passes.source import Signature
@@ -26,7 +27,8 @@ class TorchArguments(Arguments):
 
     def call(self, function: Any, signature: Signature, own: Callable[[int], dict[Hashable, Tensor]]) -> None:
         """Run a function over the whole batch."""
-        function({**self.tensors, **own(0)}, self.steps, self.substeps, self.batch)
+        with denormals.flushed():
+            function({**self.tensors, **own(0)}, self.steps, self.substeps, self.batch)
 
 
 class TorchKernel(Kernel):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from rich.console import Console
 
+import solvers
 from experiments.bench import cost
 from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape
 from experiments.bench.cost import Cost
+from solvers.compiled.passes import denormals
 
 SHAPE = Shape("M", 300, 64, 64, 1)
 
@@ -31,6 +33,24 @@ def test_the_first_use_is_paid_once():
 def test_growth_gives_a_time_for_every_length():
     seconds = cost.measure_growth(COMPILED, [(64, 8), (128, 8), (64, 16)])
     assert len(seconds) == 3 and all(0 < value < 10 for value in seconds)
+
+
+def test_gradients_that_vanish_are_measured_both_ways(monkeypatch):
+    monkeypatch.setenv(denormals.DENORMALS, "flush")
+    ratios = cost.measure_vanishing(Shape("V", 70, 2, 4, 2))
+    assert [row[:2] for row in ratios] == [(n, t) for n in cost.VANISHES for t in ("flush", "keep")]
+    assert all(ratio > 0 for *_, ratio in ratios)
+
+
+@pytest.mark.parametrize("name", cost.VANISHES)
+def test_what_the_benchmark_calls_vanishing_does(name):
+    torch.manual_seed(0)
+    shape = cost.VANISHING
+    rnn = cost.VANISHES[name](shape.features, 16)
+    x = torch.rand(2, shape.time, shape.features, requires_grad=True)
+    with solvers.backend("plain"):
+        rnn(x)[0][:, -1].square().mean().backward()
+    assert float(x.grad[:, 0].abs().max()) < torch.finfo(x.dtype).tiny
 
 
 @pytest.mark.parametrize("case", [LOOP, PLAIN, COMPILED])

@@ -21,6 +21,7 @@ from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.trainer import Batches, NonFiniteLossError, Totals
 from experiments.train.training import build, evaluate, load_model, make_task, resume, train
+from solvers.compiled.passes import denormals
 from solvers.errors import InputError, NonFiniteStateError, UnknownNameError
 
 OSCILLATOR = {"hidden_size": 16, "dt": 0.2, "gamma": 1.0, "epsilon": 2.0}
@@ -75,6 +76,12 @@ def test_configuration_is_resolved_and_can_be_trained_again(finished, tmp_path):
     again = train(config, root=tmp_path, progress=False)
     assert same(load_model(again.folder)[0], load_model(finished.folder)[0])
     assert again.test == finished.test
+
+
+def test_a_run_flushes_what_vanishes_and_leaves_the_mode_as_it_was():
+    with training.threads(RunConfig(task="sine", threads=1)):
+        assert denormals.flushed_here()
+    assert not denormals.flushed_here()
 
 
 def test_tensorboard_shows_the_same_figures_as_the_table(finished):
