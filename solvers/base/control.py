@@ -105,7 +105,9 @@ class Paths(Sequence[ControlPath]):
     def settle(self) -> None:
         """Compute what waits to be asked for; inside a stretch that a gradient takes again it would be twice."""
         for column in self.columns.values():
-            if isinstance(column, Series) and len(column):
+            if isinstance(column, Paths):
+                column.settle()
+            elif isinstance(column, Series) and len(column):
                 column[0]
 
     def __len__(self) -> int:

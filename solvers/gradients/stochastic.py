@@ -10,7 +10,7 @@ from torchsde._core.base_sde import ForwardSDE
 from torchsde._core.misc import flat_to_shape, flatten
 
 from solvers.base.loop import Loop
-from solvers.methods.brownian import Driven
+from solvers.methods.brownian import Driven, rows_of
 from solvers.methods.stochastic import Equation, Stochastic, Watched, motion, scheme, unit_span
 
 
@@ -37,7 +37,7 @@ def adjoint(
     with torch.enable_grad():
         t, dt = loop.clock.starts[0], loop.clock.spans[0]
         equation = Equation(solver, loop.field, t, dt, end.shape, control, steps)
-    parts = [equation.flat(end), equation.flat(grad), *(torch.zeros_like(w) for w in wanted)]
+    parts = [rows_of(end), rows_of(grad), *(torch.zeros_like(w) for w in wanted)]
     shapes = [part.shape for part in parts]
     backwards = ReverseBrownian(motion(solver, control, parts[0], steps))
     sde = AdjointSDE(ForwardSDE(equation), wanted, shapes)
@@ -48,4 +48,4 @@ def adjoint(
     else:
         last = method.integrate(start, torch.stack(unit_span(start, steps, -1)), ())[0][-1]
     _, a, *grads = flat_to_shape(last.squeeze(0), shapes)
-    return equation.whole(a), grads
+    return a.reshape(end.shape), grads

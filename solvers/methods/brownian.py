@@ -8,7 +8,8 @@ the questions: a finer step, a second pass and a backward pass see one path.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,47 +17,67 @@ import torch
 from torch import Tensor
 from torchsde import BaseBrownian
 
+from solvers.base.control import Paths
+from solvers.methods.increments import FINEST, draw, normals, pieces, plan, scrambled
 from solvers.protocol import ControlPath, Time
-
-#: Halvings after which a path is drawn no finer: 2^-24 of an interval.
-FINEST = 24
 
 #: Pieces of a path that are remembered while it is in use.
 KEPT = 3 * FINEST
 
-#: Sebastiano Vigna's splitmix64: increment, and the multipliers of its output function.
-_STRIDE, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+#: Numbers that are drawn at once for steps to come.
+AHEAD = 1 << 18
 
 
-def scrambled(z: int) -> int:
-    """A 64-bit hash."""
-    z = (z + _STRIDE) % 2**64
-    z = (z ^ z >> 30) * _FIRST % 2**64
-    z = (z ^ z >> 27) * _SECOND % 2**64
-    return z ^ z >> 31
+class Sheet:
+    """The Brownian motions of the intervals of one solve, drawn for many steps at a time.
+
+    Args:
+        seed: chooses them.
+        intervals: numbers of the intervals, one after the other.
+    """
+
+    def __init__(self, seed: int, intervals: range) -> None:
+        self.seed, self.intervals = scrambled(seed), intervals
+        self.known: tuple[Any, tuple[Tensor, Tensor | None]] | None = None
+
+    def key(self, interval: int) -> int:
+        """Names the motions of an interval."""
+        return scrambled(self.seed + interval)
+
+    def step(self, cut: Cut, like: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """W over a step and, with `area`, its integral, `(rows, columns)` like a tensor, in units of the step."""
+        size = max(1, like.numel())
+        steps = min(cut.n, max(1, AHEAD // size))
+        first = cut.j - cut.j % steps
+        # Of whole intervals, some that follow come along.
+        count = max(1, AHEAD // (size * cut.n)) if (cut.first, cut.last) == (0.0, 1.0) else 1
+        lowest = cut.interval - (cut.interval - self.intervals.start) % count
+        intervals = range(lowest, min(lowest + count, self.intervals.stop))
+        what = (intervals, cut.first, cut.last, cut.n, first, like.shape, like.dtype, like.device, area)
+        known = self.known
+        if known is None or known[0] != what:
+            drawn = self.drawn(intervals, cut, range(first, min(first + steps, cut.n)), like, area)
+            known = self.known = (what, drawn)
+        w, u = known[1]
+        place = cut.interval - lowest, cut.j - first
+        return w[place], None if u is None else u[place]
+
+    def drawn(self, intervals: range, cut: Cut, steps: range, like: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """The same for some of the steps of some intervals, `(intervals, steps, rows, columns)`."""
+        chosen = plan(cut.first, cut.last, cut.n, steps.start, steps.stop)
+        rows, columns = like.shape
+        return draw([self.key(i) for i in intervals], chosen, rows, columns, area, like.dtype, like.device)
 
 
-def _signed(z: int) -> int:
-    return z - 2**64 if z >= 2**63 else z
+@dataclass(frozen=True)
+class Cut:
+    """Where a step lies: step j of n equal ones from `first` to `last` of an interval, in units of the interval."""
 
-
-def _mixed(z: Tensor) -> Tensor:
-    """The same hash of every entry, int64 standing for 64 bits."""
-    z = z + _signed(_STRIDE)
-    z = (z ^ (z >> 30 & 2**34 - 1)) * _signed(_FIRST)
-    z = (z ^ (z >> 27 & 2**37 - 1)) * _signed(_SECOND)
-    return z ^ (z >> 31 & 2**33 - 1)
-
-
-def _normals(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """Standard normals in float64; entry (i, j) depends on the key, i and j alone."""
-    row = _mixed(_mixed(torch.arange(rows, device=device).unsqueeze(-1)) ^ _signed(key))
-    pair = _mixed(torch.arange((columns + 1) // 2, device=device) + 2**62)
-    bits = _mixed(row + pair)
-    # Box and Muller: the two halves of 64 bits make two normals, in neighbouring columns.
-    first, second = ((half & 2**32 - 1).double().add_(0.5).mul_(2.0**-32) for half in (bits >> 32, bits))
-    radius, angle = first.log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
-    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)[:, :columns]
+    interval: int
+    first: float = 0.0
+    last: float = 1.0
+    j: int = 0
+    n: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,16 +87,25 @@ class Noise:
     Attributes:
         key: which ones.
         first, last: the part, in units of the interval.
+        sheet: those of the whole solve.
+        cut: how the part came about.
     """
 
     key: int
     first: float = 0.0
     last: float = 1.0
+    sheet: Sheet = field(kw_only=True, compare=False, repr=False)
+    cut: Cut = field(kw_only=True, compare=False, repr=False)
 
     @classmethod
     def of(cls, seed: int, interval: int) -> Noise:
         """The motions on one interval of a solve, independent of those on its other intervals."""
-        return cls(scrambled(scrambled(seed) + interval))
+        return cls.on(Sheet(seed, range(interval, interval + 1)), interval)
+
+    @classmethod
+    def on(cls, sheet: Sheet, interval: int) -> Noise:
+        """The motions on one interval of a sheet."""
+        return cls(sheet.key(interval), sheet=sheet, cut=Cut(interval))
 
     def at(self, fraction: float) -> float:
         """A place in the part, in units of the interval."""
@@ -83,7 +113,29 @@ class Noise:
 
     def part(self, j: int, n: int) -> Noise:
         """Part j of n equal ones."""
-        return Noise(self.key, self.at(j / n), self.at((j + 1) / n))
+        cut = Cut(self.cut.interval, self.first, self.last, j, n)
+        return Noise(self.key, self.at(j / n), self.at((j + 1) / n), sheet=self.sheet, cut=cut)
+
+    def numbers(self, state: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """W over the part and, with `area`, its integral, in units of the part and in the shape of a state."""
+        w, u = self.sheet.step(self.cut, rows_of(state), area)
+        return w.view(state.shape), None if u is None else u.view(state.shape)
+
+
+class Noises(Sequence[Noise]):
+    """The noise of each interval of a solve."""
+
+    def __init__(self, sheet: Sheet) -> None:
+        self.sheet = sheet
+
+    def __len__(self) -> int:
+        return len(self.sheet.intervals)
+
+    def __getitem__(self, i: Any) -> Any:
+        intervals = self.sheet.intervals[i]
+        if isinstance(intervals, range):
+            return [Noise.on(self.sheet, k) for k in intervals]
+        return Noise.on(self.sheet, intervals)
 
 
 @dataclass(eq=False)
@@ -100,6 +152,74 @@ class Driven:
     def part(self, j: int, n: int) -> Driven:
         """What drives step j of n equal ones."""
         return Driven(self.path, self.noise.part(j, n))
+
+    def numbers(self, state: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """W over the step and, with `area`, its integral, in units of the step and in the shape of a state."""
+        return self.noise.numbers(state, area)
+
+
+@dataclass(eq=False)
+class Drawn:
+    """A control path with the numbers of its noise during one step, in units of the step.
+
+    Attributes:
+        path: the control path.
+        w: W over the step, in the shape of a state.
+    """
+
+    path: ControlPath
+    w: Tensor
+
+    def __call__(self, t: Time) -> object:
+        """u at a time."""
+        return self.path(t)
+
+    def numbers(self, state: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """The numbers."""
+        return self.w, None
+
+    @property
+    def kind(self) -> DrawnKind:
+        """What makes such paths."""
+        return DrawnKind(getattr(self.path, "kind", type(self.path)))
+
+
+@dataclass(eq=False)
+class DrawnArea(Drawn):
+    """The same with the integral of W - W(start) over the step."""
+
+    u: Tensor
+
+    def numbers(self, state: Tensor, area: bool) -> tuple[Tensor, Tensor | None]:
+        """The numbers."""
+        return self.w, self.u
+
+
+@dataclass(frozen=True)
+class DrawnKind:
+    """Makes a path with numbers from those and the values of its control path, by names that begin with "path.".
+
+    Attributes:
+        kind: makes the control path.
+    """
+
+    kind: Any
+
+    def __call__(self, **values: Any) -> Drawn:
+        """The path of one step."""
+        inner = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("path.")}
+        numbers = {name: value for name, value in values.items() if not name.startswith("path.")}
+        return (DrawnArea if "u" in numbers else Drawn)(self.kind(**inner), **numbers)
+
+
+def rows_of(state: Tensor) -> Tensor:
+    """A state as `(rows, columns)`, a row per sample."""
+    return state.reshape(math.prod(state.shape[:-2]), state.shape[-2] * state.shape[-1])
+
+
+def driven(paths: Sequence[ControlPath], seed: int) -> Paths:
+    """The paths with the noise of a seed."""
+    return Paths(Driven, path=paths, noise=Noises(Sheet(seed, range(len(paths)))))
 
 
 class Brownian(BaseBrownian):  # type: ignore[misc]
@@ -155,9 +275,8 @@ class Brownian(BaseBrownian):  # type: ignore[misc]
 
     def normals(self, level: int, index: int, which: int) -> Tensor:
         """The normals that belong to one piece of the halving."""
-        key = scrambled(scrambled(scrambled(self.noise.key) + level) + index) + which
         rows, columns = self.like.shape
-        return _normals(scrambled(key), rows, columns, self.drawn_on)
+        return normals(pieces([self.noise.key], level, [index]), which, rows, columns, self.drawn_on)[0, 0]
 
 
 class _Piece:

@@ -1,14 +1,16 @@
-"""Stochastic differential equations dx = f(t, x, u(t)) dt + g(t, x, u(t)) dW with diagonal noise, through torchsde.
+"""Stochastic differential equations dx = f(t, x, u(t)) dt + g(t, x, u(t)) dW with diagonal noise.
 
 Each step is mapped to s in [0, 1], where the drift is dt f and the diffusion sqrt(dt) g, so that samples with different
 clocks go through one call. The Brownian motions come with the input (`solvers.methods.brownian.Driven`): they belong to
-a solve, not to a step.
+a solve, not to a step. Torchsde chooses the steps of an adaptive solve, and solves the adjoint equation.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
 from typing import Any, ClassVar
@@ -18,14 +20,17 @@ from torch import Tensor
 from torchsde._core import methods
 from torchsde._core.adjoint_sde import AdjointSDE
 from torchsde._core.base_sde import ForwardSDE
+from torchsde._core.methods.tableaus import srid2
 
 from solvers.base.clock import Clock
+from solvers.base.control import Paths
 from solvers.base.counted import enter
 from solvers.base.solver import Paired, Solver, register
 from solvers.base.state import increment, over_state
 from solvers.base.values import concrete, non_finite_sample
 from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
-from solvers.methods.brownian import Brownian, Driven, Noise, scrambled
+from solvers.methods.brownian import Brownian, Drawn, Driven, driven, rows_of
+from solvers.methods.increments import scrambled
 from solvers.protocol import ControlPath, Time, check_slope, describe, structure
 
 #: The shortest step of an adaptive solve, in units of its interval: long against the finest piece of a path.
@@ -34,19 +39,21 @@ SHORTEST = 2.0**-20
 
 @dataclass(frozen=True)
 class Stochastic(Solver):
-    """A method of torchsde for a field that declares `diffusion`, the noise of each entry of the state.
+    """A method for a field that declares `diffusion`, the noise of each entry of the state.
 
     The noise of a step is sqrt(dt) N(0, 1), with the field's `time_scale()` on dt. The methods of an order above 1/2
     have it where the noise of an entry sees no other entry. W of sample b and channel c is a function of the seed,
     the interval, b and c: substeps refine one path, all methods and gradients see the same, and the first samples of a
-    batch do not depend on how many follow. Each call is a realisation of its own unless there is a `noise_seed`.
-    Where the span of a sample is zero, its noise has no derivative with respect to it and none is given.
+    batch do not depend on how many follow. Other times are other intervals: one more output time changes the path from
+    the interval on that it divides. Each call is a realisation of its own unless there is a `noise_seed`. Where the
+    span of a sample is zero, its noise has no derivative with respect to it and none is given.
 
     Attributes:
         order: strong order for diagonal noise.
         stages: drift evaluations a step; of one attempt of an adaptive step, without its halves.
         interpretation: "ito" or "stratonovich".
-        noise_seed: chooses the paths; drawn from torch's global generator in each solve when None.
+        noise_seed: chooses the paths of the intervals that are given, not of time itself; drawn from torch's global
+            generator in each solve when None.
         adaptive: take as many steps in an interval as the tolerances ask for, from two half steps against a whole one,
             as a root mean square over the batch; for methods of order 1 and above.
         rtol: relative tolerance of an adaptive step.
@@ -101,42 +108,46 @@ class Stochastic(Solver):
         Raises:
             InputError: a span is negative.
         """
-        if all(isinstance(path, Driven) for path in paths):
+        if (isinstance(paths, Paths) and paths.kind is Driven) or all(isinstance(p, Driven | Drawn) for p in paths):
             return paths
         _check_forward(self, clock.spans)
         seed = int(torch.randint(2**63 - 1, ())) if self.noise_seed is None else self.noise_seed
-        return [Driven(path, Noise.of(seed, i)) for i, path in enumerate(paths)]
+        return driven(paths, seed)
+
+    @property
+    def area(self) -> bool:
+        """Whether a step asks for the integral of its path, too."""
+        return self.method == "srk"
 
     def step(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> Tensor:
         """One step, or an adaptive interval; see `Solver.step`. Without noise in `control` it draws its own."""
         control = self._driven_alone(control, t, dt)
         equation = Equation(self, field, t, dt, state.shape, control)
-        y = equation.flat(state)
-        method = scheme(self, equation, motion(self, control, y))
         if not self.adaptive:
-            return equation.whole(method.step(*unit_span(y, 1), y, ())[0])
+            return STEPS[self.method, self.interpretation](equation, state, *control.numbers(state, self.area))
         if not state.numel():
             return state
-        watched = Watched(self, method)
+        y = rows_of(state)
+        watched = Watched(self, scheme(self, equation, motion(self, control, y)))
         end = watched.run(y, 1)
         enter(field, watched.accepted, watched.attempts - watched.accepted, equation.evaluations)
-        return equation.whole(end)
+        return end.reshape(state.shape)
 
-    def _driven_alone(self, control: ControlPath, t: Time, dt: Time) -> Driven:
-        driven = self.driven([control], Clock((t,), (dt,)))[0]
-        assert isinstance(driven, Driven)
-        return driven
+    def _driven_alone(self, control: ControlPath, t: Time, dt: Time) -> Driven | Drawn:
+        alone = self.driven([control], Clock((t,), (dt,)))[0]
+        assert isinstance(alone, Driven | Drawn)
+        return alone
 
 
 def motion(solver: Stochastic, control: Driven, y: Tensor, length: int = 1) -> Brownian:
     """The Brownian motion of an interval of steps of length 1."""
-    return Brownian(control.noise, y, length, area=solver.method == "srk")
+    return Brownian(control.noise, y, length, area=solver.area)
 
 
-def scheme(solver: Stochastic, sde: Any, path: Any, method: str | None = None, length: int = 1) -> Any:
-    """The method of torchsde, whose steps have length 1, or a quarter of the whole at first."""
+def scheme(solver: Stochastic, sde: Any, path: Brownian, method: str | None = None, length: int = 1) -> Any:
+    """What goes along a path by torchsde, in steps of length 1 or, adaptively, of a quarter of the whole at first."""
     kind = methods.select(method or solver.method, solver.interpretation)
-    return kind(
+    made = kind(
         sde=sde if isinstance(sde, AdjointSDE) else ForwardSDE(sde),
         bm=path,
         dt=length / 4 if solver.adaptive else 1.0,
@@ -146,10 +157,14 @@ def scheme(solver: Stochastic, sde: Any, path: Any, method: str | None = None, l
         dt_min=0.0,
         options={},
     )
+    if isinstance(sde, Equation):
+        # Torchsde chooses the steps; they are those of this module.
+        made.step = functools.partial(_along, solver, sde, path)
+    return made
 
 
 class Equation:
-    """What torchsde integrates: dy = f(s, y) ds + g(s, y) dW in steps of length 1, the state as `(rows, columns)`."""
+    """dy = f(s, y) ds + g(s, y) dW in steps of length 1; for torchsde the state is `(rows, columns)`."""
 
     noise_type = "diagonal"
 
@@ -160,52 +175,125 @@ class Equation:
         self.field, self.control, self.shape = field, control, shape
         self.t, self.h, self.evaluations = t, dt if steps == 1 else dt / steps, 0
         scaled = over_state(increment(field, self.h))
-        self.drift, self.noise = scaled, _root(scaled)
-        # torchsde's srk asks for each of its stages again in every later one.
-        self.known: dict[Any, tuple[Tensor, Tensor]] | None = {} if solver.method == "srk" else None
+        self.scaled, self.root = scaled, _root(scaled)
 
-    def flat(self, state: Tensor) -> Tensor:
-        """The state as `(rows, columns)`, a row per sample."""
-        # Unrecorded, torchsde would differentiate g with respect to a view that is not part of its graph.
-        state = state if torch.is_grad_enabled() else state.detach()
-        return state.reshape(math.prod(self.shape[:-2]), self.shape[-2] * self.shape[-1])
-
-    def whole(self, y: Tensor) -> Tensor:
-        """The state in its own shape."""
-        return y.reshape(self.shape)
-
-    def f(self, s: Tensor, y: Tensor) -> Tensor:
-        """The drift of a unit step."""
-        return self._once("f", s, y, lambda at, x, u: self.drift * self._slope(at, x, u))
-
-    def g(self, s: Tensor, y: Tensor) -> Tensor:
-        """The diffusion of a unit step."""
-        return self._once("g", s, y, lambda at, x, u: self.noise * self._diffusion(at, x, u))
-
-    def _slope(self, at: Time, x: Tensor, u: Any) -> Tensor:
+    def drift(self, s: float, x: Tensor) -> Tensor:
+        """The drift of a unit step, at a state in its own shape."""
         self.evaluations += 1
-        return check_slope(self.field, x, self.field(at, x, u))
+        at = self.t + s * self.h
+        return self.scaled * check_slope(self.field, x, self.field(at, x, self.control(at)))
 
-    def _diffusion(self, at: Time, x: Tensor, u: Any) -> Tensor:
-        noise: Tensor = self.field.diffusion(at, x, u)
+    def noise(self, s: float, x: Tensor) -> Tensor:
+        """The diffusion of a unit step, likewise."""
+        at = self.t + s * self.h
+        noise: Tensor = self.field.diffusion(at, x, self.control(at))
         if noise.shape != x.shape:
             raise InputError(
                 f"the diffusion of {describe(self.field)} turned a state of shape {tuple(x.shape)} into noise of shape "
                 f"{tuple(noise.shape)}: return the shape of the state, with zeros in components without noise"
             )
-        return noise
+        return self.root * noise
 
-    def _once(self, name: str, s: Tensor, y: Tensor, compute: Any) -> Tensor:
-        key = (name, float(s), id(y))
-        if self.known is not None and key in self.known:
-            return self.known[key][1]
-        at, x = self.t + key[1] * self.h, self.whole(y)
-        value = self.flat(compute(at, x, self.control(at)))
-        if self.known is not None:
-            if len(self.known) >= 16:
-                self.known.pop(next(iter(self.known)))
-            self.known[key] = y, value
-        return value
+    def part(self, s: float, length: float) -> Equation:
+        """The same in steps of some length, the first of which starts at s."""
+        other = copy.copy(self)
+        other.t, other.h, other.scaled = self.t + s * self.h, length * self.h, length * self.scaled
+        other.root, other.evaluations = length**0.5 * self.root, 0
+        return other
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """The drift, for torchsde."""
+        return self.drift(float(s), y.reshape(self.shape)).reshape(y.shape)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """The diffusion, for torchsde."""
+        return self.noise(float(s), y.reshape(self.shape)).reshape(y.shape)
+
+
+def _along(
+    solver: Stochastic, equation: Equation, path: Brownian, t0: Tensor, t1: Tensor, y: Tensor, extra: Any
+) -> tuple[Tensor, Any]:
+    """A step from t0 to t1, as torchsde asks for one."""
+    start, length = float(t0), float(t1 - t0)
+    w, u = path(t0, t1, return_U=True) if solver.area else (path(t0, t1), None)
+    numbers = (w / length**0.5).view(equation.shape), None if u is None else (u / length**1.5).view(equation.shape)
+    part = equation.part(start, length)
+    end = STEPS[solver.method, solver.interpretation](part, y.reshape(equation.shape), *numbers)
+    equation.evaluations += part.evaluations
+    return end.reshape(y.shape), extra
+
+
+# Steps of length 1 from y, where W goes as far as w and has the integral u.
+
+
+def _euler(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor:
+    return y + equation.drift(0.0, y) + equation.noise(0.0, y) * w
+
+
+def _milstein(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor:
+    f, g, slope = equation.drift(0.0, y), *_noise_and_slope(equation, y)
+    twice = w * w - 1 if equation.sde_type == "ito" else w * w
+    return y + f + g * w + slope * twice / 2
+
+
+def _noise_and_slope(equation: Equation, y: Tensor) -> tuple[Tensor, Tensor]:
+    """g, and g times its derivative by the entry of the state that it is the noise of, of noise that sees no other."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        # Inside a function transform, of which recording for the compiled loop is one, there is no graph to walk.
+        g, pullback = torch.func.vjp(functools.partial(equation.noise, 0.0), y)
+        return g, pullback(g)[0]
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view of its own: y may be part of a graph that is not to be walked.
+        x = y.view_as(y) if recorded and y.requires_grad else y.detach().requires_grad_()
+        g = equation.noise(0.0, x)
+        slope = None
+        if g.requires_grad:
+            (slope,) = torch.autograd.grad(g, x, g, allow_unused=True, create_graph=recorded, retain_graph=True)
+    slope = torch.zeros_like(y) if slope is None else slope
+    return (g, slope) if recorded else (g.detach(), slope)
+
+
+def _heun(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor:
+    f, g = equation.drift(0.0, y), equation.noise(0.0, y)
+    there = y + f + g * w
+    return y + (f + equation.drift(1.0, there) + (g + equation.noise(1.0, there)) * w) / 2
+
+
+def _srk(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor:
+    """Roessler's method for diagonal noise, of strong order 3/2."""
+    assert u is not None
+    multiples = (w, (w * w - 1) / 2, u, (w * w * w - 3 * w) / 6)
+    weights = zip(srid2.beta1, srid2.beta2, srid2.beta3, srid2.beta4, strict=True)
+    drifts: list[Tensor] = []
+    noises: list[Tensor] = []
+    end = y
+    for s, each in enumerate(weights):
+        # The drift of the last stage is that of the first, and has no weight.
+        if s < 3:
+            at = _plus(y, (srid2.A0[s], drifts), (srid2.B0[s], [g * u for g in noises]))
+            drifts.append(equation.drift(srid2.C0[s], at))
+        at = _plus(y, (srid2.A1[s], drifts), (srid2.B1[s], noises))
+        noises.append(equation.noise(srid2.C1[s], at))
+        end = _plus(end, ([srid2.alpha[s]], drifts[s:]), (each, [noises[s] * part for part in multiples]))
+    return end
+
+
+def _plus(y: Tensor, *sums: tuple[Sequence[float], Sequence[Tensor]]) -> Tensor:
+    for factors, terms in sums:
+        for factor, term in zip(factors, terms, strict=False):
+            if factor:
+                y = y + factor * term
+    return y
+
+
+STEPS: dict[tuple[str, str], Callable[[Equation, Tensor, Tensor, Tensor | None], Tensor]] = {
+    ("euler", "ito"): _euler,
+    ("milstein", "ito"): _milstein,
+    ("milstein", "stratonovich"): _milstein,
+    ("heun", "stratonovich"): _heun,
+    ("srk", "ito"): _srk,
+}
 
 
 class Watched:
@@ -284,30 +372,24 @@ class ReversibleHeun(Paired, Stochastic):
         """One step of the pair, or of a state alone; see `Solver.step`."""
         y, z = state if isinstance(state, tuple) else (state, state)
         control = self._driven_alone(control, t, dt)
-        equation = Equation(self, field, t, dt, y.shape, control)
-        flat_y, flat_z = equation.flat(y), equation.flat(z)
-        method = scheme(self, equation, motion(self, control, flat_y))
-        start, end = unit_span(flat_y, 1)
-        slopes = equation.f(start, flat_z), equation.g(start, flat_z)
-        new, (_, _, new_z) = method.step(start, end, flat_y, (*slopes, flat_z))
-        pair = equation.whole(new), _where_still(dt, z, equation.whole(new_z))
-        return pair if isinstance(state, tuple) else pair[0]
+        equation, (w, _) = Equation(self, field, t, dt, y.shape, control), control.numbers(y, area=False)
+        f, g = equation.drift(0.0, z), equation.noise(0.0, z)
+        there = _where_still(dt, z, 2 * y - z + f + g * w)
+        new = y + (f + equation.drift(1.0, there) + (g + equation.noise(1.0, there)) * w) / 2
+        return (new, there) if isinstance(state, tuple) else new
 
     def unstep(self, field: Any, t: Time, dt: Time, state: Any, control: ControlPath) -> Any:
         """The step of the pair taken back, along the same path; see `Solver.unstep`."""
-        if not isinstance(state, tuple) or not isinstance(control, Driven):
+        if not isinstance(state, tuple) or not isinstance(control, Driven | Drawn):
             raise InputError(
                 f"solver {self.name!r} can only undo a step of its pair of states along its path: pass what open "
                 "returned, and the paths of driven"
             )
-        equation = Equation(self, field, t, dt, state[0].shape, control)
-        y, z = (equation.flat(part) for part in state)
-        start, end = unit_span(y, 1)
-        w: Tensor = motion(self, control, y)(start, end)
-        f, g = equation.f(end, z), equation.g(end, z)
-        old_z = equation.flat(_where_still(dt, state[1], equation.whole(2 * y - z - f - g * w)))
-        y = y - (f + equation.f(start, old_z)) / 2 - (g + equation.g(start, old_z)) * w / 2
-        return equation.whole(y), equation.whole(old_z)
+        y, z = state
+        equation, (w, _) = Equation(self, field, t, dt, y.shape, control), control.numbers(y, area=False)
+        f, g = equation.drift(1.0, z), equation.noise(1.0, z)
+        old = _where_still(dt, z, 2 * y - z - f - g * w)
+        return y - (f + equation.drift(0.0, old) + (g + equation.noise(0.0, old)) * w) / 2, old
 
 
 def _where_still(dt: Time, still: Tensor, moved: Tensor) -> Tensor:
@@ -357,7 +439,7 @@ def _register(name: str, order: float, stages: int, method: str, interpretation:
 
 _register("euler_maruyama", 0.5, 1, "euler", "ito")
 _register("milstein", 1.0, 1, "milstein", "ito")
-_register("srk", 1.5, 4, "srk", "ito")
+_register("srk", 1.5, 3, "srk", "ito")
 _register("stochastic_heun", 1.0, 2, "heun", "stratonovich")
 _register("stratonovich_milstein", 1.0, 1, "milstein", "stratonovich")
 # Proven to be of order 1/2 in general and 1 for additive noise; for diagonal noise 1 is what is measured.

@@ -30,6 +30,7 @@ from solvers.compiled.products import Products
 from solvers.compiled.step.fingerprint import memory_of
 from solvers.compiled.step.input_map import with_input_map
 from solvers.compiled.step.layout import Layout
+from solvers.compiled.step.noise import with_noise
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.tensors.kernel import TORCH
 from solvers.compiled.triton import compiler as triton_compiler
@@ -82,6 +83,7 @@ def attempt(
         _suitable(field, loop, gradient, state)
         if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
             raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
+        given, loop = loop, with_noise(loop, state)
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)
         start = state if layout.single or layout.counts == (0,) * state.shape[1] else layout.packed(carried)
@@ -115,6 +117,9 @@ def attempt(
     call, cut, (*outs, end) = ran.call, ran.cut, ran.found
     if isinstance(loop.field, Counted):
         loop.field.evaluations += call.traced.evaluations * len(loop) * loop.substeps
+    # Of an interval that was taken as several, the last one's end is its own.
+    each = given.substeps // loop.substeps
+    outs = outs if each == 1 else [out[each - 1 :: each] for out in outs]
     reason = "; ".join(part for part in (reason, call.kernel.note) if part)
     saved = _saved(call, start, cut, len(outs))
     texts = [each.kernel.source.text for each in (call, *([] if ran.undo is None else [ran.undo.call]))]

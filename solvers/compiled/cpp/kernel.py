@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.compiled.cpp import compiler, gemm
+from solvers.compiled.cpp import compiler, gemm, noise
 from solvers.compiled.cpp.emit import emit
 from solvers.compiled.passes import denormals, precision
 from solvers.compiled.passes.arguments import Arguments, Kernel
@@ -19,6 +19,7 @@ from solvers.compiled.passes.source import Signature
 from solvers.compiled.step.columns import Item
 from solvers.compiled.step.plan import Planned
 from solvers.compiled.step.reuse import overlays
+from solvers.methods import increments
 
 
 class CppKernel(Kernel):
@@ -113,3 +114,6 @@ def kernel(
 
 
 CPP = Maker(_half, kernel, lambda state: gemm.compile_ahead(precision.working(state.dtype), _half(state)))
+
+# Noise is drawn on every path, and the methods that ask for it know no compiler.
+increments.FASTER.append(noise.draw)

@@ -50,7 +50,7 @@ class Columns:
             ("start",): loop.clock.starts,
             ("span",): loop.clock.spans,
         }
-        for name, values in _columns(loop.paths).items():
+        for name, values in columns_of(loop.paths).items():
             self.values["path", name] = values
         self.items = tuple(_item(key, values, batch) for key, values in self.values.items())
 
@@ -71,8 +71,12 @@ class Columns:
         return torch.stack(list(values))
 
 
-def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """The values of each field of the paths, but for what makes one."""
+def columns_of(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """The values of each field of the paths, but for what makes one; of a path within, by "name.field".
+
+    Raises:
+        Refused: they are not all of one kind of dataclass.
+    """
     if isinstance(paths, Paths):
         return paths.columns
     path = paths[0]
@@ -80,7 +84,12 @@ def _columns(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
         raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
     if len(set(map(type, paths))) > 1:
         raise Refused("the paths of the intervals are of different types")
-    return {name: [getattr(p, name) for p in paths] for name in entries(path)}
+    columns: dict[str, Sequence[Any]] = {}
+    for name in entries(path):
+        values = [getattr(p, name) for p in paths]
+        inner = columns_of(values) if callable(values[0]) and not isinstance(values[0], Tensor) else None
+        columns |= {name: values} if inner is None else {f"{name}.{field}": each for field, each in inner.items()}
+    return columns
 
 
 def kind_of(paths: Sequence[Any]) -> Any:

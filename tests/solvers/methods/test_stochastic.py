@@ -310,6 +310,18 @@ def test_integrate_takes_one_path_whatever_the_steps(name):
     assert spread.statistics.steps.tolist() == [10 + 30, 30]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_one_more_time_is_another_path_from_there_on(name):
+    x, method = torch.zeros(2, 1, 2, dtype=F64), {"name": name, "noise_seed": 4}
+
+    def states(times):
+        return solvers.integrate(OrnsteinUhlenbeck(), x, times, torch.zeros(2, 2, dtype=F64), method).states
+
+    fewer, more = states([0.0, 0.5, 1.0, 1.5]), states([0.0, 0.5, 0.75, 1.0, 1.5])
+    torch.testing.assert_close(more[:, 1], fewer[:, 1], rtol=0, atol=1e-14)
+    assert float((more[:, 3:] - fewer[:, 2:]).abs().min()) > 1e-4
+
+
 def test_a_step_by_itself():
     solver, x = solvers.get("milstein"), torch.ones(2, 1, 3, dtype=F64)
     path = Held(torch.zeros(2, 3, dtype=F64))
