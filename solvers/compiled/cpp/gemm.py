@@ -244,7 +244,7 @@ def _own(kind: str, half: bool = False) -> int:
             features = build.processor()
             width = 64 if "avx512f" in features else 32 if "avx2" in features else 16
             head = f"typedef {kind} real;\n#define BYTES {width}\n" + ("#define HALF\n" if half else "")
-            library: Any = build.library(head + SOURCE)
+            library: Any = build.library(head + SOURCE, "gemm")
             _made[kind, half] = int(ctypes.cast(library.gemm, ctypes.c_void_p).value or 0)
         return _made[kind, half]
 

@@ -110,7 +110,9 @@ def kernel(
     over = overlays(program, items)
     source = emit(program, "float" if dtype == torch.float32 else "double", over)
     gemm.gemm(dtype, half)
-    return CppKernel(program, source, compiler.library(source.text), items, scalars, dtype, wanted, over, half)
+    functions = ("forward", *(["backward"] if source.backward is not None else []))
+    library = compiler.library(source.text, *functions)
+    return CppKernel(program, source, library, items, scalars, dtype, wanted, over, half)
 
 
 CPP = Maker(_half, kernel, lambda state: gemm.compile_ahead(precision.working(state.dtype), _half(state)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import json
+import linecache
 import os
 import pickle
 import re
@@ -17,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -119,29 +122,20 @@ def tilings(plan: Plan, program: Program, size: int, precision: str) -> list[Til
 
 
 def module(text: str) -> Any:
-    """The generated source, as a module; Triton reads it from the file.
-
-    Raises:
-        Refused: nothing can be written.
-    """
+    """The generated source, as a module; Triton reads its lines where Python's tracebacks do."""
     name = f"step_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    path = cache.cache() / f"{name}.py"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-                file.write(text)
-            os.replace(file.name, path)
-    except OSError as error:
-        raise Refused(f"the GPU kernel could not be written: {error}") from None
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    sys.modules[name] = loaded
-    return loaded
+    if name not in sys.modules:
+        made, file = ModuleType(name), f"<{name}>"
+        # No file: nobody else can write it, and none can be damaged. Without a time the lines are kept.
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        # Triton looks for the module while its functions are defined.
+        sys.modules[name] = made
+        try:
+            exec(compile(text, file, "exec"), made.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def options(tiling: Tiling) -> dict[str, Any]:
@@ -156,9 +150,8 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
         Refused: it does not compile, with Triton's reason.
     """
     tiling, doubles = source.tilings[which], source.doubles[which]
-    path = cache.cache() / f"{_name(source, which, arch)}.json"
-    if path.exists():
-        return Report(**json.loads(path.read_text()))
+    if (known := _known(source, which, arch)) is not None:
+        return known
     signature = source.backward if which else source.forward
     assert signature is not None
     real = "*fp32" if dtype == torch.float32 else "*fp64"
@@ -173,14 +166,32 @@ def report(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Repo
     types |= dict.fromkeys(flags, "constexpr")
     function = getattr(module(source.text), "backward" if which else "forward")
     found = taken(function, types, flags, aligned, tiling, arch)
-    path.write_text(json.dumps(asdict(found)))
+    _keep(source, which, arch, found)
     return found
 
 
-#: What the other process does.
-_APART = (
-    "import pickle, sys; from solvers.compiled.triton import compiler; compiler.report(*pickle.load(sys.stdin.buffer))"
-)
+def _known(source: GpuSource, which: int, arch: int) -> Report | None:
+    """The report that was kept."""
+    path = cache.find(_name(source, which, arch), ".json")
+    try:
+        return None if path is None else Report(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):  # removed at this moment, or of another version
+        return None
+
+
+def _keep(source: GpuSource, which: int, arch: int, found: Report) -> None:
+    """Keep a report for other processes, where anything can be kept."""
+    with contextlib.suppress(Refused):
+        cache.keep(_name(source, which, arch), ".json", json.dumps(asdict(found)).encode())
+
+
+#: What the other process does; it says what it found, since what it keeps may be private to it.
+_APART = """
+import dataclasses, json, pickle, sys
+from solvers.compiled.triton import compiler
+found = compiler.report(*pickle.load(sys.stdin.buffer))
+print("\\n" + json.dumps(dataclasses.asdict(found)))
+"""
 
 
 def report_apart(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -> Report:
@@ -189,7 +200,8 @@ def report_apart(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -
     Raises:
         Refused: it does not compile, with the last that was said.
     """
-    if not (cache.cache() / f"{_name(source, which, arch)}.json").exists():
+    known = _known(source, which, arch)
+    if known is None:
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), *sys.path)))
         kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         command = [sys.executable, "-W", "ignore", "-c", _APART]
@@ -202,7 +214,12 @@ def report_apart(source: GpuSource, which: int, arch: int, dtype: torch.dtype) -
             raise Refused(f"the process that was to compile it did not: {error}") from None
         if run.returncode:
             raise Refused(_last_words(run.returncode, run.stderr.decode(errors="replace")))
-    return report(source, which, arch, dtype)
+        try:
+            known = Report(**json.loads(run.stdout.splitlines()[-1]))
+        except (ValueError, TypeError, IndexError):
+            raise Refused("the process that was to compile it did not say what it takes") from None
+        _keep(source, which, arch, known)
+    return known
 
 
 def _last_words(code: int, errors: str) -> str:
@@ -235,7 +252,7 @@ def _line(error: Exception) -> str:
 
 def _name(source: GpuSource, which: int, arch: int) -> str:
     key = (source.text, which, arch, options(source.tilings[which]), _version())
-    return f"report_{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+    return f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 
 
 @functools.lru_cache(maxsize=1)

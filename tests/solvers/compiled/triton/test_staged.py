@@ -152,7 +152,7 @@ def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, mo
     rnn = ContinuousRNN(make_field("oscillator", 2, 8), "semi_implicit_euler", 0.1)
     with solvers.backend("triton"), pytest.raises(solvers.PairingError, match="ZeroDivisionError"):
         rnn(torch.randn(2, 3, 2, dtype=torch.float64))
-    assert kernels[0].note.endswith(f"no layout of a GPU kernel fits: {reason}")
+    assert kernels[0].note.endswith(f"no tiling of a GPU kernel fits: {reason}")
 
 
 @pytest.mark.slow
