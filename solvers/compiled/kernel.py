@@ -35,7 +35,7 @@ class Entry:
 
     traced: Traced | None = None
     refused: str = ""
-    kernels: dict[Any, Kernel | str] = field(default_factory=dict)
+    kernels: dict[Any, Kernel | Refused] = field(default_factory=dict)
 
 
 _ENTRIES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Entry]] = weakref.WeakKeyDictionary()
@@ -73,11 +73,12 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
                 entry.kernels[key] = made
             except Refused as error:
                 # Kept, too: a step that cannot be planned would be tried in vain at every call.
-                entry.kernels[key] = str(error)
+                entry.kernels[key] = type(error)(str(error))
         kernel = entry.kernels[key]
-    reason = kernel if isinstance(kernel, str) else kernel.refused
-    if isinstance(kernel, str) or reason:
-        raise Refused(reason)
+    if isinstance(kernel, Refused):
+        raise type(kernel)(str(kernel))
+    if kernel.refused:
+        raise Refused(kernel.refused)
     return Call(kernel, traced, loop, layout, tensors)
 
 

@@ -31,7 +31,7 @@ from solvers.compiled.step.fingerprint import memory_of
 from solvers.compiled.step.input_map import with_input_map
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.noise import with_noise
-from solvers.compiled.step.refused import Refused
+from solvers.compiled.step.refused import Refused, Unavailable
 from solvers.compiled.tensors.kernel import TORCH
 from solvers.compiled.triton import compiler as triton_compiler
 from solvers.compiled.triton.kernel import TRITON
@@ -54,7 +54,7 @@ LOST = 8
 
 
 def attempt(
-    field: Any, loop: Loop, gradient: Gradient, state: Tensor, positions_only: bool = False
+    field: Any, loop: Loop, gradient: Gradient, state: Tensor, positions_only: bool = False, lacking: str = ""
 ) -> tuple[States | None, Record]:
     """The states of a loop by the fast path, or None, and why.
 
@@ -64,6 +64,7 @@ def attempt(
         gradient: the gradient that was asked for.
         state: at the start.
         positions_only: nobody will ask for other states than the last; where that saves memory, they are not kept.
+        lacking: why this machine is known to have no compiled loop for it.
 
     Raises:
         PairingError: the backend that was asked for cannot take this loop.
@@ -75,7 +76,7 @@ def attempt(
     try:
         if chosen == "plain":
             raise Refused("the backend is 'plain'")
-        path, reason = _path(chosen, state)
+        path, reason = _path(chosen, state, lacking)
         unmapped = loop
         if path != "triton":
             # A GPU kernel has no registers to spare for the map.
@@ -105,6 +106,10 @@ def attempt(
                 return Ran(call, found, undo, cut)
 
             ran = _followed(go, make, run, field, layout, start)
+        except Unavailable as error:
+            if chosen == "auto" and path == "compiled":
+                return attempt(field, unmapped, gradient, state, positions_only, str(error))
+            raise
         except Refused as error:
             if chosen == "auto" and (ways := parallel.pays(field, loop, start, fused=False)):
                 with contextlib.suppress(Refused):
@@ -127,7 +132,7 @@ def attempt(
     return States(loop.solver, layout, outs, end), record
 
 
-def _path(chosen: str, state: Tensor) -> tuple[str, str]:
+def _path(chosen: str, state: Tensor, lacking: str = "") -> tuple[str, str]:
     """The path to try with a backend, and why it is not that of the compiled loop or of a GPU kernel."""
     if chosen != "auto":
         return chosen, "" if chosen == "compiled" else f"the backend is {chosen!r}"
@@ -137,7 +142,7 @@ def _path(chosen: str, state: Tensor) -> tuple[str, str]:
         except Refused as error:
             return "plain", str(error)
         return "triton", ""
-    lacking = compiler.lacking_compiler()
+    lacking = lacking or compiler.lacking_compiler()
     return ("torch", lacking) if lacking else ("compiled", "")
 
 
@@ -246,7 +251,7 @@ def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, 
         with torch.no_grad():
             undoing = _checked_call(make, run, field, backwards, layout, start.detach())
     except Refused as error:
-        raise Refused(f"its steps cannot be taken back: {error}") from None
+        raise type(error)(f"its steps cannot be taken back: {error}") from None
 
     def measure(rebuilt: Tensor, stored: Tensor, step: int) -> None:
         # In the precision of the state, on which the limit depends; a kernel may compute in a higher one.

@@ -280,6 +280,6 @@ def test_the_cache_serves_other_processes_and_a_broken_compiler_falls_back(tmp_p
     assert run(NEURALOSC_CACHE=str(tmp_path)).startswith("compiled")
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == written
     broken = run(NEURALOSC_CACHE=str(tmp_path / "other"), NEURALOSC_CXX="/bin/false")
-    assert broken.startswith("plain the compiler") and "/bin/false" in broken
+    assert broken.startswith("torch the compiler") and "/bin/false" in broken
     missing = run(NEURALOSC_CXX="no-such-compiler")
     assert missing.startswith("torch no C++ compiler found")
