@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import typing
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,12 @@ PRECISIONS = ("32", "64", "16-mixed", "bf16-mixed")
 
 # A section that a run writes beside its configuration: what it ran on. Read back, it changes nothing.
 ENVIRONMENT = "environment"
+
+# More than any processor runs; a process that asks for many more is ended by the system.
+MOST_THREADS = 1024
+
+# Characters of a configuration file, far more than any configuration needs.
+LARGEST = 1_000_000
 
 
 @dataclass
@@ -88,6 +95,7 @@ class RunConfig:
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("gradient_clip", "patience", "seed", "threads", "limit_train_batches", "limit_evaluation_batches"):
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
+        self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
         words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": READOUTS_OF_A_SEQUENCE}
         for name, known in words.items():
@@ -152,13 +160,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: the file is missing, is no YAML, or holds no mapping.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > LARGEST:
+            raise InputError(f"configuration {path} has {len(text)} characters: expected {LARGEST} at most")
+        values = yaml.load(text, _Loader)
     except OSError as error:
         raise InputError(f"configuration {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"configuration {path} is no text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise InputError(f"configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"configuration {path} is nested too deeply: expected lines of 'key: value'") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -175,7 +188,22 @@ def save_yaml(config: RunConfig, path: str | Path, environment: Mapping[str, Any
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: 1e-3 is a number, and a key given twice is an error."""
+    """YAML without its traps: 1e-3 is a number, a key given twice is an error, and no line stands for many others."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # Some lines of aliases of aliases would be more values than memory holds.
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "an alias: write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # PyYAML hands what a value says to Python as it is, such as the 30th of February.
+            shown = f"{node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, f"{shown} ({error})", node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -193,10 +221,13 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 def _converted(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint`, where nothing is lost by it; else an InputError."""
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise InputError(f"{name} is {value!r}: expected a finite number")
+        # A whole number may be larger than any float.
+        if abs(value) > sys.float_info.max or not math.isfinite(value):
+            raise InputError(f"{name} is {value!r:.40}: expected a finite number")
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 2**63:
+            raise InputError(f"{name} has {len(f'{abs(value):x}')} hexadecimal digits: expected a number below 2^63")
         return value
     if hint is str and (isinstance(value, str) or (name == "precision" and value in (32, 64))):
         return str(value)
@@ -206,7 +237,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return sorted(_converted(f"an element of {name}", element, int) for element in value)
     if hint == dict[str, Any] and (value is None or isinstance(value, Mapping)):
         return {str(key): _plain(f"{name}.{key}", element) for key, element in (value or {}).items()}
-    raise InputError(f"{name} is {value!r}: expected {_NAMES.get(hint, hint)}")
+    raise InputError(f"{name} is {value!r:.80}: expected {_NAMES.get(hint, hint)}")
 
 
 _NAMES: dict[Any, str] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import platform
@@ -54,6 +55,11 @@ class RunFolder:
     def last(self) -> Path:
         """The checkpoint after the last finished epoch: everything that is needed to go on."""
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last, should that be damaged."""
+        return self.path / "checkpoints" / "previous.ckpt"
 
     @property
     def best(self) -> Path:
@@ -146,11 +152,18 @@ class RunFolder:
             return None
         try:
             result = json.loads(self.result_file.read_bytes())
-        except ValueError as error:
+        except OSError as error:
+            raise InputError(f"{self.result_file} cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.result_file} is damaged ({error}): remove it and resume the run") from error
-        if not isinstance(result, dict) or "status" not in result:
+        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
             raise InputError(f"{self.result_file} holds no result: remove it and resume the run")
         return result
+
+    def checksums(self) -> dict[str, str]:
+        """Of the best weights, by file: what is in their files today."""
+        files = (self.model_file, self.readout_file)
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -171,6 +184,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"run {self.path} is being trained by another process") from error
+            except OSError:  # a file system without locks
+                pass
             yield
 
 

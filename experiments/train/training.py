@@ -16,7 +16,7 @@ import solvers
 from experiments import tasks
 from experiments.tasks import Task
 from experiments.train import history
-from experiments.train.checkpoints import Keeper, load_checkpoint
+from experiments.train.checkpoints import MOVABLE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
 from experiments.train.model import SequenceModel, build, load_saved, make_task, parameter_count, save_model
 from experiments.train.progress import Reporter
@@ -82,10 +82,12 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
 def resume(path: str | Path, progress: bool = True) -> RunResult:
     """Go on with a run that was interrupted, to the same weights as if it had not been.
 
-    A run that has finished is left as it is, and its result returned.
+    A run that has finished is left as it is, and its result returned. One whose last checkpoint is damaged goes on from
+    the one before, and says so.
 
     Raises:
-        InputError: `path` is no run, another process is training in it, or its checkpoint is damaged.
+        InputError: `path` is no run, another process is training in it, its configuration was changed, or all of its
+            checkpoints are damaged.
         NumericalError, KeyboardInterrupt: as for `train`.
     """
     folder = RunFolder.open(path)
@@ -93,18 +95,19 @@ def resume(path: str | Path, progress: bool = True) -> RunResult:
         config = folder.config()
         result = folder.result()
         if result is not None and result["status"] == "finished":
+            stored = _stored(folder, result)
             if progress:
-                print(f"run {folder.path} has finished after {result['epochs']} epochs: nothing is left to do")
-            return _stored(folder, result)
+                print(f"run {folder.path} has finished after {stored.epochs} epochs: nothing is left to do")
+            return stored
         device = device_of(config)
-        checkpoint = load_checkpoint(folder.last) if folder.last.is_file() else None
+        checkpoint = newest(folder)
+        if checkpoint is not None:
+            require_same(folder, config, checkpoint)
         task = make_task(config)
         model = build(config, task)
         if checkpoint is not None:
-            _load_weights(model, checkpoint, folder.last)
+            put_weights(model, checkpoint, folder.last)
         loop = TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
-        for outdated in (folder.result_file, folder.model_file, folder.readout_file):
-            outdated.unlink(missing_ok=True)
         with threads(config):
             return _run(folder, loop, device, checkpoint, progress)
 
@@ -179,11 +182,17 @@ def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, T
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     config = folder.config()
     task = make_task(config)
+    best = None
+    with contextlib.suppress(InputError):
+        best = load_checkpoint(folder.best)
+    if best is not None:
+        require_same(folder, config, best, (*MOVABLE, "threads", "limit_evaluation_batches"))
     if folder.model_file.is_file():
+        _require_unchanged(folder)
         model = load_saved(folder)
     elif folder.best.is_file():
         model = build(config, task)
-        _load_weights(model, load_checkpoint(folder.best), folder.best)
+        put_weights(model, best or load_checkpoint(folder.best), folder.best)
     else:
         raise InputError(f"run {folder.path} has no weights yet: it has not finished its first epoch")
     return model.eval(), config, task
@@ -247,6 +256,9 @@ def _run(
 ) -> RunResult:
     """Train what is left of a run, evaluate it and write how it ended."""
     keeper = Keeper(folder, loop.config, checkpoint)
+    # Not before it is sure that there are checkpoints to make them from again.
+    for outdated in (folder.result_file, folder.model_file, folder.readout_file):
+        outdated.unlink(missing_ok=True)
     try:
         if not history.is_over(loop.config, keeper.history):
             fit(loop, device, [keeper, Reporter(keeper)] if progress else [keeper])
@@ -259,14 +271,17 @@ def _run(
         _give_up(folder, loop, keeper, status="failed", message=str(error))
         raise
     finally:
-        keeper.close()
+        keeper.draw()
     return result
 
 
 def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) -> RunResult:
     """Save and evaluate the best weights."""
     config, task, model = loop.config, loop.task, loop.model
-    _load_weights(model, load_checkpoint(folder.best), folder.best)
+    best, best_epoch = load_checkpoint(folder.best), int(history.best_record(keeper.history)["epoch"])
+    if best["epochs"] != best_epoch:
+        raise InputError(f"checkpoint {folder.best} is of epoch {best['epochs']}: the best one was {best_epoch}")
+    put_weights(model, best, folder.best)
     save_model(model, folder)
     _, validation, test = loop.splits
     model.to(device)
@@ -274,37 +289,49 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
         folder=folder,
         validation=measure(model, evaluation_batches(validation, config), task.kind, device),
         test=measure(model, evaluation_batches(test, config), task.kind, device),
-        best_epoch=int(history.best_record(keeper.history)["epoch"]),
+        best_epoch=best_epoch,
         epochs=len(keeper.history),
         seconds=sum(record["seconds"] for record in keeper.history),
         parameters=parameter_count(model),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
-    folder.write_result(status="finished", task=config.task, model=config.model, metric=task.metric_name, **values)
+    named = {"task": config.task, "model": config.model, "metric": task.metric_name}
+    folder.write_result(status="finished", **named, **values, checksums=folder.checksums())
     return result
 
 
 def _stored(folder: RunFolder, result: dict[str, Any]) -> RunResult:
     """The result of a finished run, from its file."""
     try:
-        return RunResult(folder, **{field.name: result[field.name] for field in fields(RunResult)[1:]})
+        values = {field.name: result[field.name] for field in fields(RunResult)[1:]}
     except KeyError as error:
         raise InputError(f"{folder.result_file} has no {error}: remove it and resume the run") from error
+    for name, value in values.items():
+        numbers = list(value.values()) if isinstance(value, dict) else [value]
+        held = isinstance(value, dict) == (name in ("validation", "test"))
+        if not held or not numbers or not all(type(number) in (int, float) for number in numbers):
+            raise InputError(f"{folder.result_file} says {name} {value!r}: remove it and resume the run")
+    return RunResult(folder, **values)
+
+
+def _require_unchanged(folder: RunFolder) -> None:
+    """Refuse weights that are not those that the run wrote."""
+    written = (folder.result() or {}).get("checksums")
+    for name, checksum in folder.checksums().items():
+        if isinstance(written, dict) and written.get(name) != checksum:
+            raise InputError(
+                f"{folder.path / name} is not what the run wrote: its checksum in {folder.result_file.name} is"
+                f" another; remove {folder.result_file.name} and resume the run to write both anew"
+            )
 
 
 def _give_up(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, *, status: str, message: str) -> None:
-    """Write why a run ended early, and the best weights it had, if any."""
-    if folder.best.is_file():
-        _load_weights(loop.model.cpu(), load_checkpoint(folder.best), folder.best)
-        save_model(loop.model, folder)
+    """Write why a run ended early, and the best weights it had, if any; that this fails, too, is not what is told."""
     config = loop.config
-    folder.write_result(
-        status=status, message=message, task=config.task, model=config.model, epochs=len(keeper.history)
-    )
-
-
-def _load_weights(model: SequenceModel, checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        raise InputError(f"checkpoint {path} does not fit the configuration of its run") from error
+    with contextlib.suppress(InputError, OSError):
+        if folder.best.is_file():
+            put_weights(loop.model.cpu(), load_checkpoint(folder.best), folder.best)
+            save_model(loop.model, folder)
+    with contextlib.suppress(InputError, OSError):
+        named = {"task": config.task, "model": config.model, "epochs": len(keeper.history)}
+        folder.write_result(status=status, message=message, **named, checksums=folder.checksums())

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -132,3 +133,52 @@ def test_schedules():
     )
     steps = RunConfig(lr=1.0, schedule="milestones", milestones=[4, 2], lr_factor=0.5)
     assert [steps.learning_rate(epoch) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+#: Nine values each of the line before: of twenty lines, more than any memory holds.
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in itertools.pairwise("abcdefghij")
+)
+
+FOREIGN = [
+    *("lr: 2020-02-30", "lr: 2020-13-01 10:00:00", "lr: !!int x", "lr: !!float x", "lr: !!timestamp x", "lr: !!bool x"),
+    *(
+        "lr: !!binary \u00e9",
+        "lr: !!set {a}",
+        "lr: !!omap [a]",
+        "lr: !!python/object:os.system x",
+        "lr: !foo 1",
+        "lr: =",
+    ),
+    *("lr: 0x_", "lr: 0b_", "lr: 12:_:1", "lr: -_", "lr: 1e400", "lr: .nan", "lr: .inf", "lr: true"),
+    *(
+        "lr: " + "9" * 5000,
+        "lr: " + "9" * 400,
+        "seed: " + "9" * 5000,
+        "batch_size: " + "9" * 30,
+        "lr: " + "a" * 10_000,
+    ),
+    *("[" * 5000, "{a: " * 3000, "- " * 3000, "a: &x [*x]", "lr: *a", BOMB, "# " + "a" * 2_000_000),
+    *("? [a, b]\n: 1", "? {a: b}\n: 1", "1: 2", "null: 3", "2020-01-01: 1", ".nan: 1", "<<: 3", "=: 1"),
+    *("model_options: {dt: 2020-01-01}", "model_options: {dt: !!binary aGFsbG8=}", "model_options: {dt: {a: 1}}"),
+    *(
+        "milestones: [[1]]",
+        "threads: 100000000",
+        "\0",
+        "a: \x01",
+        "%YAML 9.9\n---\na",
+        "--- a\n--- b",
+        '"\\xZZ"',
+        "\ufeff\ufeff",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=[f"{number} {text[:12]!a}" for number, text in enumerate(FOREIGN)])
+def test_whatever_is_in_a_file_is_one_line(text, tmp_path, one_line):
+    """YAML gives a value to Python as it is; what Python does not take is a fault of the file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_yaml(path)
+    one_line(error, path)

@@ -5,6 +5,7 @@ import itertools
 import pickle
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch.utils.data import TensorDataset
 
 import neuralosc
 from experiments import tasks
-from experiments.train import history, training
-from experiments.train.checkpoints import load_checkpoint
+from experiments.train import checkpoints, history, training
+from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.model import SequenceModel
 from experiments.train.progress import Reporter
@@ -390,7 +391,6 @@ def test_finished_run_says_so_when_resumed(finished, capsys):
 
 def test_full_disk_is_one_line_and_loses_no_epoch(monkeypatch, tmp_path):
     from experiments.files import write_atomically
-    from experiments.train import checkpoints
 
     def full(path, content):
         if path.name == "last.ckpt" and path.exists():
@@ -449,9 +449,10 @@ def test_damaged_checkpoint_is_one_line_and_nothing_is_executed(content, finishe
 
 def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
     folder = RunFolder.create(tmp_path)
-    other = tiny(model_options={**OSCILLATOR, "hidden_size": 8})
+    other = replace(load_yaml(finished.folder.config_file), model_options={**OSCILLATOR, "hidden_size": 8})
     folder.write_config(other, "cpu")
-    folder.last.write_bytes(finished.folder.last.read_bytes())
+    content = load_checkpoint(finished.folder.last)
+    folder.last.write_bytes(sealed({**content, "config": other.to_dict()}))
     with pytest.raises(InputError, match="does not fit the configuration of its run"):
         resume(folder.path, progress=False)
 
