@@ -5,12 +5,13 @@ Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -317,6 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     This is the one place where a failure becomes a message: `error:` and one line on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A process may be started without one of them: then nobody reads what would be written to it.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         command = typer.main.get_command(app)
         with command.make_context(PROGRAM, arguments or ["--help"]) as context:
@@ -328,15 +332,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as failure:
         code, message = verdict(failure)
         if message:
-            print("error:", " ".join(message.split()), file=sys.stderr)
+            try:
+                print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+            except OSError:
+                _silence(sys.stderr)
         return code
 
 
 def verdict(failure: BaseException) -> tuple[int, str]:
     """The exit code and the message of a failure; what is no failure of the input or the numerics is raised again."""
     if _is_broken_pipe(failure):
-        # Nobody reads any more: what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 141, ""
     match failure:
         case KeyboardInterrupt():
@@ -347,11 +353,29 @@ def verdict(failure: BaseException) -> tuple[int, str]:
             return 1, str(failure)
         case OSError(filename=str() | bytes() | os.PathLike()):
             return 2, f"{failure.filename}: {failure.strerror}"
+        case OSError():
+            # What has no name is a stream: standard output on a full disk.
+            _silence(sys.stdout)
+            return 2, f"standard output, or what was read, failed: {failure.strerror or failure}"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(failure):
+            return 2, "there is not enough memory for it: choose smaller sizes"
     if isinstance(failure, UsageError):
         context = getattr(failure, "ctx", None)
         path = context.command_path if context is not None else PROGRAM
         return 2, f"{failure.format_message()} (see {path} --help)"  # type: ignore[attr-defined]
     raise failure
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    # torch raises a RuntimeError of its own.
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(failure, MemoryError) or any(words in str(failure) for words in said)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still buffered must not fail again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_broken_pipe(failure: BaseException | None) -> bool:

@@ -12,6 +12,9 @@ from solvers.errors import InputError
 
 _UNSIGNED_BYTE = 0x08
 
+#: Bytes of an array, more than any set of this format has: a gzipped file may unpack to a thousand times its size.
+LARGEST = 1 << 30
+
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The array of unsigned bytes in an IDX file.
@@ -23,8 +26,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         InputError: the file cannot be read, is no IDX file of that kind, or is cut off or too long.
     """
-    content = _content(path)
     header = 4 + 4 * dimensions
+    content = _content(path)
     magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if content[:4] != magic:
         raise InputError(
@@ -39,18 +42,21 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     expected = header + int(np.prod(shape, dtype=object))
     if len(content) != expected:
         fault = "is cut off" if len(content) < expected else "is too long"
+        size = f"{len(content)} bytes" if len(content) <= LARGEST else f"more than {LARGEST} bytes"
         raise InputError(
-            f"{path} {fault}: {len(content)} bytes where its header announces {expected} (shape {shape});"
-            " fetch the file again"
+            f"{path} {fault}: {size} where its header announces {expected} (shape {shape}); fetch the file again"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file, unpacked when gzipped."""
+    """The bytes of a file, unpacked when gzipped; of one that is too large only so many that this is seen."""
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if packed else raw as file:
+                return file.read(LARGEST + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is a damaged gzip file ({error}); fetch the file again") from error
     except OSError as error:

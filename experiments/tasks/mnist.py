@@ -70,7 +70,9 @@ class SequentialMNIST(Task):
             raise InputError(f"{image_file} holds images of {images.shape[1:]} pixels: expected {(SIDE, SIDE)}")
         if len(images) != len(labels):
             raise InputError(f"{image_file} holds {len(images)} images and {label_file} {len(labels)} labels")
-        if len(labels) and labels.max() >= self.output_size:
+        if not len(images):
+            raise InputError(f"{image_file} holds no image: fetch the file again")
+        if labels.max() >= self.output_size:
             raise InputError(f"{label_file} holds the label {labels.max()}: expected 0 to {self.output_size - 1}")
         pixels = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32)) / 255
         order = self.order()

@@ -354,6 +354,57 @@ def test_verdicts_of_each_kind_of_failure():
         cli.verdict(SystemExit(5))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+@pytest.mark.parametrize("command", ["list", "--help", "train"])
+def test_a_full_disk_behind_standard_output_is_one_line(command, tmp_path, monkeypatch, capsys):
+    line = f"train {SMALL} --name run --root {tmp_path}" if command == "train" else command
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        assert main(line.split()) == 2
+        # At the end of the process, what may still be buffered is written once more.
+        full.flush()
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "No space left" in err
+    if command == "train":
+        # The epoch was kept before a word was said of it.
+        assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+        assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_full_disk_behind_standard_error_changes_no_exit_code(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["list", "modles"]) == 2
+        full.flush()
+
+
+def test_a_process_without_streams_does_its_work(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["list", "models"]) == 0
+    sys.stdout.close()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["list", "modles"]) == 2
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_sizes_that_no_memory_holds_are_one_line(failure):
+    assert cli.verdict(failure) == (2, "there is not enough memory for it: choose smaller sizes")
+
+
+def test_a_configuration_that_python_cannot_read_is_one_line(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 2020-02-30\n")
+    assert main(["train", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "2020-02-30" in err and str(path) in err
+
+
 def start(line, **options):
     command = [sys.executable, "-u", "-m", "experiments", *line.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

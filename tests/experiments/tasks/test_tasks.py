@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments import tasks
-from experiments.tasks import mnist
+from experiments.tasks import idx, mnist
 from experiments.tasks.adding import AddingSequences
 from experiments.tasks.idx import read_idx
 from solvers.errors import InputError, UnknownNameError
@@ -233,6 +233,26 @@ def test_damaged_files_are_one_clear_line_that_names_the_file(fault, message, tm
     with pytest.raises(InputError, match=message) as caught:
         tasks.get("smnist", data_dir=str(tmp_path)).splits()
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_that_unpacks_to_more_than_memory_is_not_unpacked(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "LARGEST", 10_000)
+    path, content = (
+        tmp_path / "images",
+        struct.pack(">BBBBIII", 0, 0, 8, 3, 1, 28, 28) + bytes(1 << 20),
+    )
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(InputError, match="is too long: more than 10000 bytes where its header announces 800"):
+        read_idx(path, 3)
+
+
+def test_a_set_without_an_image_is_refused(tmp_path):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(0, np.uint8))
+    with pytest.raises(InputError, match="holds no image"):
+        tasks.get("smnist", data_dir=str(tmp_path)).splits()
 
 
 def test_unreadable_file_is_named(tmp_path):
