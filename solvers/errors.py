@@ -23,6 +23,10 @@ class PairingError(InputError):
     """A field, solver, gradient or control that cannot work together."""
 
 
+class ChangedTensorError(InputError, RuntimeError):
+    """A tensor that was changed in place between forward and backward pass; a RuntimeError, as that of autograd is."""
+
+
 class NumericalError(RuntimeError):
     """A solve that failed on the way.
 

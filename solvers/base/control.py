@@ -169,12 +169,9 @@ def entries(path: Any) -> list[str]:
 
 
 def path_tensors(path: ControlPath) -> dict[str, Tensor]:
-    """The tensors a path of this module is made of, by name: what a gradient with respect to the input flows to."""
+    """The tensors a path is made of, by name: what a gradient of the input flows to. A function names none."""
     if not dataclasses.is_dataclass(path):
-        raise InputError(
-            f"a control path of type {type(path).__name__} hides the tensors it is made of: "
-            "use a control of solvers.CONTROLS, or gradient 'backprop'"
-        )
+        return {}
     tensors: dict[str, Tensor] = {}
     for name, value in ((name, getattr(path, name)) for name in entries(path)):
         if isinstance(value, Tensor):
@@ -186,6 +183,8 @@ def path_tensors(path: ControlPath) -> dict[str, Tensor]:
 
 def with_path_tensors(path: ControlPath, tensors: dict[str, Tensor]) -> ControlPath:
     """The same path made of other tensors."""
+    if not tensors:
+        return path
     changes: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
     nested: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():

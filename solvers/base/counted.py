@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class Counted:
         self.field, self.evaluations = field, 0
         #: Where methods that choose their steps enter them; None where nobody will ask.
         self.tally: Tally | None = None
+        #: A context for the next evaluation of the right-hand side, or None.
+        self.watch: AbstractContextManager[Any] | None = None
+        #: What implicit methods keep of the field for their backward pass, once for all steps.
+        self.snapshot: Any = None
         self.__name__ = describe(field)
         # Asked for at every step, which is slow for an attribute that is not there.
         self.time_scale = getattr(field, "time_scale", None)
@@ -48,6 +53,11 @@ class Counted:
     def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
         """The right-hand side, counted."""
         self.evaluations += 1
+        if self.watch is not None:
+            watch, self.watch = self.watch, None
+            with watch:
+                watched: Tensor = self.field(t, state, u)
+            return watched
         slope: Tensor = self.field(t, state, u)
         return slope
 

@@ -1,11 +1,13 @@
-"""What a module holds: parameters and hooks."""
+"""What a module holds: parameters and hooks; and a copy of one that shares its tensors and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from solvers.base.counted import Counted
@@ -23,21 +25,91 @@ def parameters_of(field: Any) -> dict[str, Tensor]:
     return dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
 
 
-@contextmanager
-def in_place(field: Any, parameters: dict[str, Tensor]) -> Iterator[None]:
-    """The field with the parameters it once had.
+class Likeness:
+    """A module as it is now: a copy of the whole tree of modules, with the same tensors.
 
-    They are others by the time of the backward pass where the forward pass ran under `torch.func.functional_call`.
+    A gradient that evaluates a field in the backward pass evaluates this: nothing that happens to the module in between
+    is seen there, such as other parameters (as under `torch.func.functional_call`) or a number that was set anew, and
+    nothing is done to the module, which other threads may be using. What a module counts in a number
+    (`self.calls += 1`) is counted there too.
+
+    It does not keep the module alive, nor states that are kept in it: an attribute with a tensor that was computed is
+    left out, unless that is among the `needed` ones, and lists and dicts are copied.
+
+    Attributes:
+        module: the copy.
     """
-    module = field.field if isinstance(field, Counted) else field
-    swapped: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for full, value in parameters.items():
-            path, _, name = full.rpartition(".")
-            slots = module.get_submodule(path)._parameters
-            swapped.append((slots, name, slots[name]))
-            slots[name] = value
-        yield
-    finally:
-        for slots, name, value in swapped:
-            slots[name] = value
+
+    def __init__(self, module: nn.Module, needed: Container[int] = ()) -> None:
+        self._needed = needed
+        self._copies: dict[int, nn.Module] = {}
+        self._pairs: list[tuple[weakref.ref[nn.Module], nn.Module, dict[str, Any]]] = []
+        self.module = self._copied(module)
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, torch.jit.ScriptModule):
+            # Its tensors are not in Python.
+            return module
+        copied = self._copies.get(id(module))
+        if copied is None:
+            # Not by copy.copy, which a parametrized module refuses.
+            copied = self._copies[id(module)] = object.__new__(type(module))
+            for name, value in vars(module).items():
+                # What a bound field remembers of its constants is computed, and no state.
+                if name == "operators" or not _left_out(value, self._needed):
+                    shared = name == "operators" or type(value) not in (list, dict)
+                    copied.__dict__[name] = value if shared else value.copy()
+            for slots in ("_parameters", "_buffers"):
+                copied.__dict__[slots] = dict(vars(module)[slots])
+            inner = vars(module)["_modules"].items()
+            copied.__dict__["_modules"] = {name: m and self._copied(m) for name, m in inner}
+            self._pairs.append((weakref.ref(module), copied, _numbers(copied)))
+        return copied
+
+    def with_tensors(self, changed: dict[int, Tensor]) -> nn.Module:
+        """The copy with other parameters and buffers in place of those of these `id`s."""
+        if not changed:
+            return self.module
+        other = Likeness(self.module, self._needed)
+        for _, module, _ in other._pairs:
+            for slots in (module._parameters, module._buffers):
+                slots.update({n: changed[id(t)] for n, t in slots.items() if id(t) in changed})  # type: ignore[misc]
+        return other.module
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What the copy counts in here is added to the counts of the module."""
+        try:
+            yield
+        finally:
+            for at, (reference, copied, before) in enumerate(self._pairs):
+                now, module = _numbers(copied), reference()
+                self._pairs[at] = (reference, copied, now)
+                for name in before.keys() & now.keys() if module is not None else ():
+                    own = vars(module).get(name)
+                    if now[name] != before[name] and type(own) is type(now[name]):
+                        setattr(module, name, own + now[name] - before[name])
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if type(value) in (int, float)}
+
+
+def _left_out(value: Any, needed: Container[int]) -> bool:
+    """Whether an attribute holds tensors that autograd has computed, none of which is needed."""
+    tensors = list(_held(value))
+    return any(t.grad_fn is not None for t in tensors) and not any(id(t) in needed for t in tensors)
+
+
+def _held(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """The tensors in an attribute, in containers and plain objects too, but not those of modules."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, nn.Module | type):
+        parts: Any = value if isinstance(value, list | tuple | set) else ()
+        if isinstance(value, dict):
+            parts = value.values()
+        elif type(value).__module__ != "builtins":
+            parts = getattr(value, "__dict__", {}).values()
+        for part in list(parts):
+            yield from _held(part, depth - 1)

@@ -23,12 +23,15 @@ class Series(Sequence[Tensor]):
     def __init__(self, whole: Tensor) -> None:
         self.whole = whole
         self._parts: tuple[Tensor, ...] | None = None
+        self._recorded = torch.is_grad_enabled()
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """The slices."""
         if self._parts is None:
-            self._parts = self.whole.unbind(1)
+            # Whoever asks first may look at values alone; the next one may need their graph.
+            with torch.set_grad_enabled(self._recorded):
+                self._parts = self.whole.unbind(1)
         return self._parts
 
     def delayed(self) -> Series:
@@ -68,7 +71,6 @@ class Mapped(Series):
     def whole(self) -> Tensor:  # type: ignore[override]
         """`(batch, time, channels)`."""
         if self._whole is None:
-            # Whoever asks first may look at values alone; the next one may need their graph.
             with torch.set_grad_enabled(self._recorded):
                 self._whole = functional.linear(self.x, self.weight, self.bias)
         return self._whole

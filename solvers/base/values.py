@@ -29,6 +29,11 @@ def finite(x: Tensor) -> bool:
     return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
+def transformed() -> bool:
+    """Whether a function transform or a forward-mode derivative is being computed around this."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
 def exporting() -> bool:
     """Whether `torch.export` is writing the operations down, as a program for all values: none can be looked at."""
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

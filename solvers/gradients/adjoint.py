@@ -12,10 +12,12 @@ from torch import Tensor
 from solvers.adaptive.shared import Adaptive, integrate_unit, worst_sample
 from solvers.base import solver as solver_module
 from solvers.base.gradient import GRADIENTS, Gradient
-from solvers.base.leaves import Leaves
+from solvers.base.kept import Kept, Versions
+from solvers.base.leaves import Key, Leaves, linked_gradients
 from solvers.base.loop import Loop
 from solvers.base.solver import Solver
 from solvers.base.state import increment, over_state
+from solvers.base.values import transformed
 from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradients import stochastic
 from solvers.methods.impulsive import Impulsive
@@ -32,7 +34,8 @@ class Adjoint(Gradient):
         da/ds = -a df/dx,    dL/dtheta = integral of a df/dtheta ds
 
     by torchdiffeq, restarted from the stored states. The result differs from backprop by the errors of the two solves:
-    use it with small steps or an adaptive solver. It can be differentiated once.
+    use it with small steps or an adaptive solver. Where a gradient of the gradient is asked for (`create_graph=True`),
+    and inside function transforms, it is backprop, in the memory of that.
 
     Under a stochastic solver it is the stochastic adjoint by torchsde, along the same Brownian paths, in as many steps
     as the forward solve took, or to its tolerances; `method`, `seminorm` and `quadrature` are for equations without
@@ -86,10 +89,16 @@ class Adjoint(Gradient):
         flow = loop if jumping is None else jumping.between(loop)
         backward = self.backward_solver(flow.solver)
 
+        if not torch.is_grad_enabled() or transformed():
+            return loop.advance(loop.solver.open(state), 0, len(loop))
+        kept = Kept(flow)
+
         def advance(i: int, x: Tensor) -> Tensor:
-            leaves = Leaves(flow, i, i + 1)
-            spec = (self, backward, leaves)
-            end: Tensor = _Interval.apply(spec, x, *leaves.tensors.values())  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                end = flow.solver.close(kept.interval(flow, i, flow.solver.open(x.detach())))
+            leaves = kept.leaves(i, i + 1)
+            spec = _Spec(self, backward, kept, leaves, Versions.of(leaves))
+            end = _Interval.apply(spec, end, x, *leaves.tensors.values())  # type: ignore[no-untyped-call]
             if jumping is None:
                 return end
             return jumping.landed(loop.field, loop.clock.starts[i], loop.clock.spans[i], x, end, loop.paths[i])
@@ -97,87 +106,129 @@ class Adjoint(Gradient):
         return loop.advance(state, 0, len(loop), advance)
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """What the backward pass of an interval needs to know, besides tensors."""
+
+    gradient: Adjoint
+    backward: Adaptive | Stochastic
+    kept: Kept
+    leaves: Leaves
+    versions: Versions
+
+
 class _Interval(torch.autograd.Function):
-    """Forward: the solver's own steps, unrecorded. Backward: the adjoint equation from s = 1 to 0."""
+    """Forward: what the solver's own steps have led to. Backward: the adjoint equation from s = 1 to 0."""
 
     @staticmethod
-    def forward(ctx: Any, spec: tuple[Adjoint, Adaptive | Stochastic, Leaves], x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, spec: _Spec, end: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
         """The state at the end of the interval."""
-        leaves = spec[2]
-        loop = leaves.loop
-        end = loop.solver.close(loop.interval(leaves.first, loop.solver.open(x)))
+        # Of an empty interval it is the state at the start, and not to be an input.
+        end = end.detach()
         ctx.spec = spec
-        ctx.save_for_backward(end)
+        ctx.save_for_backward(x, end)
         return end
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients with respect to the start state and the tensors."""
-        gradient, backward, leaves = ctx.spec
-        (end,) = ctx.saved_tensors
-        values = leaves.cut()
-        wanted = [value for value in values.values() if value.requires_grad]
-        with torch.enable_grad():
-            loop = leaves.rebuilt(values)
-        try:
-            with leaves.in_place():
-                if isinstance(backward, Stochastic):
-                    grad_x, grads = stochastic.adjoint(backward, loop, end, grad, wanted)
-                else:
-                    solve = _by_quadrature if gradient.quadrature else _along
-                    grad_x, grads = solve(gradient, backward, _slope(loop), wanted, end, grad)
-        except NumericalError as error:
-            time = leaves.loop.clock.time_at(leaves.first, error.sample)
-            raise error.at(step=leaves.first, time=time) from None
-        remaining = iter(grads)
-        return None, grad_x, *(next(remaining) if value.requires_grad else None for value in values.values())
+        spec: _Spec = ctx.spec
+        start, end = ctx.saved_tensors
+        spec.kept.check(spec.versions)
+        with spec.kept.snapshot.counting():
+            if torch.is_grad_enabled():
+                return None, None, *_recorded(spec.leaves, start, grad)
+            return None, None, *_integrated(spec, end, grad)
 
 
-def _slope(loop: Loop) -> Any:
-    """dx/ds on the one interval of a loop, for s in [0, 1]."""
-    field, path, t, dt = loop.field, loop.paths[0], loop.clock.starts[0], loop.clock.spans[0]
-    return lambda s, x: over_state(increment(field, dt)) * check_slope(field, x, field(t + s * dt, x, path(t + s * dt)))
-
-
-def _products(slope: Any, s: Tensor, x: Tensor, a: Tensor, wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The slope at (s, x), and the products of a with its derivatives with respect to x and to what is wanted."""
+def _integrated(spec: _Spec, end: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by the adjoint equation."""
+    gradient, backward, leaves = spec.gradient, spec.backward, spec.leaves
+    values = leaves.cut()
     with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        dx = slope(s, x)
-        inputs = (x, *wanted)
-        # A slope may depend on none of its inputs, and then has no graph.
-        grads = torch.autograd.grad(dx, inputs, a, allow_unused=True) if dx.requires_grad else [None] * len(inputs)
-    pairs = zip(inputs, grads, strict=True)
-    return dx.detach(), [torch.zeros_like(w) if g is None else g for w, g in pairs]
+        slope = _Slope(leaves, values, leaves.rebuilt(values))
+    try:
+        with leaves.reading(values):
+            if isinstance(backward, Stochastic):
+                grad_x, grads = stochastic.adjoint(backward, slope.loop, end, grad, slope.wanted)
+            else:
+                solve = _by_quadrature if gradient.quadrature else _along
+                grad_x, grads = solve(gradient, backward, slope, end, grad)
+    except NumericalError as error:
+        time = leaves.loop.clock.time_at(leaves.first, error.sample)
+        raise error.at(step=leaves.first, time=time) from None
+    remaining = iter(grads)
+    return grad_x, *(next(remaining) if value.requires_grad else None for value in values.values())
+
+
+def _recorded(leaves: Leaves, start: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by backpropagation through the solver's own steps, for a gradient of them."""
+    values, x = leaves.linked(), start.view_as(start)
+    loop = leaves.rebuilt(values)
+    with leaves.reading(values):
+        end = loop.solver.close(loop.interval(0, loop.solver.open(x)))
+    return linked_gradients([end], [x, *values.values()], [grad])
+
+
+@dataclass(frozen=True)
+class _Slope:
+    """dx/ds on one interval, for s in [0, 1], made of these values of its leaves."""
+
+    leaves: Leaves
+    values: dict[Key, Tensor]
+    loop: Loop
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        """The values that have a gradient."""
+        return [value for value in self.values.values() if value.requires_grad]
+
+    def __call__(self, s: Tensor, x: Tensor) -> Tensor:
+        """The slope."""
+        loop = self.loop
+        field, path, t, dt = loop.field, loop.paths[0], loop.clock.starts[0], loop.clock.spans[0]
+        slope = check_slope(field, x, field(t + s * dt, x, path(t + s * dt)))
+        return over_state(increment(field, dt)) * slope
+
+    def products(self, s: Tensor, x: Tensor, a: Tensor, wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The slope at (s, x), and the products of a with its derivatives with respect to x and to what is wanted."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            dx = self(s, x)
+            self.leaves.check(self.values, [x], [dx], lambda: [self(s, x)])
+            inputs = (x, *wanted)
+            # A slope may depend on none of its inputs, and then has no graph.
+            grads = torch.autograd.grad(dx, inputs, a, allow_unused=True) if dx.requires_grad else [None] * len(inputs)
+        pairs = zip(inputs, grads, strict=True)
+        return dx.detach(), [torch.zeros_like(w) if g is None else g for w, g in pairs]
 
 
 def _along(
-    gradient: Adjoint, backward: Adaptive, slope: Any, wanted: list[Tensor], end: Tensor, grad: Tensor
+    gradient: Adjoint, backward: Adaptive, slope: _Slope, end: Tensor, grad: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """State, adjoint and parameter integrals as one system."""
 
     def augmented(s: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        dx, products = _products(slope, s, parts[0], -parts[1], wanted)
+        dx, products = slope.products(s, parts[0], -parts[1], slope.wanted)
         return (dx, *products)
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
         controlled = parts[:2] if gradient.seminorm else parts
         return torch.stack([worst_sample(part) for part in controlled if part.numel()]).max()
 
-    start = (end, grad, *(torch.zeros_like(w) for w in wanted))
+    start = (end, grad, *(torch.zeros_like(w) for w in slope.wanted))
     _, grad_x, *grads = integrate_unit(augmented, start, backward, reverse=True, norm=norm)
     return grad_x, grads
 
 
 def _by_quadrature(
-    gradient: Adjoint, backward: Adaptive, slope: Any, wanted: list[Tensor], end: Tensor, grad: Tensor
+    gradient: Adjoint, backward: Adaptive, slope: _Slope, end: Tensor, grad: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """State and adjoint as one system; the parameter integrals by Gauss-Legendre on its dense output."""
     nodes, weights = np.polynomial.legendre.leggauss(gradient.quadrature)
 
     def augmented(s: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        dx, products = _products(slope, s, parts[0], -parts[1], [])
+        dx, products = slope.products(s, parts[0], -parts[1], [])
         return dx, products[0]
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
@@ -185,9 +236,9 @@ def _by_quadrature(
 
     at = [float(node) / 2 + 0.5 for node in reversed(nodes)]
     path = integrate_unit(augmented, (end, grad), backward, reverse=True, norm=norm, between=at)
-    grads = [torch.zeros_like(w) for w in wanted]
+    grads = [torch.zeros_like(w) for w in slope.wanted]
     for s, weight, x, a in zip(at, reversed(weights), path[0][:-1], path[1][:-1], strict=True):
-        _, products = _products(slope, end.new_tensor(s), x, a, wanted)
+        _, products = slope.products(end.new_tensor(s), x, a, slope.wanted)
         for total, product in zip(grads, products[1:], strict=True):
             total += float(weight) / 2 * product
     return path[1][-1], grads

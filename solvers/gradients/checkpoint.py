@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from solvers.base.gradient import GRADIENTS, Gradient
+from solvers.base.kept import Kept, Versions
 from solvers.base.leaves import Leaves
 from solvers.base.loop import Loop
 from solvers.base.segments import Cut
 from solvers.base.state import parts_of
+from solvers.base.values import transformed
 from solvers.errors import InputError
 
 
@@ -50,20 +53,15 @@ class Checkpoint(Gradient):
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The loop, segment by segment."""
         carried = loop.solver.open(state)
-        if not torch.is_grad_enabled():
+        if not len(loop) or not torch.is_grad_enabled() or transformed():
             return loop.advance(carried, 0, len(loop))
         edges = self.edges(loop, carried)
         if len(edges) == 2:
             return loop.advance(carried, 0, len(loop))
         states: list[Any] = []
-        parameters = Leaves(loop, 0, 0)
-
-        def advance(carried: Any, first: int, last: int) -> list[Any]:
-            with parameters.in_place():
-                return loop.advance(carried, first, last)
-
+        kept = Kept(loop)
         for first, last in itertools.pairwise(edges):
-            states += checkpoint(advance, carried, first, last, use_reentrant=False)
+            states += checkpoint(_Segment(loop, kept, first, last), carried, use_reentrant=False)
             carried = states[-1]
         return states
 
@@ -99,6 +97,30 @@ class Checkpoint(Gradient):
                 f"{least}: raise it, or use gradient 'reversible' with a reversible solver"
             )
         return fitting[0]
+
+
+class _Segment:
+    """Intervals `first` to `last` - 1, to be stepped once, and then again with the field as it was the first time."""
+
+    def __init__(self, loop: Loop, kept: Kept, first: int, last: int) -> None:
+        self.loop: Loop | None = loop
+        self.kept, self.first, self.last = kept, first, last
+
+    def __call__(self, carried: Any) -> list[Any]:
+        """The carried states after each."""
+        # Not held any longer: the field may hold the states, and with them what steps again.
+        loop, self.loop = self.loop, None
+        kept = self.kept
+        if loop is not None:
+            states = loop.advance(carried, self.first, self.last, partial(self._interval, loop))
+            self.versions = Versions.of(kept.leaves(self.first, self.last))
+            return states
+        kept.check(self.versions)
+        with kept.snapshot.counting():
+            return kept.loop.advance(carried, self.first, self.last, kept.again if self.first == 0 else None)
+
+    def _interval(self, loop: Loop, i: int, carried: Any) -> Any:
+        return self.kept.interval(loop, i, carried)
 
 
 def _bytes(tensors: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from solvers.base.gradient import GRADIENTS, Gradient
-from solvers.base.leaves import Key, Leaves
+from solvers.base.hidden import Watch
+from solvers.base.kept import Kept, Versions
+from solvers.base.leaves import Key, Leaves, linked_gradients
 from solvers.base.loop import Loop
 from solvers.base.segments import Cut
 from solvers.base.solver import SOLVERS, Solver
 from solvers.base.state import parts_of
+from solvers.base.values import transformed
 from solvers.errors import InputError, NumericalError, PairingError, listed
 from solvers.protocol import describe
 
@@ -39,7 +43,8 @@ class Reversible(Gradient):
 
     The backward pass rebuilds the states with the solver's `unstep`, a chunk of steps at a time, and differentiates
     each chunk. Rounding makes the rebuilt states drift; a fixed number of stored snapshots measures the drift and
-    starts the rebuilding afresh. It can be differentiated once.
+    starts the rebuilding afresh. Where a gradient of the gradient is asked for (`create_graph=True`), and inside
+    function transforms, it is backprop, in the memory of that.
 
     Attributes:
         snapshots: states stored on the way, evenly spaced.
@@ -127,42 +132,62 @@ class Reversible(Gradient):
     def run(self, loop: Loop, state: Tensor) -> list[Any]:
         """The loop, unrecorded, with its backward pass."""
         carried = loop.solver.open(state)
-        parts = parts_of(carried)
-        leaves = Leaves(loop, 0, len(loop))
-        spec = _Spec(self, loop, leaves, len(parts))
-        flat = _Reversed.apply(spec, *parts, *leaves.tensors.values())  # type: ignore[no-untyped-call]
+        if not len(loop) or not torch.is_grad_enabled() or transformed():
+            return loop.advance(carried, 0, len(loop))
+        kept, parts = Kept(loop), parts_of(carried)
+        start = tuple(part.detach() for part in parts)
+        with torch.no_grad():
+            states, stored = self._stepped(loop, kept, start if isinstance(carried, tuple) else start[0])
+        leaves = kept.leaves(0, len(loop))
+        spec = _Spec(self, kept, leaves, Versions.of(leaves), len(parts), tuple(stored))
+        flat = _Reversed.apply(spec, states, stored, *parts, *leaves.tensors.values())  # type: ignore[no-untyped-call]
         if not isinstance(carried, tuple):
             return list(flat)
         return [tuple(flat[i : i + len(parts)]) for i in range(0, len(flat), len(parts))]
 
+    def _stepped(self, loop: Loop, kept: Kept, start: Any) -> tuple[list[Any], dict[int, Parts]]:
+        """The states after every interval, and those at the snapshots by their step."""
+        stored: dict[int, Parts] = {}
+        wanted = self.marks([first for first, _ in self.chunks(loop)])
+
+        def interval(i: int, carried: Any) -> Any:
+            base = i * loop.substeps
+            marks = sorted(m - base for m in wanted if base <= m < base + loop.substeps)
+            at = 0
+            for mark in (*marks, loop.substeps):
+                carried = kept.steps(loop, i, carried, at, mark)
+                at = mark
+                if mark < loop.substeps:
+                    stored[base + mark] = parts_of(carried)
+            return carried
+
+        return loop.advance(start, 0, len(loop), interval), stored
+
+    def chunks(self, loop: Loop) -> list[tuple[int, int]]:
+        """Ranges of steps that are differentiated at a time."""
+        total = len(loop) * loop.substeps
+        return [(first, min(first + self.chunk, total)) for first in range(0, total, self.chunk)]
+
 
 @dataclass(frozen=True)
 class _Spec:
-    """What the backward pass needs to know, besides tensors."""
+    """What the backward pass needs to know, besides tensors; `marks` are the steps of the snapshots."""
 
     gradient: Reversible
-    loop: Loop
+    kept: Kept
     leaves: Leaves
+    versions: Versions
     width: int
+    marks: tuple[int, ...]
 
     @property
-    def steps(self) -> int:
-        """Steps of the whole loop, substeps counted."""
-        return len(self.loop) * self.loop.substeps
-
-    def chunks(self) -> list[tuple[int, int]]:
-        """Ranges of steps, none of which crosses the end of one interval in its middle unless it must."""
-        size = self.gradient.chunk
-        return [(m, min(m + size, self.steps)) for m in range(0, self.steps, size)]
+    def loop(self) -> Loop:
+        """The loop with the field as it was."""
+        return self.kept.loop
 
     def form(self, parts: Parts) -> Any:
         """Parts as the solver carries them."""
-        return parts if self.carries_tuple else parts[0]
-
-    @property
-    def carries_tuple(self) -> bool:
-        """Whether the solver carries a tuple."""
-        return self.width > 1 or self.loop.solver.split
+        return parts if self.width > 1 or self.loop.solver.split else parts[0]
 
 
 def _walk(loop: Loop, carried: Any, first: int, last: int, offset: int = 0) -> list[tuple[int, Any]]:
@@ -182,54 +207,65 @@ def _walk(loop: Loop, carried: Any, first: int, last: int, offset: int = 0) -> l
 
 
 class _Reversed(torch.autograd.Function):
-    """Forward: the plain loop, unrecorded. Backward: rebuild a chunk, differentiate it, go on to the one before."""
+    """Forward: what the plain loop has led to. Backward: rebuild a chunk, differentiate it, go on to the one before."""
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, spec: _Spec, states: list[Any], stored: dict[int, Parts], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """The parts of the carried state after every interval."""
-        loop, stored = spec.loop, {}
-        wanted = spec.gradient.marks([first for first, _ in spec.chunks()])
-
-        def interval(i: int, carried: Any) -> Any:
-            base = i * loop.substeps
-            marks = sorted(m - base for m in wanted if base <= m < base + loop.substeps)
-            at = 0
-            for mark in (*marks, loop.substeps):
-                carried = loop.steps(i, carried, at, mark)
-                at = mark
-                if mark < loop.substeps:
-                    stored[base + mark] = parts_of(carried)
-            return carried
-
-        states = loop.advance(spec.form(tensors[: spec.width]), 0, len(loop), interval)
-        flat = tuple(part for carried in states for part in parts_of(carried))
-        last = flat[-spec.width :]
-        ctx.spec, ctx.snapshot_keys = spec, list(stored)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*last, *(part for parts in stored.values() for part in parts))
         # A state may come back unchanged (an empty span); autograd wants outputs to be tensors of their own.
-        return tuple(part.clone() if any(part is t for t in tensors) else part for part in flat)
+        flat = tuple(part.detach() for carried in states for part in parts_of(carried))
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        snapshots = (part for parts in stored.values() for part in parts)
+        ctx.save_for_backward(*tensors[: spec.width], *flat[-spec.width :], *snapshots)
+        return flat
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients with respect to the start state and every tensor of the loop."""
         spec: _Spec = ctx.spec
-        loop = spec.loop
         saved, width = ctx.saved_tensors, spec.width
-        snapshots = {key: saved[width * (n + 1) : width * (n + 2)] for n, key in enumerate(ctx.snapshot_keys)}
-        parts: Parts = saved[:width]
-        carry: list[Tensor | None] = [None] * width
-        totals: dict[Key, Tensor] = {}
-        with spec.leaves.in_place():
-            for first, last in reversed(spec.chunks()):
-                rebuilt = _rebuild(spec, parts, first, last)
-                if first in snapshots:
-                    spec.gradient.measure(loop, rebuilt, snapshots[first], first)
-                    rebuilt = snapshots[first]
-                carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
-                parts = rebuilt
-        return None, *carry, *(totals.get(key) for key in spec.leaves.tensors)
+        start, last, *snapshots = (saved[k : k + width] for k in range(0, len(saved), width))
+        spec.kept.check(spec.versions)
+        with spec.kept.snapshot.counting():
+            if torch.is_grad_enabled():
+                return None, None, None, *_recorded(spec, start, grads)
+            return None, None, None, *_backwards(spec, last, dict(zip(spec.marks, snapshots, strict=True)), grads)
+
+
+def _backwards(
+    spec: _Spec, parts: Parts, snapshots: dict[int, Parts], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, a chunk at a time from the last state."""
+    carry: list[Tensor | None] = [None] * spec.width
+    totals: dict[Key, Tensor] = {}
+    watch: Watch | None = Watch() if spec.kept.snapshot.hidden else None
+    for first, last in reversed(spec.gradient.chunks(spec.loop)):
+        with watch or contextlib.nullcontext():
+            rebuilt = _rebuild(spec, parts, first, last)
+        if watch is not None:
+            # What a function now closes over instead would be taken for drift.
+            spec.kept.snapshot.compare(watch, [*spec.leaves.tensors.values(), *parts])
+            watch = None
+        if first in snapshots:
+            spec.gradient.measure(spec.loop, rebuilt, snapshots[first], first)
+            rebuilt = snapshots[first]
+        carry = _differentiate(spec, rebuilt, first, last, carry, grads, totals)
+        parts = rebuilt
+    return *carry, *(totals.get(key) for key in spec.leaves.tensors)
+
+
+def _recorded(spec: _Spec, start: Parts, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients by backpropagation through the plain loop, for a gradient of them."""
+    values, inputs = spec.leaves.linked(), tuple(part.view_as(part) for part in start)
+    loop = spec.leaves.rebuilt(values)
+    with spec.leaves.reading(values):
+        states = loop.advance(spec.form(inputs), 0, len(loop))
+    flat = (part for carried in states for part in parts_of(carried))
+    pairs = [(part, grad) for part, grad in zip(flat, grads, strict=True) if grad is not None and part.requires_grad]
+    return linked_gradients([part for part, _ in pairs], [*inputs, *values.values()], [grad for _, grad in pairs])
 
 
 def _rebuild(spec: _Spec, parts: Parts, first: int, last: int) -> Parts:
@@ -254,12 +290,16 @@ def _differentiate(
     """Backprop through one chunk: adds to `totals`, returns the gradient of its start state."""
     loop, width = spec.loop, spec.width
     begin, end = first // loop.substeps, (last - 1) // loop.substeps + 1
-    leaves = Leaves(loop, begin, end)
+    leaves = spec.kept.leaves(begin, end)
     values = leaves.cut()
     wanted = {key: value for key, value in values.items() if value.requires_grad}
-    with torch.enable_grad():
-        inputs = tuple(part.detach().requires_grad_(True) for part in start)
-        reached = _walk(leaves.rebuilt(values), spec.form(inputs), first, last, begin)
+    inputs = tuple(part.detach().requires_grad_(True) for part in start)
+
+    def walked() -> list[tuple[int, Any]]:
+        with torch.enable_grad(), leaves.reading(values):
+            return _walk(leaves.rebuilt(values), spec.form(inputs), first, last, begin)
+
+    reached = walked()
     outputs: list[Tensor] = []
     output_grads: list[Tensor] = []
     for step, carried in reached:
@@ -272,6 +312,7 @@ def _differentiate(
                     output_grads.append(grad)
     if not outputs:
         return [None] * width
+    leaves.check(values, inputs, outputs, lambda: [part for _, carried in walked() for part in parts_of(carried)])
     gradients = torch.autograd.grad(outputs, (*inputs, *wanted.values()), output_grads, allow_unused=True)
     for key, grad in zip(wanted, gradients[width:], strict=True):
         if grad is not None:

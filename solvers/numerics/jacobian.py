@@ -42,6 +42,11 @@ class StageEquations:
     base: Tensor
     weights: Tensor
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among these values."""
+        return [value for value in (*self.times, *self.inputs, self.h, self.base) if isinstance(value, Tensor)]
+
     def rows(self, stages: Tensor) -> Tensor:
         """A tensor shaped like `base` with one row per sample."""
         return stages.reshape(math.prod(stages.shape[:-3]), math.prod(stages.shape[-3:]))

@@ -5,6 +5,8 @@ The gradient is that of the implicit-function theorem: of the root alone, whatev
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.base.modules import in_place, parameters_of
+from solvers.base.counted import Counted
+from solvers.base.hidden import Watch
+from solvers.base.kept import Snapshot, Versions
 from solvers.base.values import exporting
 from solvers.errors import ConvergenceError, InputError, NonFiniteStateError, PairingError
 from solvers.numerics.jacobian import DenseSystem, KrylovSystem, StageEquations, System
@@ -101,9 +105,10 @@ class Newton:
             return k, system
         # Each recorded correction k - J^-1 G(k), with J fixed at the root and a value of zero, makes one more
         # derivative of k right: the first has that of the implicit-function theorem, -J^-1 dG.
-        inverse = _Inverse(self, equations, k)
+        snapshot, residual = _snapshot(equations, k)
+        inverse = _Inverse(self, equations, k, snapshot)
         for keep in (False, True):
-            residual = equations.residual(k)
+            residual = equations.residual(k) if keep else residual
             if not residual.requires_grad:
                 break
             k = _Corrected.apply(k, residual, inverse, keep)  # type: ignore[no-untyped-call]
@@ -229,33 +234,64 @@ def _size(rows: Tensor) -> Tensor:
     return rows.abs().amax(-1, keepdim=True)
 
 
+def _snapshot(equations: StageEquations, k: Tensor) -> tuple[Snapshot, Tensor]:
+    """The field for the backward pass, kept once a solve; and the residual at k, recorded."""
+    field = equations.field
+    while isinstance(field, Counted) and isinstance(field.field, Counted):
+        field = field.field
+    if isinstance(field, Counted) and field.snapshot is not None:
+        return field.snapshot, equations.residual(k)
+    watch, before = Watch(), Versions.of_buffers(field)
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else watch:
+        residual = equations.residual(k)
+    snapshot = Snapshot(field, watch, [k, *equations.tensors], before)
+    if isinstance(field, Counted):
+        field.snapshot = snapshot
+    return snapshot, residual
+
+
 class _Inverse:
     """The inverse Jacobian at the root, made when a backward pass first asks for it.
 
     Keeping the factors of every step of a long sequence until then would take far more memory than its states.
     """
 
-    def __init__(self, newton: Newton, equations: StageEquations, k: Tensor) -> None:
-        self.newton, self.equations, self.k = newton, equations, k
-        self.parameters = parameters_of(equations.field)
+    def __init__(self, newton: Newton, equations: StageEquations, k: Tensor, snapshot: Snapshot) -> None:
+        self.newton, self.k, self.snapshot = newton, k, snapshot
+        self.equations = dataclasses.replace(equations, field=snapshot.field)
+        self.versions = Versions([("an input", tensor) for tensor in equations.tensors])
         self.system: System | None = None
 
     def solve(self, rhs: Tensor, transposed: bool) -> Tensor:
-        """J^-1 rhs, or with the transposed Jacobian."""
+        """J^-1 rhs, or with the transposed Jacobian.
+
+        Raises:
+            ConvergenceError: GMRES could not.
+            ChangedTensorError, PairingError: the Jacobian would be that of another field.
+        """
         if not rhs.numel():
             return rhs
-        if self.system is None:
-            with in_place(self.equations.field, self.parameters):
-                precision = torch.finfo(rhs.dtype).eps ** GRADIENT_POWER
-                self.system = self.newton.system(self.equations, self.k, precision)
-        with in_place(self.equations.field, self.parameters):
-            solved = self.system.solve(rhs, transposed)
+        self.snapshot.check()
+        self.versions.check(self.snapshot.field)
+        with self.snapshot.counting():
+            solved = self._solved(rhs, transposed)
         failed = rhs.isfinite().all(-1) & ~solved.isfinite().all(-1)
         if bool(failed.any()):
             raise ConvergenceError(
                 f"the linear system for the gradient of solver {self.newton.name!r} could not be solved",
                 samples=_indices(failed),
             )
+        return solved
+
+    def _solved(self, rhs: Tensor, transposed: bool) -> Tensor:
+        watch = Watch()
+        # A function may close over other tensors by now; that a module does not is not worth watching every solve.
+        with watch if self.snapshot.hidden else contextlib.nullcontext():
+            if self.system is None:
+                precision = torch.finfo(rhs.dtype).eps ** GRADIENT_POWER
+                self.system = self.newton.system(self.equations, self.k, precision)
+            solved = self.system.solve(rhs, transposed)
+        self.snapshot.compare(watch, [rhs, self.k, *self.equations.tensors])
         return solved
 
     def release(self) -> None:

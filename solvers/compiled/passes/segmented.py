@@ -34,9 +34,9 @@ def run_segmented(
     call: Call, state: Tensor, cut: Cut, kept: Sequence[int], undo: Undo | None = None
 ) -> tuple[Tensor, ...]:
     """The components in `kept` after every interval, and the last state, with memory for one segment at a time."""
-    apply, others = (Segmented.apply, []) if undo is None else (Rebuilt.apply, undo.call.tensors)
+    others = [] if undo is None else undo.call.tensors
     start = state.to(call.kernel.dtype)
-    results: tuple[Tensor, ...] = apply(call, cut, kept, undo, start, *call.tensors, *others)  # type: ignore[no-untyped-call]
+    results: tuple[Tensor, ...] = Segmented.apply(call, cut, kept, undo, start, *call.tensors, *others)  # type: ignore[no-untyped-call]
     return tuple(t.to(state.dtype) for t in results)
 
 
@@ -79,17 +79,9 @@ class Segmented(torch.autograd.Function):
             return _gradients(ctx, grads)
         # A gradient of the gradient is wanted: the plain path gives both.
         state, *tensors, _ = ctx.saved_tensors
-        return (None, None, None, None, *ctx.call.plainly(state, tensors, _given(ctx, state, grads)))
-
-
-class Rebuilt(Segmented):
-    """The same with an undo, for a gradient that can be differentiated once."""
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradients of state, items, scalars and uniform tensors."""
-        return _gradients(ctx, grads)
+        own, others = tensors[: len(ctx.call.tensors)], tensors[len(ctx.call.tensors) :]
+        found = ctx.call.plainly(state, own, _given(ctx, state, grads))
+        return (None, None, None, None, *found, *(None for _ in others))
 
 
 def _given(ctx: Any, state: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
