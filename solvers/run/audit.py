@@ -115,7 +115,7 @@ class _Task:
     timespans: Tensor | None
 
     def gradients_of(self, field: Any, x: Tensor, gradient: Gradient) -> list[Tensor]:
-        """The gradients of every parameter and of the input."""
+        """The gradients of every parameter that has one, and of the input."""
         x = x.detach().requires_grad_(True)
         spans = self.timespans
         clock = Clock.uniform(x.shape[1], self.dt) if spans is None else Clock.of_spans(spans.to(x.dtype) * self.dt)
@@ -127,7 +127,7 @@ class _Task:
             torch.manual_seed(0)
             trajectory = solve(field, self.solver, gradient, self.control, clock, samples, state, self.substeps)
         loss = trajectory.positions().square().mean() + trajectory.end().square().mean()
-        inputs = (*field.parameters(), x)
+        inputs = (*(p for p in field.parameters() if p.requires_grad), x)
         gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
         return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, gradients, strict=True)]
 

@@ -190,6 +190,18 @@ def test_audit_says_what_each_gradient_costs(capsys):
     assert "reversible" in str(refused)
 
 
+def test_audit_of_a_field_with_a_frozen_parameter():
+    torch.manual_seed(0)
+    field = neuralosc.DenseHamiltonian(1, 4)
+    next(field.parameters()).requires_grad_(False)
+    for row in audit(field, torch.randn(2, 10, 1), solver="stormer_verlet", dt=0.1, show=False).rows:
+        assert row.error is not None, row.note
+        assert row.error < 1e-3
+    for parameter in field.parameters():
+        parameter.requires_grad_(False)
+    assert audit(field, torch.randn(2, 10, 1), solver="rk4", gradients=["backprop"], show=False).rows[0].error < 1e-5
+
+
 @pytest.mark.parametrize("solver", ["implicit_midpoint", "sdirk2", "native_kencarp4"])
 def test_checkpointing_an_implicit_method_costs_no_more_in_the_forward_pass(solver):
     """The Jacobians of its stages are differentiated on the way, which must not set off any recomputation."""
