@@ -6,9 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from solvers.errors import InputError
 from solvers.protocol import Time, describe
+
+_interpreters: Any = torch._C._functorch.peek_interpreter_stack
 
 
 class Tally:
@@ -46,6 +50,7 @@ class Counted:
         self.watch: AbstractContextManager[Any] | None = None
         #: What implicit methods keep of the field for their backward pass, once for all steps.
         self.snapshot: Any = None
+        self._foreign: bool | None = None
         self.__name__ = describe(field)
         # Asked for at every step, which is slow for an attribute that is not there.
         self.time_scale = getattr(field, "time_scale", None)
@@ -56,27 +61,55 @@ class Counted:
         if self.watch is not None:
             watch, self.watch = self.watch, None
             with watch:
-                watched: Tensor = self.field(t, state, u)
+                watched: Tensor = self._guarded(self.field, t, state, u)
             return watched
-        slope: Tensor = self.field(t, state, u)
+        slope: Tensor = self._guarded(self.field, t, state, u)
         return slope
 
     def force(self, t: Time, q: Tensor, p: Tensor, u: Any) -> Tensor:
         """The force, counted."""
         self.evaluations += 1
-        force: Tensor = self.field.force(t, q, p, u)
+        force: Tensor = self._guarded(self.field.force, t, q, p, u)
         return force
 
     def nonlinear(self, t: Time, state: Tensor, u: Any, terms: frozenset[str] | None = None) -> Tensor:
         """The part outside the linear operator, counted."""
         self.evaluations += 1
-        slope: Tensor = self.field.nonlinear(t, state, u, terms)
+        slope: Tensor = self._guarded(self.field.nonlinear, t, state, u, terms)
         return slope
 
     def frozen(self, t: Time, state: Tensor, u: Any) -> Any:
         """The linear operator and the rest at a state, counted."""
         self.evaluations += 1
-        return self.field.frozen(t, state, u)
+        return self._guarded(self.field.frozen, t, state, u)
+
+    def _guarded(self, evaluate: Any, *arguments: Any) -> Any:
+        """What an evaluation returns, copied where it lies in memory that the next evaluation may write over.
+
+        Raises:
+            InputError: it wrote over its arguments.
+        """
+        if torch.compiler.is_compiling() or _interpreters() is not None:
+            return evaluate(*arguments)
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        try:
+            before = [tensor._version for tensor in tensors]
+        except RuntimeError:
+            # Tensors of inference mode do not count their changes.
+            return evaluate(*arguments)
+        result = evaluate(*arguments)
+        if before != [tensor._version for tensor in tensors]:
+            raise InputError(
+                f"{describe(self.field)} changed the state, the input or the time in place, which the solver still "
+                "needs: compute new tensors, such as x * 2 in place of x.mul_(2)"
+            )
+        return result.clone() if isinstance(result, Tensor) and self._is_buffer(result) else result
+
+    def _is_buffer(self, result: Tensor) -> bool:
+        """Whether a result has been written into since it was made, or lies in memory of numpy as the first one did."""
+        if self._foreign is None:
+            self._foreign = result.layout is torch.strided and not result.untyped_storage().resizable()
+        return self._foreign or result._version > 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.field, name)

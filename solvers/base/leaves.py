@@ -84,7 +84,8 @@ class Leaves:
                 _, i, name = key
                 paths[i][str(name)] = value  # type: ignore[index]
         replaced = [with_path_tensors(path, paths[i]) for i, path in self._numbered(stretch.paths)]
-        return type(self.loop)(field, self.loop.solver, replaced, Clock(tuple(starts), tuple(spans)), stretch.substeps)
+        clock = Clock(tuple(starts), tuple(spans))
+        return type(self.loop)(Counted(field), self.loop.solver, replaced, clock, stretch.substeps)
 
     def reading(self, values: dict[Key, Tensor]) -> AbstractContextManager[Any]:
         """Where the hidden tensors are read, their values are read in here."""

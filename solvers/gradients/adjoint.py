@@ -95,10 +95,10 @@ class Adjoint(Gradient):
 
         def advance(i: int, x: Tensor) -> Tensor:
             with torch.no_grad():
-                end = flow.solver.close(kept.interval(flow, i, flow.solver.open(x.detach())))
+                reached = flow.solver.close(kept.interval(flow, i, flow.solver.open(x.detach())))
             leaves = kept.leaves(i, i + 1)
             spec = _Spec(self, backward, kept, leaves, Versions.of(leaves))
-            end = _Interval.apply(spec, end, x, *leaves.tensors.values())  # type: ignore[no-untyped-call]
+            end: Tensor = _Interval.apply(spec, reached, x, *leaves.tensors.values())  # type: ignore[no-untyped-call]
             if jumping is None:
                 return end
             return jumping.landed(loop.field, loop.clock.starts[i], loop.clock.spans[i], x, end, loop.paths[i])

@@ -157,7 +157,7 @@ def _native(
     driver = Driver(solver, batch, watch, outputs, throw)
     segments = Segments.of(times[..., [0, -1]], path)
     bounds = segments.bounds.expand(batch, -1)
-    bound, x = bind(field), state
+    bound, x = Counted(bind(field)), state
     for j in range(segments.count):
         start, span = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
         still = span == 0
