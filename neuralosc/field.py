@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers.base.modules import has_hooks
 from solvers.base.series import Mapped, Series
+from solvers.base.sharing import refresh, view
 from solvers.errors import InputError
 from solvers.numerics.linear import LinearOperator, linear_part
 from solvers.protocol import Time
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class VectorField(nn.Module):
@@ -38,11 +41,12 @@ class VectorField(nn.Module):
         components: 1 for a first-order field, 2 for an oscillator (position, velocity).
     """
 
+    #: What a bound field has of its own, all else being the field's: its constants, and the operators it made.
+    __slots__ = ("_bound", "_operators")
+
     components: int = 1
     input_size: int
     hidden_size: int
-    #: The operators that a bound field made, by their terms; a free field makes them anew (`solvers.linear_part`).
-    operators: dict[Any, LinearOperator] | None = None
 
     def __init__(
         self, input_size: int | None = None, hidden_size: int | None = None, components: int | None = None
@@ -89,15 +93,33 @@ class VectorField(nn.Module):
     @property
     def constants(self) -> dict[str, Any]:
         """The values of `prepare`: stored ones in a bound field, computed anew in a free one."""
-        bound: dict[str, Any] | None = self.__dict__.get("_bound")
+        bound: dict[str, Any] | None = getattr(self, "_bound", None)
         return self.prepare() if bound is None else bound
 
-    def bind(self, constants: dict[str, Any] | None = None) -> VectorField:
-        """This field, same parameters, with its `constants` computed once (or given)."""
-        bound = copy.copy(self)
-        bound.__dict__["_bound"] = self.prepare() if constants is None else constants
-        bound.__dict__["operators"] = {}
+    @property
+    def operators(self) -> dict[Any, LinearOperator] | None:
+        """The operators that a bound field made, by their terms; a free field makes them anew (`linear_part`)."""
+        return getattr(self, "_operators", None)
+
+    def bind(self, constants: dict[str, Any] | None = None) -> Self:
+        """This field, with its `constants` computed once (or given).
+
+        It is the same field in all else: what it writes on itself in a step (a count of its evaluations, say) is
+        written on the field. With constants given it stands in for the field, whose attributes it leaves as they are.
+        """
+        refresh(self)
+        return self._bound_with(self.prepare() if constants is None else constants, apart=constants is not None)
+
+    def _bound_with(self, constants: dict[str, Any], apart: bool) -> Self:
+        """A view of this field that is bound; see `bind` and `view`."""
+        bound = view(self, apart)
+        object.__setattr__(bound, "_bound", constants)
+        object.__setattr__(bound, "_operators", {})
         return bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which are free fields."""
+        return self.__dict__.copy()
 
 
 class LinearDrive(VectorField):

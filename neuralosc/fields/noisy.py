@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +12,12 @@ from neuralosc.fields.parameters import Coefficient, Value
 from solvers.errors import InputError
 from solvers.numerics.linear import LinearOperator
 from solvers.protocol import Time
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: What a bound field has of its own, which it must not take from the field inside.
+_SLOTS = ("_bound", "_operators", "_inner")
 
 
 class Noisy(VectorField):
@@ -48,6 +53,8 @@ class Noisy(VectorField):
     sigma_1 I + sigma_2 diag(f).
     """
 
+    __slots__ = ("_inner",)
+
     def __init__(
         self,
         field: VectorField,
@@ -69,7 +76,7 @@ class Noisy(VectorField):
         known = isinstance(component, int) and not isinstance(component, bool) and 0 <= component < field.components
         if component is not None and not known:
             raise InputError(f"component is {component!r}, expected None or an integer below {field.components}")
-        self.field = field
+        self.add_module("field", field)
         self.multiplies, self.component = multiplies, component
         self.independent, self.training_only = independent, training_only
         self.additive = Coefficient("additive", additive, field.hidden_size, learned)
@@ -81,7 +88,7 @@ class Noisy(VectorField):
             return super().__getattr__(name)
         except AttributeError:
             modules = self.__dict__.get("_modules", {})
-            if "field" not in modules or name.startswith("__"):
+            if "field" not in modules or name.startswith("__") or name in _SLOTS:
                 raise
             return getattr(modules["field"], name)
 
@@ -122,17 +129,22 @@ class Noisy(VectorField):
         noise = {"noise.additive": self.additive(), "noise.multiplicative": self.multiplicative()}
         return {**self.field.constants, **noise}
 
-    def bind(self, constants: dict[str, Any] | None = None) -> Noisy:
-        """See `VectorField.bind`; the field inside is bound along."""
-        constants = self.prepare() if constants is None else constants
-        bound = copy.copy(self)
-        bound.__dict__["_bound"] = constants
-        inner = self.field.bind({name: value for name, value in constants.items() if not name.startswith("noise.")})
-        bound.__dict__["_modules"] = {**self._modules, "field": inner}
+    @property
+    def field(self) -> VectorField:
+        """The drift; of a bound field, bound along."""
+        inner: Any = getattr(self, "_inner", None)
+        field: VectorField = self._modules["field"] if inner is None else inner  # type: ignore[assignment]
+        return field
+
+    def _bound_with(self, constants: dict[str, Any], apart: bool) -> Self:
+        """The field inside is bound along."""
+        bound = super()._bound_with(constants, apart)
+        inner = {name: value for name, value in constants.items() if not name.startswith("noise.")}
+        object.__setattr__(bound, "_inner", self.field._bound_with(inner, apart=False))
         return bound
 
     @property
-    def operators(self) -> dict[Any, LinearOperator] | None:  # type: ignore[override]
+    def operators(self) -> dict[Any, LinearOperator] | None:
         """Those of the field."""
         return self.field.operators
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import Solution
 from neuralosc.layers.stream import Stream
+from solvers.base.sharing import refresh, twin
 
 
 class LinOSS(RecurrentLayer):
@@ -121,6 +121,7 @@ class LinOSS(RecurrentLayer):
         self, x: Tensor, state: Tensor | Stream | None = None, timespan: Tensor | float | None = None
     ) -> tuple[Tensor, Tensor | Stream]:
         """One sample at a time, `(batch, features)`; see `ContinuousRNN.step`."""
+        refresh(self)
         q, after = self.rnn.step(x, state, timespan)
         return self.readout(q, after.seen if isinstance(after, Stream) else x), after
 
@@ -137,7 +138,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def replaced(module: M, **children: nn.Module) -> M:
-    """A copy that shares everything but these children."""
-    copied = copy.copy(module)
-    copied._modules = {**module._modules, **children}
+    """A network of its own over the same tensors, but for these children."""
+    copied = twin(module)
+    copied._modules.update(children)
     return copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.solution import Solution
 from neuralosc.layers.stack import Stack
 from neuralosc.layers.stream import Stream
+from solvers.base.sharing import twin
 
 
 class ContinuousRNN(Stack):
@@ -73,11 +73,13 @@ class ContinuousRNN(Stack):
     ) -> ContinuousRNN:
         """The same weights (shared, not copied) under another solver; what is not given stays (max_dt: inf for none).
 
+        Parameters and buffers are held in common, so that training one network trains the other; its mode (`train`,
+        `eval`), hooks and attributes are its own, as they are now.
+
         Raises:
             PairingError: the solver cannot work with the field.
         """
-        swapped = copy.copy(self)
-        swapped._modules = dict(self._modules)
+        swapped = twin(self)
         swapped._choose(
             solver,
             self.dts if dt is None else dt,

@@ -13,6 +13,7 @@ from torch.nn import functional
 import solvers
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.recurrent import gathered
+from solvers.base.sharing import refresh
 
 if TYPE_CHECKING:
     from neuralosc.layers.stack import Stack
@@ -136,6 +137,7 @@ def run(
     positions_only: bool,
 ) -> Solution:
     """One pass; with `positions_only` the solution may know no states but the last."""
+    refresh(rnn)
     x, spans, valid = rnn.checked(x, timespans, lengths)
     ways = directions(spans, valid, rnn.directions)
     starts = rnn.initial(state, x)

@@ -12,6 +12,7 @@ from neuralosc.layers import inputs
 from neuralosc.layers.recurrent import gathered
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
+from solvers.base.sharing import refresh
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
@@ -58,6 +59,7 @@ def step(
         )
     if rnn.training and rnn.dropout:
         raise InputError("step with dropout would draw a new mask for each sample: call rnn.eval() first")
+    refresh(rnn)
     before = state if isinstance(state, Stream) else None
     sample = _sample(rnn, x, before)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)

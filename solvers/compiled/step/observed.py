@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solvers.compiled.step.refused import Refused
-from solvers.compiled.step.survey import KEPT
 
 #: What gives the values of a tensor to Python, where a recording does not see what becomes of them.
 _READING = {
@@ -58,23 +57,6 @@ def observed() -> Iterator[dict[int, Tensor]]:
     """
     with _Values() as values, _Undrawn():
         yield values.read
-
-
-def attributes(field: Any) -> list[dict[str, Any]]:
-    """The attributes of a field and of its modules."""
-    return [dict(vars(m)) for m in field.modules()] if isinstance(field, nn.Module) else []
-
-
-def unaltered(field: Any, before: list[dict[str, Any]]) -> None:
-    """Whether these are the attributes that it had before.
-
-    Raises:
-        Refused: a step has set one: it keeps something from one evaluation to the next, or counts them.
-    """
-    for kept, own in zip(before, attributes(field), strict=True):
-        for name in {**kept, **own}:
-            if name not in KEPT and kept.get(name) is not own.get(name):
-                raise Refused(f"a step sets the attribute {name!r} of the field, which only plain steps do each time")
 
 
 def undrawn() -> TorchDispatchMode:

@@ -24,10 +24,11 @@ from solvers.compiled.step.columns import Item
 from solvers.compiled.step.ir import Graph, Matrix, Node, Tile
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.lower import Lowering
-from solvers.compiled.step.observed import attributes, observed, unaltered
+from solvers.compiled.step.observed import observed
 from solvers.compiled.step.ops import FORMULAS
 from solvers.compiled.step.reductions import REDUCTIONS
 from solvers.compiled.step.refused import Refused
+from solvers.compiled.step.writes import unwritten
 
 
 @dataclass
@@ -91,11 +92,9 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
         once = leaves.rebuilt({**constants, **named})
         counted = Counted(once.field)
         start, span = once.clock.starts[0], once.clock.spans[0]
-        before = attributes(once.field)
-        with observed() as seen:
+        with unwritten(once.field), observed() as seen:
             carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
         read.update(seen)
-        unaltered(once.field, before)
         # Recording may run this more than once; the last time counts.
         counts.append(counted.evaluations)
         return layout.packed(carried)

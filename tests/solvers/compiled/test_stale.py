@@ -105,7 +105,7 @@ def test_a_step_that_counts_or_draws_is_left_to_the_plain_path(uncompiled):
 
     calls = []
     assert "changes what it reads" in reason(lambda f: calls.append(1) or 1.0)
-    assert "sets the attribute 'count'" in reason(lambda f: setattr(f, "count", getattr(f, "count", 0) + 1) or 1.0)
+    assert "a step sets 'count'" in reason(lambda f: setattr(f, "count", getattr(f, "count", 0) + 1) or 1.0)
     assert "draws random numbers" in reason(lambda f: torch.rand(()))
     assert "eval" in reason(lambda f: eval("1.0"))
     assert reason(lambda f: random.random())
