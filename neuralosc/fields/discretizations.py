@@ -45,10 +45,6 @@ PROJECTIONS = {
 #: What A and G are drawn from.
 INITIALIZATIONS = {"uniform": "A and G themselves", "ring": "the eigenvalues of a step, with damping"}
 
-#: Upper ends of a region are approached to this fraction: on them the eigenvalues meet on the unit circle, where the
-#: step is not diagonalizable and states grow, and the slope of the boundary may be infinite.
-MARGIN = 0.01
-
 Pair = tuple[Tensor, Tensor]
 
 
@@ -65,76 +61,90 @@ def solver(discretization: str, damped: bool) -> str | dict[str, Any]:
     return known[discretization]
 
 
-def projected(projection: str, discretization: str, A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def projected(projection: str, discretization: str, A: Tensor, G: Tensor, h: Tensor, margin: float = 0.0) -> Pair:
     """A and G from raw parameters of any value, by the projection of a name; h is the step of each channel.
 
     "relu" keeps both from being negative. "stable" takes the nearest values whose step has its eigenvalues in the unit
     disc, "oscillatory" those whose eigenvalues are besides complex (or meet, at the lower end of A); G first, then A.
+
+    The region is closed, as published. At its upper ends eigenvalues meet, at times on the unit circle, where states
+    may grow like the time; a `margin` keeps that fraction of each upper end away from it.
     """
     if projection == "relu":
         return torch.relu(A), torch.relu(G)
     regions = OSCILLATORY if projection == "oscillatory" else STABLE
-    return regions[discretization](A, G, h)
+    return regions[discretization](A, G, h, 1 - margin)
 
 
-def _between(x: Tensor, low: Tensor | float, high: Tensor | None = None) -> Tensor:
+def _between(x: Tensor, low: Tensor | float, high: Tensor | float | None = None) -> Tensor:
     """The nearest value to x between bounds."""
-    low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
-    return torch.clamp(x, low, None if high is None else (1 - MARGIN) * high)
+    like = {"dtype": x.dtype, "device": x.device}
+    return torch.clamp(
+        x,
+        torch.as_tensor(low, **like),
+        None if high is None else torch.as_tensor(high, **like),  # type: ignore[arg-type]
+    )
 
 
-def _oscillatory_im(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _root(x: Tensor) -> Tensor:
+    """The square root; at zero, where its slope is infinite, a constant."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)
+
+
+def _oscillatory_im(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     return _between(A, torch.maximum(-G / h, G * G / 4)), G
 
 
-def _oscillatory_imex(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _oscillatory_imex(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     # (2 + h G -+ 2 sqrt(1 + h G)) / h^2 without cancellation.
     G = torch.relu(G)
     root = torch.sqrt(1 + h * G)
-    return _between(A, (G / (1 + root)) ** 2, ((1 + root) / h) ** 2), G
+    return _between(A, (G / (1 + root)) ** 2, end * ((1 + root) / h) ** 2), G
 
 
-def _oscillatory_imex2(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _oscillatory_imex2(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     # (2 - h G -+ 2 sqrt(1 - h G)) / h^2 without cancellation.
-    G = _between(G, 0.0, 1 / h)
-    root = torch.sqrt(1 - h * G)
-    return _between(A, (G / (1 + root)) ** 2, ((1 + root) / h) ** 2), G
+    damping = _between(h * G, 0.0, end)
+    root, G = _root(1 - damping), damping / h
+    return _between(A, (G / (1 + root)) ** 2, end * ((1 + root) / h) ** 2), G
 
 
-def _oscillatory_imex3(A: Tensor, G: Tensor, h: Tensor) -> Pair:
-    G = _between(G, 0.0, 1 / h)
-    return _between(A, G * G / (4 * (1 - h * G))), G
+def _oscillatory_imex3(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
+    # At h G = 1 itself A would be infinite.
+    damping = _between(h * G, 0.0, min(end, 1 - 4 * torch.finfo(G.dtype).eps))
+    G = damping / h
+    return _between(A, G * G / (4 * (1 - damping))), G
 
 
-def _oscillatory_ex(A: Tensor, G: Tensor, h: Tensor) -> Pair:
-    G = _between(G, 0.0, 4 / h)
-    return _between(A, G * G / 4, G / h), G
+def _oscillatory_ex(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
+    G = _between(G, 0.0, end * 4 / h)
+    return _between(A, G * G / 4, end * G / h), G
 
 
-def _stable_im(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _stable_im(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     return _between(A, torch.maximum(-G / h, -(4 + 2 * h * G) / h**2).clamp_min(0)), G
 
 
-def _stable_imex(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _stable_imex(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     G = torch.relu(G)
-    return _between(A, 0.0, (4 + 2 * h * G) / h**2), G
+    return _between(A, 0.0, end * (4 + 2 * h * G) / h**2), G
 
 
-def _stable_imex2(A: Tensor, G: Tensor, h: Tensor) -> Pair:
-    G = _between(G, 0.0, 2 / h)
-    return _between(A, 0.0, (4 - 2 * h * G) / h**2), G
+def _stable_imex2(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
+    G = _between(G, 0.0, end * 2 / h)
+    return _between(A, 0.0, end * (4 - 2 * h * G) / h**2), G
 
 
-def _stable_imex3(A: Tensor, G: Tensor, h: Tensor) -> Pair:
+def _stable_imex3(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
     return _between(A, torch.maximum(-G / h, (2 * h * G - 4) / h**2).clamp_min(0)), G
 
 
-def _stable_ex(A: Tensor, G: Tensor, h: Tensor) -> Pair:
-    G = _between(G, 0.0, 4 / h)
-    return _between(A, ((2 * h * G - 4) / h**2).clamp_min(0), G / h), G
+def _stable_ex(A: Tensor, G: Tensor, h: Tensor, end: float) -> Pair:
+    G = _between(G, 0.0, end * 4 / h)
+    return _between(A, ((2 * h * G - 4) / h**2).clamp_min(0), end * G / h), G
 
 
-Region = Callable[[Tensor, Tensor, Tensor], Pair]
+Region = Callable[[Tensor, Tensor, Tensor, float], Pair]
 OSCILLATORY: dict[str, Region] = {
     "IM": _oscillatory_im,
     "IMEX": _oscillatory_imex,

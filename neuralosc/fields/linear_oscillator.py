@@ -42,6 +42,8 @@ class LinearOscillator(Partitioned, Semilinear):
             in which a step of `discretization` is stable, or stable and oscillating.
         discretization: "IM" or "IMEX", with damping also "IMEX2", "IMEX3" and "EX".
         initialization: "uniform", or "ring": with damping, from the eigenvalues of a step of `discretization`.
+        projection_margin: fraction of the upper ends of that region that is left out, at least 0 and below 1; 0 is as
+            published.
 
     Initialised as published: A_raw, G_raw and steps ~ U(0, 1); by "ring" A_raw and G_raw such that the eigenvalues
     r exp(+-i theta) of a step have r^2 ~ U(0.81, 1), theta ~ U(0, pi / 4). B ~ U(-1/sqrt(k), 1/sqrt(k)), k the features
@@ -67,6 +69,7 @@ class LinearOscillator(Partitioned, Semilinear):
         projection: str = "relu",
         discretization: str = "IMEX",
         initialization: str = "uniform",
+        projection_margin: float = 0.0,
     ) -> None:
         super().__init__(input_size, hidden_size)
         discretizations.solver(discretization, damped)
@@ -78,6 +81,7 @@ class LinearOscillator(Partitioned, Semilinear):
             raise InputError(f"hidden_size is {hidden_size}, expected an even number for real and imaginary parts")
         self.heads = divisor("heads", heads, {"oscillators": count, "input_size": input_size})
         self.projection, self.discretization, self.initialization = projection, discretization, initialization
+        self.projection_margin = arguments.probability("projection_margin", projection_margin)
         self.A, self.steps = nn.Parameter(torch.empty(count)), nn.Parameter(torch.empty(count))
         self.G = nn.Parameter(torch.empty(count)) if damped else None
         self.B = nn.Parameter(torch.empty(hidden_size, input_size // heads))
@@ -115,7 +119,9 @@ class LinearOscillator(Partitioned, Semilinear):
         """A, G and s for every channel."""
         scale = torch.sigmoid(self.steps)
         damping = torch.zeros_like(self.A) if self.G is None else self.G
-        A, G = discretizations.projected(self.projection, self.discretization, self.A, damping, scale)
+        A, G = discretizations.projected(
+            self.projection, self.discretization, self.A, damping, scale, self.projection_margin
+        )
         values = {"A": A, "G": None if self.G is None else G, "time_scale": scale}
         return {name: v.repeat(2) if self.paired and v is not None else v for name, v in values.items()}
 

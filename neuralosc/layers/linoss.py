@@ -37,7 +37,7 @@ class LinOSS(RecurrentLayer):
         features: of input and output.
         state_size: complex oscillators, of all heads together.
         discretization: "IM", "IMEX", with damping also "IMEX2", "IMEX3" and "EX"; decides the solver if none is given.
-        damped, heads, projection, initialization: see `LinearOscillator`.
+        damped, heads, projection, initialization, projection_margin: see `LinearOscillator`.
         solver: any that works with the field; the one of the discretization when None.
         dt: time between two samples whose timespan is 1.
         choices: `substeps`, `gradient`, `control`, `missing` and `max_dt` of the `ContinuousRNN`.
@@ -59,11 +59,14 @@ class LinOSS(RecurrentLayer):
         heads: int = 1,
         solver: str | dict[str, Any] | solvers.Solver | None = None,
         dt: float = 1.0,
+        projection_margin: float = 0.0,
         **choices: Any,
     ) -> None:
         super().__init__(features, features, 2, 1, False, 0.0, choices.get("missing", "error"))
         size, steps = arguments.count("state_size", state_size), discretizations.solver(discretization, damped)
-        field = LinearOscillator(features, 2 * size, damped, True, heads, projection, discretization, initialization)
+        field = LinearOscillator(
+            features, 2 * size, damped, True, heads, projection, discretization, initialization, projection_margin
+        )
         self.rnn = ContinuousRNN(field, steps if solver is None else solver, dt, **choices)
         self.C = nn.Parameter(torch.empty(features, 2 * size // heads))
         self.D = nn.Parameter(torch.empty(features))

@@ -45,6 +45,7 @@ def linoss(
     gradient: str | solvers.Gradient = "backprop",
     control: str | solvers.Control = "hold",
     max_dt: float | None = None,
+    projection_margin: float = 0.0,
 ) -> LinOSSNetwork:
     """The published stack of LinOSS blocks. See `LinOSSNetwork` and `LinOSS`.
 
@@ -59,10 +60,11 @@ def linoss(
         heads: independent layers side by side, each over its part of the features.
         num_layers: blocks.
         dropout: probability of dropping an entry, in both places of a block.
+        projection_margin: fraction of the upper ends of the bounds that is left out; 0 is as published.
     """
     hyperparameters: dict[str, Any] = {
         "state_size": state_size, "discretization": discretization, "damped": damped, "projection": projection,
-        "initialization": initialization, "heads": heads,
+        "initialization": initialization, "heads": heads, "projection_margin": projection_margin,
     }  # fmt: skip
     shape: dict[str, Any] = {"num_layers": num_layers, "dropout": dropout, "missing": missing}
     choices: dict[str, Any] = {"substeps": substeps, "gradient": gradient, "control": control, "max_dt": max_dt}
@@ -75,7 +77,8 @@ def linoss(
 @published("linoss")
 def _linoss(keys: Keys, discretization: str = "IMEX", projection: str = "relu", **settings: Any) -> tuple[LinOSS, None]:
     damped = "G_diag" in keys.left
-    values = {name: keys.take(name) for name in ("A_diag", "steps", "B", "C", "D", *(("G_diag",) if damped else ()))}
+    names = ("A_diag", "steps", "B", "C", "D", *(name for name in ("G_diag", "gamma_log") if name in keys.left))
+    values = {name: keys.take(name) for name in names}
     keys.finish()
     if values["A_diag"].dim() == 1:
         values = {name: value.unsqueeze(0) for name, value in values.items()}
@@ -89,6 +92,9 @@ def _linoss(keys: Keys, discretization: str = "IMEX", projection: str = "relu", 
     layer = LinOSS(
         heads * outputs, heads * states, discretization, damped, projection, heads=heads, **settings
     ).to(B.dtype)  # fmt: skip
+    if "gamma_log" in values:
+        # A normalization of the input that some layers train: a factor of the rows of B.
+        B = B * _factor(values["gamma_log"], values["A_diag"]).to(B.dtype)
     # Real parts of all heads, then imaginary parts; in C both of each head.
     fill(layer.rnn.field, {"B": B.movedim(-1, 0).flatten(0, 2), "A": values["A_diag"].flatten()}, "linoss")
     fill(layer.rnn.field, {"steps": values["steps"].flatten()}, "linoss")
@@ -96,6 +102,16 @@ def _linoss(keys: Keys, discretization: str = "IMEX", projection: str = "relu", 
         fill(layer.rnn.field, {"G": values["G_diag"].flatten()}, "linoss")
     fill(layer, {"C": C.movedim(-1, 2).flatten(2).flatten(0, 1), "D": values["D"].flatten()}, "linoss")
     return layer, None
+
+
+def _factor(logarithm: Tensor, like: Tensor) -> Tensor:
+    """exp(gamma_log), one for each oscillator, against B."""
+    if logarithm.numel() != like.numel():
+        raise InputError(
+            f"gamma_log of a published 'linoss' layer has shape {tuple(logarithm.shape)}, expected that of A_diag, "
+            f"{tuple(like.shape)}: give the state dict of one layer"
+        )
+    return logarithm.reshape(like.shape).exp()[..., None, None]
 
 
 def _parts(name: str, value: Tensor) -> Tensor:

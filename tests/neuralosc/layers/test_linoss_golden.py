@@ -85,6 +85,101 @@ def test_heads_are_layers_over_parts_of_the_features(golden):
     torch.testing.assert_close(layer(u)[0], expected, rtol=1e-12, atol=1e-12)
 
 
+def published_projection(name, A, G, h):
+    """The published one: A low + relu(A - low) - relu(A - high), G first."""
+
+    def between(x, low, high=None):
+        clamped = low + torch.relu(x - low)
+        return clamped if high is None else clamped - torch.relu(x - high)
+
+    if name == "IM":
+        return between(A, torch.maximum(-G / h, G**2 / 4)), G
+    if name == "IMEX":
+        G = torch.relu(G)
+        root = 2 * torch.sqrt(1 + h * G)
+        return between(A, (2 + h * G - root) / h**2, (2 + h * G + root) / h**2), G
+    if name == "EX":
+        G = between(G, torch.zeros(()), 4 / h)
+        return between(A, G**2 / 4, G / h), G
+    G = between(G, torch.zeros(()), 1 / h)
+    if name == "IMEX3":
+        return between(A, G**2 / (4 * (1 - h * G))), G
+    root = 2 * torch.sqrt((1 - h * G).clamp_min(0))
+    return between(A, (2 - h * G - root) / h**2, (2 - h * G + root) / h**2), G
+
+
+def at_borders(name, h):
+    """Raw A and G inside the region, just inside its borders, on them and far outside."""
+    fractions = torch.tensor([-3.0, 0.0, 0.2, 0.7, 0.99, 0.994, 0.9999, 1.0, 1.0001, 5.0], dtype=F64)
+    end = {"EX": 4 / h, "IMEX2": 1 / h, "IMEX3": 1 / h}.get(name, 2.0)
+    # At the end of G itself the published A of IMEX3 is infinite.
+    dampings = [f * end for f in fractions if name != "IMEX3" or f < 1]
+    pairs = []
+    for G in dampings:
+        high = published_projection(name, torch.tensor(1e6, dtype=F64), G, h)[0]
+        pairs += [(f * high, G) for f in fractions]
+    return (torch.stack(values) for values in zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("name", discretizations.SOLVERS)
+def test_borders_of_the_region_are_the_published_ones(name):
+    """The parameters, and the positions of a layer, up to the border and beyond it."""
+    steps = torch.tensor(0.3, dtype=F64)
+    h = torch.sigmoid(steps)
+    A, G = at_borders(name, h)
+    n = len(A)
+    u = torch.ones(1, 30, 1, dtype=F64)
+    raw = {"A_diag": A, "G_diag": G, "steps": steps.expand(n), "B": torch.ones(n, 1, 2, dtype=F64)}
+    layer, _ = neuralosc.from_reference(
+        "linoss",
+        {**raw, "C": torch.ones(1, n, 2, dtype=F64), "D": torch.zeros(1, dtype=F64)},
+        discretization=name,
+        projection="oscillatory",
+    )
+    expected = published_projection(name, A, G, h)
+    for key, value in zip("AG", expected, strict=True):
+        # The published root of 1 - h G is that of a rounding error where G is at its end.
+        torch.testing.assert_close(layer.field.constants[key][:n], value, rtol=1e-7, atol=1e-9)
+    positions, (z, y) = [], torch.zeros(2, n, dtype=F64)
+    A, G = expected
+    divisor = {"IM": 1 + h * G + h**2 * A, "IMEX": 1 + h * G, "IMEX3": 1 + h**2 * A}.get(name, 1.0)
+    for q in u[0]:
+        damped = z if name in ("IM", "IMEX") else (1 - h * G) * z
+        after = (damped - h * A * y + h * q) / divisor
+        y = y + h * (z if name == "EX" else after)
+        z = after
+        positions.append(y)
+    positions = torch.stack(positions)
+    torch.testing.assert_close(layer.solve(u).output[0, :, :n], positions, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", discretizations.SOLVERS)
+def test_a_margin_keeps_away_from_upper_ends_alone(name):
+    h = torch.tensor(0.6, dtype=F64)
+    A, G = at_borders(name, h)
+    whole = discretizations.projected("oscillatory", name, A, G, h)
+    kept = discretizations.projected("oscillatory", name, A, G, h, margin=0.1)
+    same = (whole[0] == kept[0]) & (whole[1] == kept[1])
+    assert (0 < int(same.sum())) and (name == "IM" or int(same.sum()) < len(A))
+    assert bool((kept[1] <= whole[1]).all())
+    field = neuralosc.LinearOscillator(1, 2, True, projection="oscillatory", discretization="EX", projection_margin=0.1)
+    with torch.no_grad():
+        field.A.fill_(1e3), field.G.fill_(1.0)
+    torch.testing.assert_close(field.constants["A"], 0.9 / field.constants["time_scale"])
+
+
+def test_a_trained_factor_of_the_input_belongs_to_its_map(golden):
+    g, layer = loaded("dlinoss_IMEX", golden)
+    logarithm = torch.linspace(-1, 1, 6, dtype=F64).view_as(g["A"])
+    scaled, _ = neuralosc.from_reference(
+        "linoss", {**state_dict(g), "gamma_log": logarithm}, discretization="IMEX", projection="oscillatory"
+    )
+    expected = layer.field.B.view(2, 6, -1) * logarithm.exp().view(6, 1)
+    torch.testing.assert_close(scaled.field.B.view_as(expected), expected, rtol=1e-15, atol=0)
+    with pytest.raises(neuralosc.InputError, match="gamma_log"):
+        neuralosc.from_reference("linoss", {**state_dict(g), "gamma_log": torch.zeros(5)}, discretization="IMEX")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
