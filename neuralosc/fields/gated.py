@@ -33,9 +33,9 @@ class TorchWeights(LinearDrive):
 
     def __init__(self, input_size: int, hidden_size: int, blocks: int, bias: bool) -> None:
         super().__init__(input_size, hidden_size)
-        rows, bias = blocks * hidden_size, arguments.flag("bias", bias)
-        self.V: nn.Linear = nn.utils.skip_init(nn.Linear, input_size, rows, bias=bias)
-        self.W: nn.Linear = nn.utils.skip_init(nn.Linear, hidden_size, rows, bias=bias)
+        rows, kind = blocks * hidden_size, {"bias": arguments.flag("bias", bias), "device": torch.get_default_device()}
+        self.V: nn.Linear = nn.utils.skip_init(nn.Linear, input_size, rows, **kind)
+        self.W: nn.Linear = nn.utils.skip_init(nn.Linear, hidden_size, rows, **kind)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -76,7 +76,7 @@ class Noisy(VectorField):
         known = isinstance(component, int) and not isinstance(component, bool) and 0 <= component < field.components
         if component is not None and not known:
             raise InputError(f"component is {component!r}, expected None or an integer below {field.components}")
-        self.add_module("field", field)
+        self._modules["field"] = field
         self.multiplies, self.component = multiplies, component
         self.independent, self.training_only = independent, training_only
         self.additive = Coefficient("additive", additive, field.hidden_size, learned)

@@ -43,7 +43,7 @@ class Coefficient(nn.Module):
     ) -> None:
         super().__init__()
         try:
-            exact = torch.as_tensor(value, dtype=torch.float64)
+            exact = torch.as_tensor(value, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise InputError(f"{name} is {reprlib.repr(value)}, expected a number, or one per channel") from None
         if exact.dim() > 1 or (exact.dim() == 1 and len(exact) != hidden_size):
@@ -56,7 +56,7 @@ class Coefficient(nn.Module):
             bound = f"above {minimum:g}" if above else f"at least {minimum:g}"
             raise InputError(f"{name} is {float(exact[wrong].flatten()[0])}, expected finite and {bound}")
         self.fixed = None if learned or exact.dim() else float(exact)
-        rounded = exact.to(torch.get_default_dtype())
+        rounded = exact.to(torch.get_default_device(), torch.get_default_dtype())
         if learned:
             self.raw = nn.Parameter(inverse_softplus(rounded.expand(hidden_size)))
         elif rounded.dim():

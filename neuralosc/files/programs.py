@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.recurrent import RecurrentLayer, recurrent
 from solvers.errors import InputError, PairingError
 
 #: Samples in the batch that a program is recorded with; it takes any number.
@@ -78,7 +78,7 @@ def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = Fal
     """
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise InputError(f"length is {length!r}, expected a positive integer, or None for a single step")
-    rnn = copy.deepcopy(rnn).eval()
+    rnn = copy.deepcopy(recurrent(rnn)).eval()
     like = next(rnn.parameters())
     inner = () if length is None else (length,)
     x, spans = like.new_zeros(BATCH, *inner, rnn.input_size), like.new_ones(BATCH, *inner)
@@ -122,7 +122,7 @@ def export_onnx(
         raise InputError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
     if isinstance(length, str) and length != "any":
         raise InputError(f"length is {length!r}, expected 'any', a positive integer, or None for a single step")
-    onnx = _onnx()
+    onnx, rnn = _onnx(), recurrent(rnn)
     whole = not isinstance(length, str)
     program = export(rnn, None if isinstance(length, str) else length, timespans)
     names = [*("x", "state", "timespans")[: 2 + timespans], "output", "next_state"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import solvers
-from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.recurrent import RecurrentLayer, recurrent
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.named.cards import make
 from neuralosc.version import __version__
@@ -31,7 +31,7 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
     Raises:
         InputError: safetensors is not installed, or the folder does not exist.
     """
-    write = _safetensors().save
+    write, rnn = _safetensors().save, recurrent(rnn)
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"cannot save to {target}: the folder {target.parent} does not exist; make it first")
@@ -45,6 +45,8 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
         raise InputError(f"solver {solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
     header = {**(metadata or {}), "format": FORMAT, "version": __version__, "config": json.dumps(rnn.config)}
+    if rnn.config is None:
+        header["settings"] = json.dumps(_settings(rnn))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(write(tensors, metadata=header))
@@ -59,10 +61,11 @@ def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> Co
 
     Args:
         path: the file.
-        into: a network of your own field to load the weights into; named networks are built anew without it.
+        into: a network of your own field to load the weights into; named networks are built anew without it. It must
+            have what the saved one was computed with (dt, solver, control, ..), which the weights alone do not say.
 
     Raises:
-        InputError: no such file, a file of another kind, a damaged one, or weights that do not fit.
+        InputError: no such file, a file of another kind, a damaged one, or weights or settings that do not fit.
     """
     source = Path(path)
     tensors, header = _read(source)
@@ -71,13 +74,15 @@ def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> Co
             f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
             f"expected {FORMAT!r}): give a file that neuralosc.save wrote"
         )
-    rnn = _rebuild(source, header.get("config", "")) if into is None else into
-    _fit(rnn, tensors, source)
-    kinds = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-    if into is None and kinds:
-        rnn = rnn.to(kinds[0])
-    rnn.load_state_dict(tensors)
-    return rnn
+    if into is None:
+        rnn = _rebuild(source, header.get("config", ""), tensors)
+        # Each tensor keeps the precision in which it was saved.
+        rnn.load_state_dict(tensors, assign=True)
+        return rnn
+    _fit(recurrent(into), tensors, source)
+    _agree(into, header, source)
+    into.load_state_dict(tensors)
+    return into
 
 
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -94,7 +99,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
 
 
-def _rebuild(source: Path, written: str) -> RecurrentLayer:
+def _rebuild(source: Path, written: str, tensors: dict[str, Any]) -> RecurrentLayer:
     """The network of a stored configuration, with weights drawn from a stream of its own."""
     try:
         config = json.loads(written)
@@ -104,10 +109,16 @@ def _rebuild(source: Path, written: str) -> RecurrentLayer:
                 "call neuralosc.load(path, into=rnn)"
             )
         settings = dict(config)
+        name, layers = settings.pop("model"), settings.get("num_layers", 1)
+        if isinstance(layers, int) and layers > len(tensors):
+            raise InputError(f"it has num_layers {layers}, and the file {len(tensors)} tensors in all")
+        with torch.device("meta"):
+            # Its shapes alone: a few bytes of configuration could ask for any amount of memory.
+            _fit(make(name, **settings), tensors, source)
         with torch.random.fork_rng(devices=[]):
-            rnn: RecurrentLayer = make(settings.pop("model"), **settings)
+            rnn: RecurrentLayer = make(name, **settings)
             return rnn
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         if isinstance(error, InputError) and str(source) in str(error):
             raise
         reason = " ".join(str(error).split())
@@ -117,14 +128,52 @@ def _rebuild(source: Path, written: str) -> RecurrentLayer:
         ) from error
 
 
+#: What a network may have otherwise than the saved one: the same weights give the same outputs.
+_FREE = ("gradient", "dropout", "missing")
+
+
+def _settings(rnn: RecurrentLayer) -> dict[str, Any]:
+    """What the outputs of a network depend on besides its weights, as far as it is known."""
+    if rnn.config is not None:
+        return rnn.config
+    shape = {name: getattr(rnn, name) for name in ("num_layers", "bidirectional", "residual") if hasattr(rnn, name)}
+    choices = getattr(rnn, "choices", None)
+    return {**shape, **({} if choices is None else choices())}
+
+
+def _agree(rnn: RecurrentLayer, header: dict[str, str], source: Path) -> None:
+    """Refuse a network with other settings than those saved; older files have none of networks of own fields."""
+    try:
+        saved = json.loads(header.get("config", "null")) or json.loads(header.get("settings", "{}"))
+        own = json.loads(json.dumps(_settings(rnn)))
+        names = [name for name in saved if name in own and name not in _FREE and saved[name] != own[name]]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"the settings in {source} cannot be read ({type(error).__name__}): give a file that neuralosc.save wrote"
+        ) from error
+    if names:
+        raise InputError(
+            f"{source} was saved with {', '.join(f'{name} {saved[name]!r}' for name in names)}, the network has "
+            f"{', '.join(f'{name} {own[name]!r}' for name in names)}: make them equal, and use with_solver on what is "
+            "loaded to change them"
+        )
+
+
 def _fit(rnn: nn.Module, tensors: dict[str, Any], source: Path) -> None:
-    expected = {name: tuple(value.shape) for name, value in rnn.state_dict().items()}
+    """Refuse weights of other names, shapes or kinds than the network has."""
+    own = rnn.state_dict()
+    expected = {name: tuple(value.shape) for name, value in own.items()}
     stored = {name: tuple(value.shape) for name, value in tensors.items()}
     for name in sorted(expected.keys() | stored.keys()):
         if expected.get(name) != stored.get(name):
             raise InputError(
                 f"{source} does not fit the network: {name} has shape {stored.get(name, 'none, it is missing')} in the "
                 f"file and {expected.get(name, 'no place')} in the network"
+            )
+        kinds = (tensors[name].dtype, own[name].dtype)
+        if kinds[0] != kinds[1] and not all(kind.is_floating_point for kind in kinds):
+            raise InputError(
+                f"{source} does not fit the network: {name} is {kinds[0]} in the file, expected {kinds[1]}"
             )
 
 

@@ -140,3 +140,13 @@ class RecurrentLayer(nn.Module):
 def gathered(states: Sequence[Tensor]) -> Tensor:
     """The states of all layers and directions as one tensor, without a leading axis where there is only one."""
     return torch.stack(tuple(states)) if len(states) > 1 else states[0]
+
+
+def recurrent(rnn: Any) -> RecurrentLayer:
+    """Refuse what is no recurrent layer."""
+    if isinstance(rnn, RecurrentLayer):
+        return rnn
+    raise InputError(
+        f"rnn is a {type(rnn).__name__}, expected a recurrent layer of neuralosc: of a module that holds one, and a "
+        "read-out, give the layer, and keep the read-out by its state_dict"
+    )

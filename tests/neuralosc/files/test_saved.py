@@ -212,3 +212,107 @@ def test_loading_does_not_disturb_the_random_stream(tmp_path):
     torch.manual_seed(1)
     neuralosc.load(path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def leaky(make_field, **settings):
+    return ContinuousRNN(make_field("leaky").float(), **{"solver": "rk4", "dt": 0.5, **settings})
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"dt": 0.1}, ["dt 0.5", "dt 0.1"]),
+        ({"solver": "euler"}, ["'rk4'", "'euler'"]),
+        ({"solver": {"name": "dopri5", "rtol": 1e-3}}, ["'rk4'", "0.001"]),
+        ({"substeps": 2}, ["substeps"]),
+        ({"control": "linear"}, ["control", "'hold'", "'linear'"]),
+        ({"max_dt": 0.2}, ["max_dt"]),
+    ],
+)
+def test_settings_that_are_not_those_saved_are_refused(other, words, make_field, tmp_path, one_line):
+    path = neuralosc.save(leaky(make_field), tmp_path / "own")
+    network = leaky(make_field, **other)
+    before = [p.clone() for p in network.parameters()]
+    with pytest.raises(InputError) as caught:
+        neuralosc.load(path, into=network)
+    one_line(caught, *words, "with_solver")
+    assert all(torch.equal(p, q) for p, q in zip(before, network.parameters(), strict=True))
+
+
+def test_settings_that_change_no_output_may_differ(make_field, tmp_path):
+    rnn, x = leaky(make_field), torch.randn(2, 5, 2)
+    path = neuralosc.save(rnn, tmp_path / "own")
+    again = neuralosc.load(path, into=leaky(make_field, gradient="checkpoint", dropout=0.5, missing="hold"))
+    assert torch.equal(again.eval()(x)[0], rnn(x)[0])
+
+
+def test_a_named_network_to_load_into_must_be_the_one_saved(tmp_path, one_line):
+    path = neuralosc.save(neuralosc.CoRNN(2, 3, gamma=1.5), tmp_path / "named")
+    with pytest.raises(InputError) as caught:
+        neuralosc.load(path, into=neuralosc.CoRNN(2, 3, gamma=2.5))
+    one_line(caught, "gamma 1.5", "gamma 2.5")
+    assert neuralosc.load(path, into=neuralosc.CoRNN(2, 3, gamma=1.5)).config["gamma"] == 1.5
+
+
+@pytest.mark.parametrize("change", [{"num_layers": 10**9}, {"hidden_size": 30_000_000}, {"input_size": 10**12}])
+@pytest.mark.parametrize("name", ["cornn", "rnn", "linoss", "lstm", "noisy", "exprnn"])
+def test_a_small_file_asks_for_no_more_than_it_holds(name, change, tmp_path, one_line):
+    rnn = neuralosc.make(name, input_size=2, hidden_size=4)
+    header = {"format": FORMAT, "config": json.dumps({**rnn.config, **change})}
+    save_file(dict(rnn.state_dict()), tmp_path / "a", metadata=header)
+    with pytest.raises(InputError) as caught:
+        neuralosc.load(tmp_path / "a")
+    one_line(caught, tmp_path)
+
+
+@pytest.mark.parametrize("name", [card.name for card in neuralosc.models()])
+def test_the_shapes_of_a_network_can_be_had_without_its_weights(name):
+    with torch.device("meta"):
+        rnn = neuralosc.make(name, input_size=2, hidden_size=4)
+    assert {value.device.type for value in rnn.state_dict().values()} == {"meta"}
+    whole = neuralosc.make(name, input_size=2, hidden_size=4).state_dict()
+    assert {k: v.shape for k, v in whole.items()} == {k: v.shape for k, v in rnn.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("own", [False, True])
+def test_weights_that_are_no_real_numbers_are_refused(kind, own, tmp_path, one_line):
+    rnn = neuralosc.CoRNN(2, 3)
+    tensors = {**rnn.state_dict(), "fields.0.W": rnn.field.W.detach().to(kind)}
+    save_file(tensors, tmp_path / "a", metadata={"format": FORMAT, "config": json.dumps(rnn.config)})
+    with pytest.raises(InputError) as caught:
+        neuralosc.load(tmp_path / "a", into=rnn if own else None)
+    one_line(caught, "fields.0.W", kind, "torch.float32")
+
+
+def test_each_weight_keeps_its_precision(tmp_path):
+    rnn = neuralosc.CoRNN(2, 3)
+    rnn.field.V.double()
+    again = neuralosc.load(neuralosc.save(rnn, tmp_path / "a"))
+    assert [(p.dtype, p.requires_grad) for p in again.parameters()] == [(p.dtype, True) for p in rnn.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), rnn.parameters(), strict=True))
+
+
+def with_readout():
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.readout = neuralosc.CoRNN(2, 3), neuralosc.Readout(3, 2)
+
+    return Classifier()
+
+
+@pytest.mark.parametrize("module", [with_readout(), torch.nn.GRU(2, 3), neuralosc.Readout(3, 2), None])
+def test_what_is_no_recurrent_layer_is_neither_saved_nor_exported(module, tmp_path, one_line):
+    rnn = neuralosc.CoRNN(2, 3)
+    path = neuralosc.save(rnn, tmp_path / "a")
+    for use in (
+        lambda: neuralosc.save(module, tmp_path / "b"),
+        lambda: neuralosc.export(module),
+        lambda: neuralosc.export_onnx(module, tmp_path / "b"),
+        *([] if module is None else [lambda: neuralosc.load(path, into=module)]),
+    ):
+        with pytest.raises(InputError) as caught:
+            use()
+        one_line(caught, type(module).__name__, "recurrent layer")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
