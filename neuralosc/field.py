@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.base.modules import has_hooks
+from solvers.base.precision import unlowered
 from solvers.base.series import Mapped, Series
 from solvers.base.sharing import refresh, view
 from solvers.errors import InputError
@@ -94,7 +95,7 @@ class VectorField(nn.Module):
     def constants(self) -> dict[str, Any]:
         """The values of `prepare`: stored ones in a bound field, computed anew in a free one."""
         bound: dict[str, Any] | None = getattr(self, "_bound", None)
-        return self.prepare() if bound is None else bound
+        return self._prepared() if bound is None else bound
 
     @property
     def operators(self) -> dict[Any, LinearOperator] | None:
@@ -108,7 +109,13 @@ class VectorField(nn.Module):
         written on the field. With constants given it stands in for the field, whose attributes it leaves as they are.
         """
         refresh(self)
-        return self._bound_with(self.prepare() if constants is None else constants, apart=constants is not None)
+        return self._bound_with(self._prepared() if constants is None else constants, apart=constants is not None)
+
+    def _prepared(self) -> dict[str, Any]:
+        """What `prepare` gives, in the precision of the parameters."""
+        parameter = next(self.parameters(), None)
+        with unlowered("cpu" if parameter is None else parameter.device.type):
+            return self.prepare()
 
     def _bound_with(self, constants: dict[str, Any], apart: bool) -> Self:
         """A view of this field that is bound; see `bind` and `view`."""

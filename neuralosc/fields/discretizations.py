@@ -78,12 +78,8 @@ def projected(projection: str, discretization: str, A: Tensor, G: Tensor, h: Ten
 
 def _between(x: Tensor, low: Tensor | float, high: Tensor | float | None = None) -> Tensor:
     """The nearest value to x between bounds."""
-    like = {"dtype": x.dtype, "device": x.device}
-    return torch.clamp(
-        x,
-        torch.as_tensor(low, **like),
-        None if high is None else torch.as_tensor(high, **like),  # type: ignore[arg-type]
-    )
+    lowest = torch.as_tensor(low, dtype=x.dtype, device=x.device)
+    return torch.clamp(x, lowest, None if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device))
 
 
 def _root(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import choice, number
+from solvers.base.precision import widened
 from solvers.base.state import affine
 from solvers.errors import InputError
 from solvers.numerics.linear import SkewOperator
@@ -109,9 +110,9 @@ class Orthogonal(LinearDrive, Semilinear):
         """A and P as real matrices that act from the right; P is None where it is 1."""
         if self.B is None or self.s is None:
             return {"A": skew(self.C), "P": None}
-        basis = torch.linalg.matrix_exp(-skew(self.B))
+        basis = torch.linalg.matrix_exp(widened(-skew(self.B)))
         singular = 1 + 2 * self.margin * (torch.sigmoid(self.s) - 0.5)
-        return {"A": skew(self.C), "P": basis * self._each(singular) @ basis.T}
+        return {"A": skew(self.C), "P": (basis * self._each(singular) @ basis.T).to(self.C.dtype)}
 
     def _each(self, value: Tensor) -> Tensor:
         """A value per channel of one per complex entry."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from solvers.base.precision import widened
 from solvers.base.state import over_state
 from solvers.base.values import exporting
 from solvers.numerics.phi import TwoByTwo, matrix_phis, oscillator_phis, phi_action, phis
@@ -167,11 +168,11 @@ class OscillatorOperator:
         values = (h, self.stiffness, self.damping)
         # Of numbers alone, numbers in double precision.
         numbers = not any(isinstance(value, Tensor) for value in values)
-        dtype, device = (torch.float64, "cpu") if numbers else (like.dtype, like.device)
+        dtype, device = (torch.float64, "cpu") if numbers else (widened(like).dtype, like.device)
         step, stiffness, damping = (torch.as_tensor(value, dtype=dtype, device=device) for value in values)
         blocks = oscillator_phis(step, stiffness, damping, order)
         if not numbers or exporting():
-            return blocks
+            return [tuple(entry.to(like.dtype) for entry in block) for block in blocks]  # type: ignore[misc]
         return [tuple(map(float, block)) for block in blocks]  # type: ignore[misc]
 
 
@@ -202,7 +203,9 @@ class DiagonalOperator:
         """The sum of phi-functions times states, entry by entry."""
 
         def functions() -> list[Tensor]:
-            return phis(torch.as_tensor(over_state(h) * self.values, dtype=like.dtype, device=like.device), order)
+            kind = widened(like).dtype
+            values = phis(torch.as_tensor(over_state(h) * self.values, dtype=kind, device=like.device), order)
+            return [value.to(like.dtype) for value in values]
 
         factors = self.memo(h, (order, like.dtype, like.device), functions)
         return lambda states: _sum(x * f for x, f in zip(states, factors, strict=False))

@@ -18,6 +18,7 @@ import torch
 import torch.fx.experimental.proxy_tensor
 from torch import Tensor
 
+from solvers.base.precision import unlowered, widened
 from solvers.base.values import concrete
 
 #: Halvings of a matrix whose norm is not known, which may then be 2^23.
@@ -164,9 +165,16 @@ def matrix_phis(matrix: Tensor, order: int) -> list[Tensor]:
     it needs by itself. Under a function transform, or while a step is recorded, norms cannot be looked at: then all go
     through `MOST` doublings, and what needs more is NaN.
 
+    All in single precision at least, rounded to the type of the matrix at the end.
+
     Source: Skaflestad & Wright, The scaling and modified squaring method for matrix functions related to the
     exponential, Appl. Numer. Math. 59 (2009).
     """
+    with unlowered(matrix.device.type):
+        return [function.to(matrix.dtype) for function in _matrix_phis(widened(matrix), order)]
+
+
+def _matrix_phis(matrix: Tensor, order: int) -> list[Tensor]:
     # Not detached, which a recorded step could not be differentiated through; ceil has no derivative anyway.
     norm = torch.nan_to_num(matrix.abs().sum(-2).amax(-1), nan=0.0, posinf=0.0) + torch.finfo(matrix.dtype).tiny
     halvings = torch.ceil(torch.log2(2 * norm)).clamp(min=0)[..., None, None]
@@ -211,12 +219,18 @@ def phi_action(matrix: Tensor, h: Tensor, terms: Sequence[Tensor]) -> Tensor:
 
     Source: Al-Mohy & Higham, Computing the action of the matrix exponential, SIAM J. Sci. Comput. 33 (2011).
     """
+    with unlowered(matrix.device.type):
+        moved = _phi_action(widened(matrix), widened(h), [widened(x) for x in terms])
+    return moved.to(terms[0].dtype)
+
+
+def _phi_action(matrix: Tensor, h: Tensor, terms: Sequence[Tensor]) -> Tensor:
     norm = (h.detach().abs() * matrix.detach().abs().sum(-2)).amax(-1, keepdim=True)
     norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
     pieces = torch.ceil(norm).clamp(min=1)
     count = int(pieces.max()) if concrete(pieces) else None
     if count is None or count > matrix.shape[-1]:
-        functions = matrix_phis(matrix * h, max(len(terms) - 1, 1))
+        functions = _matrix_phis(matrix * h, max(len(terms) - 1, 1))
         return sum((x @ f for x, f in zip(terms[1:], functions[1:], strict=False)), terms[0] @ functions[0])
     n = max(_terms(matrix.dtype, 0, float((norm / pieces).max())), len(terms))
     part, w = 1 / pieces, terms[0]

@@ -15,6 +15,7 @@ from solvers.base.counted import Counted
 from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.base.modules import parameters_of
+from solvers.base.precision import unlowered
 from solvers.compiled.passes.arguments import Arguments, Kernel, Prologue, assembled, pass_item
 from solvers.compiled.step.layout import Layout
 from solvers.compiled.step.trace import Traced
@@ -54,7 +55,8 @@ class Call:
 
     def uniform(self, given: Sequence[Tensor]) -> list[Tensor]:
         """What the prologue makes of what it takes."""
-        return [t.to(self.kernel.dtype) for t in self.traced.prologue(*given)]
+        with unlowered(given[0].device.type if given else "cpu"):
+            return [t.to(self.kernel.dtype) for t in self.traced.prologue(*given)]
 
     def prologue(self, tensors: Sequence[Tensor]) -> Prologue:
         """What parameters alone decide, computed once for both passes.
