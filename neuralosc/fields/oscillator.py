@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralosc.field import LinearDrive, Partitioned, Semilinear
-from neuralosc.fields.energies import log_cosh
+from neuralosc.fields.energies import mean_tanh
 from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
 from solvers.base.state import affine, axpy
 from solvers.numerics.linear import OscillatorOperator
@@ -172,8 +172,11 @@ class HamiltonianOscillator(LinearDrive, Paced, Partitioned):
         return -axpy(torch.tanh(u.addcmul(self.w, q)), self.constants["alpha"], q)
 
     def energy(self, state: Tensor, u: Tensor) -> Tensor:
-        """sum of log(cosh(w q + u)) / w + alpha q^2 / 2 + p^2 / 2, `(*batch,)`; for nonzero w."""
+        """Sum of (log cosh(w q + u) - log cosh(u)) / w + alpha q^2 / 2 + p^2 / 2, `(*batch,)`; 0 in the state 0.
+
+        The first term is that of the force, the integral of tanh(w q + u), whatever w.
+        """
         q, p = state.unbind(-2)
-        potential = log_cosh(self.w * q + u) / self.w + self.constants["alpha"] * q.square() / 2
+        potential = q * mean_tanh(u, self.w * q) + self.constants["alpha"] * q.square() / 2
         total: Tensor = (potential + p.square() / 2).sum(-1)
         return total
