@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralosc.arguments import flag
 from neuralosc.field import LinearDrive, Partitioned
 from neuralosc.fields.energies import log_cosh
 from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
@@ -41,7 +42,7 @@ class Hamiltonian(Partitioned):
         super().__init__(input_size, hidden_size)
         self._energy = energy
         if separable is not None:
-            self.separable = separable
+            self.separable = flag("separable", separable)
 
     @property
     def structure(self) -> frozenset[str]:

@@ -72,6 +72,7 @@ class LinearOscillator(Partitioned, Semilinear):
         projection_margin: float = 0.0,
     ) -> None:
         super().__init__(input_size, hidden_size)
+        arguments.flag("damped", damped), arguments.flag("paired", paired)
         discretizations.solver(discretization, damped)
         arguments.choice("projection", projection, discretizations.PROJECTIONS)
         known = discretizations.INITIALIZATIONS

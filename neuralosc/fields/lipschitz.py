@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralosc.arguments import flag
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import Paced, Value, number, skew_mix
 from solvers.base.state import affine
@@ -64,7 +65,7 @@ class Lipschitz(Paced, Semilinear):
         self.beta, self.gamma = number("beta", beta, 0, 1), number("gamma", gamma)
         self.gamma_W = self.gamma if gamma_W is None else number("gamma_W", gamma_W)
         self.alpha, self.init_std = number("alpha", alpha), number("init_std", init_std, 0)
-        self.gated = gated
+        self.gated = flag("gated", gated)
         self.V = _input_map(input_size, hidden_size)
         self.V_gate = nn.Linear(input_size, hidden_size) if gated else None
         self.A = nn.Parameter(torch.empty(hidden_size, hidden_size))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from neuralosc.arguments import flag
 from neuralosc.field import VectorField
 from neuralosc.fields.parameters import Coefficient, Value
 from solvers.errors import InputError
@@ -78,7 +79,7 @@ class Noisy(VectorField):
             raise InputError(f"component is {component!r}, expected None or an integer below {field.components}")
         self._modules["field"] = field
         self.multiplies, self.component = multiplies, component
-        self.independent, self.training_only = independent, training_only
+        self.independent, self.training_only = flag("independent", independent), flag("training_only", training_only)
         self.additive = Coefficient("additive", additive, field.hidden_size, learned)
         self.multiplicative = Coefficient("multiplicative", multiplicative, field.hidden_size, learned)
 

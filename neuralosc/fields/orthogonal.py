@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralosc.arguments import flag
 from neuralosc.field import LinearDrive, Semilinear
 from neuralosc.fields.parameters import choice, number
 from solvers.base.precision import widened
@@ -75,7 +76,7 @@ class Orthogonal(LinearDrive, Semilinear):
         start: str = "haar",
     ) -> None:
         super().__init__(input_size, hidden_size)
-        if unitary and hidden_size % 2:
+        if flag("unitary", unitary) and hidden_size % 2:
             raise InputError(f"hidden_size is {hidden_size}, expected an even number for real and imaginary parts")
         self.activation = choice("activation", activation, (*ACTIVATIONS, "modrelu"))
         self.start, self.unitary = choice("start", start, STARTS), unitary

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralosc.arguments import flag
 from neuralosc.field import LinearDrive, Partitioned, Semilinear
 from neuralosc.fields.energies import mean_tanh
 from neuralosc.fields.parameters import Coefficient, Paced, Value, uniform_
@@ -53,7 +54,7 @@ class Oscillator(LinearDrive, Paced, Partitioned, Semilinear):
         self.set_pace(time_scale, learned_time_scale)
         self.V = nn.Linear(input_size, hidden_size)
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
-        self.R = nn.Parameter(torch.empty(hidden_size, hidden_size)) if coupled else None
+        self.R = nn.Parameter(torch.empty(hidden_size, hidden_size)) if flag("coupled", coupled) else None
         self.gamma = Coefficient("gamma", gamma, hidden_size, learned)
         self.epsilon = Coefficient("epsilon", epsilon, hidden_size, learned)
         self.separable = not coupled
@@ -138,7 +139,8 @@ class HamiltonianOscillator(LinearDrive, Paced, Partitioned):
         learned_time_scale: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        self.set_pace(time_scale, learned_time_scale and time_scale is not None)
+        # c is what is learned where no time scale is given.
+        self.set_pace(time_scale, flag("learned_time_scale", learned_time_scale) and time_scale is not None)
         self.V = nn.Linear(input_size, hidden_size)
         self.w = nn.Parameter(torch.empty(hidden_size))
         self.c = nn.Parameter(torch.empty(hidden_size)) if self.scale is None else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neuralosc.arguments import flag
 from neuralosc.field import VectorField
 from solvers.errors import InputError, unknown
 from solvers.protocol import Time
@@ -42,6 +43,7 @@ class Coefficient(nn.Module):
         strict: bool = False,
     ) -> None:
         super().__init__()
+        flag("learned", learned)
         try:
             exact = torch.as_tensor(value, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
@@ -85,7 +87,7 @@ class Paced(VectorField):
     def set_pace(self, time_scale: Value | None, learned: bool = False) -> None:
         """Take s: a number, one per channel, or learned per channel from there; None is 1, which costs nothing."""
         value = 1.0 if time_scale is None else time_scale
-        paced = learned or time_scale is not None
+        paced = flag("learned_time_scale", learned) or time_scale is not None
         self.scale = Coefficient("time_scale", value, self.hidden_size, learned, strict=True) if paced else None
 
     def pace(self) -> dict[str, Any]:

@@ -63,7 +63,10 @@ class LinOSS(RecurrentLayer):
         **choices: Any,
     ) -> None:
         super().__init__(features, features, 2, 1, False, 0.0, choices.get("missing", "error"))
-        size, steps = arguments.count("state_size", state_size), discretizations.solver(discretization, damped)
+        size, steps = (
+            arguments.count("state_size", state_size),
+            discretizations.solver(discretization, arguments.flag("damped", damped)),
+        )
         field = LinearOscillator(
             features, 2 * size, damped, True, heads, projection, discretization, initialization, projection_margin
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import solvers
+from neuralosc.arguments import flag
 from neuralosc.fields import Lipschitz, Noisy
 from neuralosc.fields.parameters import Value, inverse_softplus, number
 from neuralosc.layers.rnn import ContinuousRNN
@@ -111,7 +112,7 @@ def _published(
     hyperparameters: dict[str, Any] = {
         "additive": number("add_noise", add_noise, 0) / math.sqrt(eps),
         "multiplicative": number("mult_noise", mult_noise, 0) * math.sqrt(eps / 12),
-        "learned_time_scale": learned_step,
+        "learned_time_scale": flag("learned_step", learned_step),
     }
     hyperparameters |= {"beta": beta, "gamma_A": gamma_A, "gamma_W": gamma_W, "alpha": alpha}
     rnn = NoisyRNN(weight.shape[1], len(bias), dt=eps, **hyperparameters, **settings).to(weight.dtype)
