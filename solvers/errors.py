@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -43,6 +44,10 @@ class NumericalError(RuntimeError):
     ) -> None:
         self.what, self.sample, self.step, self.time = what, sample, step, time
         super().__init__(what)
+
+    def __reduce__(self) -> Any:
+        """As a copy and another process make it anew, whatever its class was made with."""
+        return _restored, (type(self), self.args), self.__dict__
 
     def at(self, *, step: int, time: float | None) -> NumericalError:
         """The same failure, now knowing in which interval it happened."""
@@ -92,6 +97,13 @@ class ConvergenceError(NumericalError):
     ) -> None:
         super().__init__(what, sample=samples[0])
         self.samples, self.residual, self.iterations = samples, residual, iterations
+
+
+def _restored(kind: type[NumericalError], args: tuple[Any, ...]) -> NumericalError:
+    """An error without what it says of the place, which follows."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
