@@ -115,6 +115,13 @@ class Counted:
         return getattr(self.field, name)
 
 
+def uncounted(field: Any) -> Any:
+    """The field itself, out of what counts its evaluations."""
+    while isinstance(field, Counted):
+        field = field.field
+    return field
+
+
 def enter(field: Any, steps: Any, rejections: Any, evaluations: Any) -> None:
     """Enter what an interval cost in the tally of its solve, if `field` belongs to one that keeps a tally."""
     if isinstance(field, Counted) and field.tally is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.base.counted import Counted
+from solvers.base.counted import uncounted
 from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.compiled.passes.arguments import Kernel
@@ -54,7 +54,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
     Raises:
         Refused: the loop cannot be taken.
     """
-    bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
+    bound = uncounted(loop.field)
     columns = Columns(loop, state.shape[0])
     # One thread records at a time, and what several ask for is made once.
     with _LOCK:
@@ -83,7 +83,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
 
 
 def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
-    bound = loop.field.field if isinstance(loop.field, Counted) else loop.field
+    bound = uncounted(loop.field)
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
     shape = (state.shape[1:], state.dtype, state.device, torch.get_default_dtype())
 

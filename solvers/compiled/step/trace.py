@@ -16,7 +16,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from solvers.base.counted import Counted
+from solvers.base.counted import Counted, uncounted
 from solvers.base.leaves import Key, Leaves
 from solvers.base.loop import Loop
 from solvers.compiled.step.arrays import NodeArray, ParameterMatrix, entries_of
@@ -90,9 +90,10 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
             named[("path", 0, item.key[1]) if item.key[0] == "path" else (item.key[0], 0)] = value
         constants = {key: value for key, value in leaves.tensors.items() if key[0] == "constant"}
         once = leaves.rebuilt({**constants, **named})
-        counted = Counted(once.field)
+        field = uncounted(once.field)
+        counted = Counted(field)
         start, span = once.clock.starts[0], once.clock.spans[0]
-        with unwritten(once.field), observed() as seen:
+        with unwritten(field), observed() as seen:
             carried = once.solver.step(counted, start, span, layout.taken(x), once.paths[0])
         read.update(seen)
         # Recording may run this more than once; the last time counts.
