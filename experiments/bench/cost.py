@@ -125,7 +125,7 @@ def measure_vanishing(shape: Shape) -> list[tuple[str, str, float]]:
         rnn = network(shape.features, shape.hidden)
         steps = {
             "last": training_step(rnn, functools.partial(_last, rnn, x, COMPILED)).step,
-            "all": training_step(rnn, lambda rnn=rnn: rnn(x)[0]).step,
+            "all": training_step(rnn, functools.partial(_every, rnn, x)).step,
         }
         for treatment in ("flush", "keep"):
             os.environ[denormals.DENORMALS] = treatment
@@ -140,6 +140,11 @@ def _last(rnn: neuralosc.ContinuousRNN, x: torch.Tensor, case: str) -> torch.Ten
     with solvers.backend("plain" if case == PLAIN else "auto"):
         output: torch.Tensor = rnn(x)[0]
     return output[:, -1]
+
+
+def _every(rnn: neuralosc.ContinuousRNN, x: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = rnn(x)[0]
+    return output
 
 
 def measure_first(case: str, shape: Shape) -> tuple[float, float]:

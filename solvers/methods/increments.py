@@ -18,6 +18,9 @@ from torch import Tensor
 #: Halvings after which a path is drawn no finer: 2^-24 of an interval.
 FINEST = 24
 
+#: Numbers that are made of tensors at once.
+AT_ONCE = 1 << 20
+
 #: Sebastiano Vigna's splitmix64: increment, and the multipliers of its output function.
 _STRIDE, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -147,10 +150,16 @@ def draw(
             return drawn
     # Apple's devices have no float64.
     drawn_on = torch.device("cpu") if device.type == "mps" else device
-    w, u = _drawn(keys, chosen, rows, columns, area, drawn_on)
     lengths = torch.as_tensor(np.diff(chosen.points), device=drawn_on).view(-1, 1, 1)
-    w = (w / lengths.sqrt()).to(device, dtype)
-    return w, None if u is None else (u / lengths**1.5).to(device, dtype)
+    # Some paths at a time: what is needed on the way is many times as large as the result.
+    count = max(1, AT_ONCE // max(1, len(chosen.points) * rows * columns))
+    parts = []
+    for first in range(0, len(keys), count):
+        w, u = _drawn(keys[first : first + count], chosen, rows, columns, area, drawn_on)
+        scaled = [w / lengths.sqrt()] if u is None else [w / lengths.sqrt(), u / lengths**1.5]
+        parts.append([x.to(device, dtype) for x in scaled])
+    results = [torch.cat(each) for each in zip(*parts, strict=True)]
+    return results[0], results[1] if area else None
 
 
 def _drawn(

@@ -127,6 +127,7 @@ class Stochastic(Solver):
             return STEPS[self.method, self.interpretation](equation, state, *control.numbers(state, self.area))
         if not state.numel():
             return state
+        assert isinstance(control, Driven)
         y = rows_of(state)
         watched = Watched(self, scheme(self, equation, motion(self, control, y)))
         end = watched.run(y, 1)
@@ -231,7 +232,7 @@ def _euler(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor
 
 
 def _milstein(equation: Equation, y: Tensor, w: Tensor, u: Tensor | None) -> Tensor:
-    f, g, slope = equation.drift(0.0, y), *_noise_and_slope(equation, y)
+    f, (g, slope) = equation.drift(0.0, y), _noise_and_slope(equation, y)
     twice = w * w - 1 if equation.sde_type == "ito" else w * w
     return y + f + g * w + slope * twice / 2
 
@@ -240,8 +241,8 @@ def _noise_and_slope(equation: Equation, y: Tensor) -> tuple[Tensor, Tensor]:
     """g, and g times its derivative by the entry of the state that it is the noise of, of noise that sees no other."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         # Inside a function transform, of which recording for the compiled loop is one, there is no graph to walk.
-        g, pullback = torch.func.vjp(functools.partial(equation.noise, 0.0), y)
-        return g, pullback(g)[0]
+        made: Any = torch.func.vjp(functools.partial(equation.noise, 0.0), y)
+        return made[0], made[1](made[0])[0]
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # A view of its own: y may be part of a graph that is not to be walked.

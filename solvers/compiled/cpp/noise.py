@@ -216,12 +216,11 @@ def draw(
         return None
     library, blas = found
     steps = len(chosen.points) - 1
-    results = [torch.empty(len(keys), steps, rows, columns, dtype=dtype) for _ in range(1 + area)]
-    if not results[0].numel():
-        return results[0], results[1] if area else None
-    signed = np.array(keys, np.uint64)
-    arrays = [signed, *_arrays(chosen)]
-    addresses = [array.ctypes.data for array in arrays] + [r.data_ptr() for r in results] + [0]
+    # Inside a function transform a tensor would have no address.
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    results = [np.empty((len(keys), steps, rows, columns), kind) for _ in range(1 + area)]
+    arrays = [np.array(keys, np.uint64), *_arrays(chosen), *results]
+    addresses = [array.ctypes.data for array in arrays] + [0]
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     most = max(len(level.indices) for level in chosen.levels)
     total, drawn = len(keys) * rows, sum(len(level.indices) for level in chosen.levels)
@@ -238,7 +237,8 @@ def draw(
         given = (ctypes.c_void_p * threads)(*[ctypes.addressof(pointers)] * threads)
         parallel, alone = (ctypes.c_void_p(blas[name]) for name in ("GOMP_parallel", "MKL_Set_Num_Threads_Local"))
         library.launch(parallel, alone, function, ctypes.c_int64(threads), integers, given)
-    return results[0], results[1] if area else None
+    made = [torch.from_numpy(result) for result in results]
+    return made[0], made[1] if area else None
 
 
 @functools.lru_cache(maxsize=64)

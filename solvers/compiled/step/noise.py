@@ -28,11 +28,13 @@ def with_noise(loop: Loop, state: Tensor) -> Loop:
         return loop
     n, paths = loop.substeps, loop.paths
     if isinstance(paths, Paths) and paths.kind is Driven:
-        inner, noise = paths.columns["path"], paths.columns["noise"]
-    elif all(isinstance(path, Driven) for path in paths):
-        inner, noise = [path.path for path in paths], [path.noise for path in paths]
+        inner: Sequence[Any] = paths.columns["path"]
+        noise: Sequence[Noise] = paths.columns["noise"]
     else:
-        return loop
+        driven = [path for path in paths if isinstance(path, Driven)]
+        inner, noise = [path.path for path in driven], [path.noise for path in driven]
+        if len(driven) < len(paths):
+            return loop
     if not len(loop):
         return loop
     numbers = _numbers(noise, n, state.detach(), loop.solver.area)

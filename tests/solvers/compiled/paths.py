@@ -6,7 +6,7 @@ import solvers
 from solvers.numerics.linear import DenseOperator, linear_part
 from solvers.protocol import structure
 
-#: Families whose steps hold an iteration, or draw noise.
+#: Families whose steps hold an iteration, or that have noise, which differs from solve to solve (test_noise.py).
 ITERATIVE = {"adaptive", "implicit", "native", "native_implicit", "stochastic"}
 
 

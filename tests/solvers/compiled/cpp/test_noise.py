@@ -25,6 +25,7 @@ def in_tensors(monkeypatch, *args):
 def test_the_numbers_are_those_made_of_tensors(cut, area, threads, monkeypatch):
     monkeypatch.setattr(noise, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(increments, "AT_ONCE", 200)
     for rows, columns in [(5, 7), (1, 1), (3, 8)]:
         args = (KEYS, plan(*cut, 0, cut[2]), rows, columns, area)
         expected = in_tensors(monkeypatch, *args, F64, CPU)
