@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+import solvers
 from neuralosc.field import VectorField
-from solvers.errors import InputError
+from solvers.errors import InputError, listed
 
 #: What to do with NaN in an input; before anything was seen, the last value is zero.
 MISSING = {"error": "refuse NaN in x", "hold": "the last value seen"}
@@ -51,6 +53,44 @@ def layers(field: VectorField | Sequence[VectorField], directions: int = 1) -> l
             "the reverse one"
         )
     return fields
+
+
+#: What to do instead of arguments that others have.
+HINTS = {
+    "batch_first": "sequences are batch first always",
+    "proj_size": "put a neuralosc.Readout, or an nn.Linear, behind it",
+    "time_step": "it is called dt",
+    "step_size": "it is called dt",
+    "device": "use .to(device)",
+    "dtype": "use .to(dtype)",
+    "mode": "the network of torch's kind 'mode' is chosen by its own name",
+    "output_size": "put a neuralosc.Readout behind it",
+}
+
+
+def known(owner: str, given: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse the names of arguments that `owner` does not take.
+
+    Raises:
+        InputError: there is one; says what it may have been meant for.
+    """
+    names = list(names)
+    wrong = sorted(set(given) - set(names))
+    if not wrong:
+        return
+    near = difflib.get_close_matches(wrong[0].lower(), names, n=2, cutoff=0.6)
+    near = near or [name for name in names if len(wrong[0]) > 2 and name.startswith(wrong[0])]
+    hint = f"did you mean {' or '.join(near)}?" if near else "leave it out"
+    raise InputError(f"{owner} takes {listed(names)}, not {', '.join(wrong)}: {HINTS.get(wrong[0], hint)}")
+
+
+def solver(owner: str, chosen: Any, options: Mapping[str, Any], names: Iterable[str]) -> solvers.Solver:
+    """A solver with options that were given among the arguments of a network, `names` being its other ones."""
+    method = solvers.get(chosen)
+    elsewhere = {option for name in solvers.SOLVERS for option in solvers.SOLVERS[name].option_names()}
+    # An option of other solvers is refused by this one, which says what it takes.
+    known(owner, options.keys() - elsewhere, [*names, *method.option_names()])
+    return method.with_options(**options)
 
 
 def flag(name: str, value: Any) -> bool:

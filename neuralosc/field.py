@@ -59,6 +59,9 @@ class VectorField(nn.Module):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"{name} is {size!r}, expected a positive integer")
             setattr(self, name, size)
+        for name, size, other in (("input_size", input_size, hidden_size), ("hidden_size", hidden_size, input_size)):
+            if size is None and other is not None and getattr(self, name, None) is None:
+                raise InputError(f"{name} is None, expected a positive integer")
 
     @property
     def structure(self) -> frozenset[str]:

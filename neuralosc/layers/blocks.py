@@ -13,29 +13,27 @@ from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.linoss import LinOSS, replaced
-from neuralosc.layers.recurrent import RecurrentLayer, gathered
-from neuralosc.layers.stream import Stream
-from solvers.errors import InputError
+from neuralosc.layers.recurrent import RecurrentLayer, gathered, weights_blamed
+from neuralosc.layers.stream import Stream, single
+from solvers.base.values import finite
+from solvers.errors import InputError, NonFiniteStateError
 
 
-class SampleNorm(nn.BatchNorm1d):
-    """Batch normalization of every feature over the valid samples of a batch of sequences, without affine map."""
+def normalized(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """x `(batch, time, features)` by batch normalization; of `valid` samples `(batch, time)` alone, where given.
 
-    def __init__(self, features: int) -> None:
-        super().__init__(features, affine=False)
+    `norm` takes samples `(samples, features)`: `nn.BatchNorm1d`, or what torch puts in its place.
+    """
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """x `(batch, time, features)`, normalized; of `valid` samples `(batch, time)` alone, where that is given."""
-        if not self.training or valid is None:
-            self._check(x.shape[0] * x.shape[1])
-            return super().forward(x.flatten(0, 1)).view_as(x)
-        rows = x[valid]
-        self._check(len(rows))
-        return inputs.without_padding(x.masked_scatter(valid.unsqueeze(-1), super().forward(rows)), valid)
-
-    def _check(self, count: int) -> None:
-        if self.training and count < 2:
+    def called(rows: Tensor) -> Tensor:
+        if norm.training and len(rows) < 2:
             raise InputError("batch normalization was given one sample to train on, expected two: call eval() first")
+        result: Tensor = norm(rows)
+        return result
+
+    if not norm.training or valid is None:
+        return called(x.flatten(0, 1)).view_as(x)
+    return inputs.without_padding(x.masked_scatter(valid.unsqueeze(-1), called(x[valid]).to(x.dtype)), valid)
 
 
 class LinOSSBlock(RecurrentLayer):
@@ -52,7 +50,7 @@ class LinOSSBlock(RecurrentLayer):
 
     def __init__(self, features: int, *, dropout: float = 0.05, **settings: Any) -> None:
         super().__init__(features, features, 2, 1, False, dropout, "error")
-        self.norm = SampleNorm(features)
+        self.norm = nn.BatchNorm1d(features, affine=False)
         self.layer = LinOSS(features, **settings)
         self.glu = nn.Linear(features, 2 * features)
         self.drop = nn.Dropout(self.dropout)
@@ -66,11 +64,9 @@ class LinOSSBlock(RecurrentLayer):
         """The same weights (shared, not copied) under another solver; see `ContinuousRNN.with_solver`."""
         return replaced(self, layer=self.layer.with_solver(solver, **choices))
 
-    def _run(
-        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, state: Any, timespans: Tensor | None, lengths: Lengths | None) -> tuple[Tensor, Any]:
         x, _, valid = self.checked(x, timespans, lengths)
-        y, end = self.layer(self.norm(x, valid), state, timespans, lengths)
+        y, end = self.layer(normalized(self.norm, x, valid), state, timespans, lengths)
         return self.merged(x, y), end
 
     def merged(self, x: Tensor, y: Tensor) -> Tensor:
@@ -86,7 +82,7 @@ class LinOSSBlock(RecurrentLayer):
         """One sample at a time; see `ContinuousRNN.step`."""
         if self.training:
             raise InputError("step would normalize each sample by itself in training: call eval() first")
-        y, after = self.layer.step(self.norm(x.unsqueeze(1)).squeeze(1), state, timespan)
+        y, after = self.layer.step(normalized(self.norm, x.unsqueeze(1)).squeeze(1), state, timespan)
         return self.merged(x, y), after
 
 
@@ -151,15 +147,19 @@ class LinOSSNetwork(RecurrentLayer):
             swapped.config = {**self.config, **swapped.choices()}
         return swapped
 
-    def _run(
-        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, state: Any, timespans: Tensor | None, lengths: Lengths | None) -> tuple[Tensor, Any]:
         x, _, _ = self.checked(x, timespans, lengths)
-        x, ends = self.encoder(x), []
+        x, ends = self._sound(self.encoder(x)), []
         for block, start in zip(self.blocks, self._states(state), strict=True):
             x, end = block(x, start, timespans, lengths)
+            x = self._sound(x)
             ends.append(end)
-        return x, gathered(ends)
+        return x, _after(ends)
+
+    def begin(self, batch: int, state: Tensor | None = None, time: Tensor | float = 0.0) -> tuple[Stream, ...]:
+        """The beginning of a stream, one of each block; see `ContinuousRNN.begin`."""
+        starts = zip(self.layers, self._states(state), strict=True)
+        return tuple(layer.begin(batch, start, time) for layer, start in starts)
 
     def step(
         self, x: Tensor, state: Any = None, timespan: Tensor | float | None = None
@@ -167,14 +167,20 @@ class LinOSSNetwork(RecurrentLayer):
         """One sample at a time, `(batch, input)`; what it returns besides the output goes into the next step."""
         if self.missing != "error":
             raise InputError("step does not fill missing values: give samples without NaN, and missing='error'")
-        x, ends = self.encoder(x), []
+        x, ends = self._sound(self.encoder(single(x, self).squeeze(1))), []
         for block, start in zip(self.blocks, self._states(state), strict=True):
             assert isinstance(block, LinOSSBlock)
             x, end = block.step(x, start, timespan)
+            x = self._sound(x)
             ends.append(end)
-        if any(isinstance(end, Stream) for end in ends):
-            return x, tuple(ends)
-        return x, gathered(ends)  # type: ignore[arg-type]
+        return x, _after(ends)
+
+    def _sound(self, x: Tensor) -> Tensor:
+        """What goes from module to module, refused where weights have made no numbers of it."""
+        if not finite(x):
+            with weights_blamed(self):
+                raise NonFiniteStateError("what goes into a block became non-finite")
+        return x
 
     def _states(self, state: Any) -> Sequence[Any]:
         """The state of each block."""
@@ -187,3 +193,8 @@ class LinOSSNetwork(RecurrentLayer):
             actual = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
             raise InputError(f"state is {actual}, expected ([{self.num_layers},] batch, 2, {size})")
         return state.unbind(0) if self.num_layers > 1 else [state]
+
+
+def _after(ends: list[Any]) -> Any:
+    """What the blocks give on: one state, or a stream of each."""
+    return tuple(ends) if any(isinstance(end, Stream) for end in ends) else gathered(ends)

@@ -22,21 +22,35 @@ def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
     """Refuse inputs of the wrong type, shape, dtype or device."""
     if not isinstance(x, Tensor):
         raise InputError(f"x is a {type(x).__name__}, expected a tensor (batch, time, input): use torch.as_tensor(x)")
+    _check_dense(x)
     if x.dim() != 3 or x.shape[-1] != input_size:
         hint = "add a batch axis with x.unsqueeze(0)" if x.dim() == 2 else "batch first, features last"
         raise InputError(f"x has shape {tuple(x.shape)}, expected (batch, time, {input_size}): {hint}")
     if x.shape[1] == 0:
         raise InputError(f"x has shape {tuple(x.shape)}, expected at least one sample in time")
     parameter = next(module.parameters(), None)
+    if x.is_meta:
+        there = "" if parameter is None else f", the parameters are on {parameter.device}"
+        raise InputError(f"x is on meta, where tensors have no values{there}: give one that has")
     if parameter is None:
         return
     if x.device != parameter.device:
         raise InputError(f"x is on {x.device}, the parameters are on {parameter.device}: move one with .to(device)")
     if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+        other = f" or rnn.to({x.dtype})" if x.is_floating_point() else ""
         raise InputError(
-            f"x has dtype {x.dtype}, the parameters have {parameter.dtype}: use x.to({parameter.dtype}) "
-            f"or rnn.to({x.dtype})"
+            f"x has dtype {x.dtype}, the parameters have {parameter.dtype}: use x.to({parameter.dtype}){other}"
         )
+
+
+def _check_dense(x: Tensor) -> None:
+    """Refuse tensors that do not hold a value for each entry."""
+    if x.is_nested:
+        raise InputError(
+            "x is a nested tensor, expected (batch, time, input): use torch.nested.to_padded_tensor(x, 0.0) and lengths"
+        )
+    if x.layout is not torch.strided:
+        raise InputError(f"x has layout {x.layout}, expected a dense tensor: use x.to_dense()")
 
 
 def filled(x: Tensor, missing: str) -> Tensor:
@@ -177,14 +191,24 @@ def check_times(at: Any, x: Tensor) -> Tensor:
     return times.to(x.device, x.dtype if x.device.type == "mps" else torch.float64).expand(batch, -1)
 
 
-def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    """The given initial state, refused if it does not fit."""
+def state_dtype(x: Tensor, module: nn.Module) -> torch.dtype:
+    """The type of a state: that of x, and under autocast, whose products x may be, at least that of the parameters."""
+    parameter = next(module.parameters(), None)
+    if parameter is None or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.promote_types(x.dtype, parameter.dtype)
+
+
+def check_state(state: Tensor, shape: tuple[int, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The given initial state in this type, refused if it does not fit."""
     if not isinstance(state, Tensor) or tuple(state.shape) != shape:
         actual = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
         raise InputError(
             f"state has shape {actual}, expected {shape}: ([layers * directions,] batch, components, hidden)"
         )
-    if state.dtype != x.dtype or state.device != x.device:
+    if state.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        state = state.to(dtype)
+    if state.dtype != dtype or state.device != x.device:
         raise InputError(f"state is {state.dtype} on {state.device}, x is {x.dtype} on {x.device}: use state.to(x)")
     if not finite(state):
         raise InputError("state has NaN or infinite entries, expected finite values: start from zeros or a valid state")

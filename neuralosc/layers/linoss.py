@@ -16,8 +16,12 @@ from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import Solution
-from neuralosc.layers.stream import Stream
+from neuralosc.layers.stack import CHOICES
+from neuralosc.layers.stream import Stream, run_chunk
 from solvers.base.sharing import refresh, twin
+
+#: What a layer takes besides its sizes, what its recurrence takes and the options of its solver.
+SETTINGS = ("state_size", "discretization", "damped", "projection", "initialization", "heads", "projection_margin")
 
 
 class LinOSS(RecurrentLayer):
@@ -70,7 +74,10 @@ class LinOSS(RecurrentLayer):
         field = LinearOscillator(
             features, 2 * size, damped, True, heads, projection, discretization, initialization, projection_margin
         )
-        self.rnn = ContinuousRNN(field, steps if solver is None else solver, dt, **choices)
+        chosen = steps if solver is None else solver
+        others = {key: value for key, value in choices.items() if key not in CHOICES}
+        arguments.solver(type(self).__name__, chosen, others, [*SETTINGS, *CHOICES])
+        self.rnn = ContinuousRNN(field, chosen, dt, **choices)
         self.C = nn.Parameter(torch.empty(features, 2 * size // heads))
         self.D = nn.Parameter(torch.empty(features))
         self.reset_parameters()
@@ -97,9 +104,14 @@ class LinOSS(RecurrentLayer):
         """The same weights (shared, not copied) under another solver; see `ContinuousRNN.with_solver`."""
         return replaced(self, rnn=self.rnn.with_solver(solver, **choices))
 
-    def _run(
-        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
-    ) -> tuple[Tensor, Tensor]:
+    def begin(self, batch: int, state: Tensor | None = None, time: Tensor | float = 0.0) -> Stream:
+        """The beginning of a stream; see `ContinuousRNN.begin`."""
+        return self.rnn.begin(batch, state, time)
+
+    def _run(self, x: Tensor, state: Any, timespans: Tensor | None, lengths: Lengths | None) -> tuple[Tensor, Any]:
+        if isinstance(state, Stream):
+            q, after, u = run_chunk(self.rnn, x, state, timespans, lengths)
+            return self.readout(q, u), after
         solution = self.solve(x, state, timespans, lengths)
         return self.readout(solution.output, solution.inputs[0]), solution.state
 

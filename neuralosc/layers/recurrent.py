@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from solvers.errors import InputError
+from solvers.base.values import finite
+from solvers.errors import InputError, NonFiniteStateError
 
 
 class RecurrentLayer(nn.Module):
@@ -68,19 +70,25 @@ class RecurrentLayer(nn.Module):
         self, x: PackedSequence, state: Tensor | None = None, timespans: Tensor | None = None, lengths: None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
+    @overload
+    def forward(
+        self, x: Tensor, state: Any, timespans: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Any]: ...
+
     def forward(
         self,
         x: Tensor | PackedSequence,
-        state: Tensor | None = None,
+        state: Any = None,
         timespans: Tensor | None = None,
         lengths: Lengths | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> tuple[Tensor | PackedSequence, Any]:
         """Run over a batch of sequences.
 
         Args:
             x: `(batch, time, input)`, or a PackedSequence, which also comes back.
             state: initial state, `(batch, components, hidden)`, with a leading axis for the layers of a stack and the
-                directions of each (layer 0, layer 0 reversed, layer 1, ...); zeros when left out.
+                directions of each (layer 0, layer 0 reversed, layer 1, ...); zeros when left out. A `ContinuousRNN`
+                takes a `Stream`, too, and then gives one; see `ContinuousRNN.begin`.
             timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
                 left out.
             lengths: number of valid samples of each sequence, `(batch,)`. No time passes in padded samples: the state
@@ -104,18 +112,17 @@ class RecurrentLayer(nn.Module):
         output, end = self._run(padded, state, timespans, lengths)
         return inputs.pack_like(output, lengths, x), end
 
-    def _run(
-        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, state: Any, timespans: Tensor | None, lengths: Lengths | None) -> tuple[Tensor, Any]:
         """Output and state of padded sequences."""
         raise NotImplementedError
 
     def checked(
-        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
+        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None, seen: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x without padding and missing values, the timespans if any are needed, and which samples are valid if given.
 
-        Timespans are `(time,)` or `(batch, time)`; with lengths they are `(batch, time)`, 0 in the padding.
+        Timespans are `(time,)` or `(batch, time)`; with lengths they are `(batch, time)`, 0 in the padding. `seen` are
+        the last values of x before.
         """
         inputs.check_sequence(x, self.input_size, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, x)
@@ -124,22 +131,40 @@ class RecurrentLayer(nn.Module):
             # Padding may hold anything, NaN included; it must not reach the arithmetic.
             x = inputs.without_padding(x, valid)
             spans = valid.to(x.dtype) if spans is None else spans
-        return inputs.filled(x, self.missing), spans, valid
+        if seen is None:
+            return inputs.filled(x, self.missing), spans, valid
+        if seen.shape != x[:, 0].shape:
+            raise InputError(f"x has samples {tuple(x[:, 0].shape)}, the stream goes on from {tuple(seen.shape)}")
+        return inputs.filled(torch.cat((seen.unsqueeze(1), x), 1), self.missing)[:, 1:], spans, valid
 
     def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
         """The state of each layer and direction to start from: the one given, checked, or zeros."""
         shape: tuple[int, ...] = (x.shape[0], self.components, self.hidden_size)
         count = self.num_layers * self.directions
+        kind = inputs.state_dtype(x, self)
         if state is None:
-            return [x.new_zeros(shape)] * count
+            return [x.new_zeros(shape, dtype=kind)] * count
         if count == 1:
-            return [inputs.check_state(state, shape, x)]
-        return inputs.check_state(state, (count, *shape), x).unbind(0)
+            return [inputs.check_state(state, shape, x, kind)]
+        return inputs.check_state(state, (count, *shape), x, kind).unbind(0)
 
 
 def gathered(states: Sequence[Tensor]) -> Tensor:
     """The states of all layers and directions as one tensor, without a leading axis where there is only one."""
     return torch.stack(tuple(states)) if len(states) > 1 else states[0]
+
+
+@contextmanager
+def weights_blamed(module: nn.Module) -> Iterator[None]:
+    """A state that leaves the numbers because of a weight that is none is no matter of the step size: say so."""
+    try:
+        yield
+    except NonFiniteStateError as error:
+        for name, parameter in module.named_parameters():
+            if not finite(parameter):
+                error.what, error.advice = f"the weight {name} is NaN or infinite", "load or draw finite weights"
+                break
+        raise
 
 
 def recurrent(rnn: Any) -> RecurrentLayer:

@@ -42,6 +42,7 @@ class ContinuousRNN(Stack):
             of that sample.
         bidirectional: run every layer in both directions and give the next one both outputs beside each other.
         residual: add what goes into a layer to what it gives, through a linear map where the sizes differ.
+        options: options of the solver, by name, such as `rtol`; see `solvers.available`.
 
     The reverse direction sees the valid samples from the last to the first. The time that passes before it sees a
     sample is the time between that sample and the one it saw before; before the last sample, which it sees first, it is
@@ -70,8 +71,11 @@ class ContinuousRNN(Stack):
         gradient: str | solvers.Gradient | None = None,
         control: str | solvers.Control | None = None,
         max_dt: float | None = None,
+        **options: Any,
     ) -> ContinuousRNN:
         """The same weights (shared, not copied) under another solver; what is not given stays (max_dt: inf for none).
+
+        Options of the solver are given by name: `rnn.with_solver("dopri5", rtol=1e-6)`.
 
         Parameters and buffers are held in common, so that training one network trains the other; its mode (`train`,
         `eval`), hooks and attributes are its own, as they are now.
@@ -87,14 +91,15 @@ class ContinuousRNN(Stack):
             self.gradient if gradient is None else gradient,
             self.control if control is None else control,
             self.max_dt if max_dt is None else max_dt,
+            options,
         )
         if self.config is not None:
             swapped.config = {**self.config, **swapped.choices()}
         return swapped
 
-    def _run(
-        self, x: Tensor, state: Tensor | None, timespans: Tensor | None, lengths: Lengths | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, state: Any, timespans: Tensor | None, lengths: Lengths | None) -> tuple[Tensor, Any]:
+        if isinstance(state, Stream):
+            return streams.run_chunk(self, x, state, timespans, lengths)[:2]
         solution = passes.run(self, x, state, timespans, lengths, positions_only=True)
         return solution.output, solution.state
 
@@ -134,12 +139,30 @@ class ContinuousRNN(Stack):
         """
         return queries.states_at(self, self.solve(x, state, timespans, lengths), at)
 
+    def begin(self, batch: int, state: Tensor | None = None, time: Tensor | float = 0.0) -> Stream:
+        """The beginning of a stream, whose chunks together are the whole sequence:
+
+            stream = rnn.begin(len(x))
+            for chunk in x.split(100, dim=1):
+                output, stream = rnn(chunk, stream)
+                stream = stream.detach()
+
+        A state alone is not enough where a control looks back on earlier samples, where missing values are held, or
+        where a field depends on time. A stream goes into `step`, too.
+
+        Args:
+            batch: samples in the batch.
+            state: initial state; zeros when left out.
+            time: time of the sample before the first, in units of dt, a number or `(batch,)`.
+        """
+        return streams.begin(self, batch, state, time)
+
     def step(
         self,
         x: Tensor,
         state: Tensor | Stream | None = None,
         timespan: Tensor | float | None = None,
-        time: Tensor | float = 0.0,
+        time: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor | Stream]:
         """One sample at a time: fed back its own state, it equals the call on the whole sequence.
 
@@ -147,12 +170,13 @@ class ContinuousRNN(Stack):
             x: the sample, `(batch, input)`.
             state: what the step before returned; None, or a state, at the beginning.
             timespan: time elapsed since the sample before, in units of dt: a number or `(batch,)`; 1 when left out.
-            time: time of the sample before, in units of dt; only a field that depends on time sees it.
+            time: time of the sample before, in units of dt; only a field that depends on time sees it. Left out, it is
+                that of the stream, and 0 at the beginning.
 
         Returns:
             output `(batch, hidden)`, and what the next step needs: the state, `([layers,] batch, components, hidden)`;
-            a `Stream`, which holds it, where earlier samples matter too (a control other than "hold", or
-            `missing="hold"`).
+            a `Stream`, which holds it, where one was given, or where earlier samples matter too (a control other than
+            "hold", or `missing="hold"`).
         """
         return streams.step(self, x, state, timespan, time)
 

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 import solvers
 from neuralosc import arguments
 from neuralosc.field import VectorField
-from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
 from solvers.errors import InputError
 from solvers.protocol import ControlPath
 from solvers.run.solve import solve_paths
+
+#: What a recurrent layer takes besides its fields and the options of its solver.
+CHOICES = (
+    "solver", "dt", "substeps", "gradient", "control", "dropout", "missing", "max_dt", "bidirectional", "residual",
+)  # fmt: skip
 
 
 class Stack(RecurrentLayer):
@@ -34,6 +39,7 @@ class Stack(RecurrentLayer):
         max_dt: float | None = None,
         bidirectional: bool = False,
         residual: bool = False,
+        **options: Any,
     ) -> None:
         directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
         fields = arguments.layers(field, directions)
@@ -42,11 +48,13 @@ class Stack(RecurrentLayer):
         self.fields = nn.ModuleList(fields)
         self.residual = arguments.flag("residual", residual)
         self.skip = skip_map(first, self.input_size, self.output_size) if residual else None
-        self._choose(solver, dt, substeps, gradient, control, max_dt)
+        self._choose(solver, dt, substeps, gradient, control, max_dt, options)
 
-    def _choose(self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any) -> None:
-        """Set the independent choices, checked."""
-        self.solver = solvers.get(solver)
+    def _choose(
+        self, solver: Any, dt: Any, substeps: Any, gradient: Any, control: Any, max_dt: Any, options: dict[str, Any]
+    ) -> None:
+        """Set the independent choices, checked; `options` are those of the solver."""
+        self.solver = arguments.solver(type(self).__name__, solver, options, CHOICES)
         self.gradient = solvers.get_gradient(gradient)
         self.control = solvers.get_control(control)
         self.dts = arguments.steps(dt, self.num_layers)
@@ -96,26 +104,30 @@ class Stack(RecurrentLayer):
         jumps: bool = True,
     ) -> solvers.Trajectory:
         """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
-        return solvers.solve(
-            self.layer(index),
-            self.solver.branch(index),
-            self.gradient,
-            control,
-            clock,
-            samples,
-            state,
-            self.substeps,
-            self.max_dt,
-            positions_only,
-            jumps,
-        )
+        with weights_blamed(self):
+            return solvers.solve(
+                self.layer(index),
+                self.solver.branch(index),
+                self.gradient,
+                control,
+                clock,
+                samples,
+                state,
+                self.substeps,
+                self.max_dt,
+                positions_only,
+                jumps,
+            )
 
     def run_paths(
         self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
     ) -> solvers.Trajectory:
         """Like `run_layer`, where the path of the input current on each interval is there already."""
         field, solver = self.layer(index), self.solver.branch(index)
-        return solve_paths(field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps)
+        with weights_blamed(self):
+            return solve_paths(
+                field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps
+            )
 
     def run_from(
         self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False

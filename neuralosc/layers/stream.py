@@ -1,20 +1,24 @@
-"""A recurrent layer fed one sample at a time."""
+"""A recurrent layer fed bit by bit: one sample at a time, or chunk by chunk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neuralosc import arguments
 from neuralosc.layers import inputs
-from neuralosc.layers.recurrent import gathered
+from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.recurrent import RecurrentLayer, gathered
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
 from solvers.base.sharing import refresh
+from solvers.base.values import concrete
 from solvers.errors import InputError
-from solvers.protocol import ControlPath, Time
+from solvers.protocol import Time
 
 if TYPE_CHECKING:
     from neuralosc.layers.stack import Stack
@@ -22,48 +26,116 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stream:
-    """What a step needs of the ones before, where the state alone is not enough.
+    """What a step, or a chunk, needs of the ones before, where the state alone is not enough.
 
     Attributes:
         state: `([layers,] batch, components, hidden)`.
         currents: the last input currents of each layer, `(batch, channels)` each: as many as the control looks back on.
         timespans: the spans before those samples, in units of dt.
         seen: the last value of each input, `(batch, input)`.
+        time: time of the last sample, in units of dt, a number or `(batch, 1)`.
     """
 
     state: Tensor
     currents: tuple[tuple[Tensor, ...], ...]
     timespans: tuple[Time, ...]
     seen: Tensor
+    time: Time = 0.0
 
     def detach(self) -> Stream:
         """The same, cut off from the steps it came from: for truncated backpropagation through time."""
         currents = tuple(tuple(u.detach() for u in layer) for layer in self.currents)
         spans = tuple(span.detach() if isinstance(span, Tensor) else span for span in self.timespans)
-        return Stream(self.state.detach(), currents, spans, self.seen.detach())
+        time = self.time.detach() if isinstance(self.time, Tensor) else self.time
+        return Stream(self.state.detach(), currents, spans, self.seen.detach(), time)
 
 
-def step(
-    rnn: Stack, x: Tensor, state: Tensor | Stream | None, timespan: Tensor | float | None, time: Tensor | float
-) -> tuple[Tensor, Tensor | Stream]:
-    """See `ContinuousRNN.step`."""
+def begin(rnn: Stack, batch: int, state: Tensor | None, time: Tensor | float) -> Stream:
+    """See `ContinuousRNN.begin`."""
+    like = next(rnn.parameters(), torch.empty(0) if state is None else state)
+    seen = like.detach().new_zeros(arguments.count("batch", batch), rnn.input_size)
+    start = gathered(rnn.initial(state, seen))
+    return Stream(start, ((),) * rnn.num_layers, (), seen, inputs.check_per_sample("time", time, seen))
+
+
+def _allowed(rnn: Stack, what: str) -> None:
+    """Refuse networks that cannot be fed bit by bit."""
     if rnn.bidirectional:
         raise InputError(
-            "step needs the samples to come where a network is bidirectional: call it on whole sequences, or make it "
-            "with bidirectional=False"
+            f"{what} needs the samples to come where a network is bidirectional: call it on whole sequences, or make "
+            "it with bidirectional=False"
         )
     if not rnn.control.causal:
         raise InputError(
-            f"control {rnn.control.name!r} needs the sample after, which a step does not have: use a causal one, "
+            f"control {rnn.control.name!r} needs the sample after, which {what} does not have: use a causal one, "
             "such as 'linear'"
         )
     if rnn.training and rnn.dropout:
-        raise InputError("step with dropout would draw a new mask for each sample: call rnn.eval() first")
+        raise InputError(f"{what} with dropout would draw a mask of its own: call rnn.eval() first")
+
+
+def run_chunk(
+    rnn: Stack, x: Tensor, before: Stream, timespans: Tensor | None, lengths: Lengths | None
+) -> tuple[Tensor, Stream, Tensor]:
+    """A pass over the next samples of a stream: outputs, the stream after them, and x with missing values filled."""
+    _allowed(rnn, "a chunk")
+    refresh(rnn)
+    memory = rnn.control.memory
+    if memory and lengths is not None:
+        raise InputError(
+            f"lengths was given with a Stream, of whose last samples control {rnn.control.name!r} needs {memory}: give "
+            "chunks of whole samples, or use control 'hold'"
+        )
+    x, spans, _ = rnn.checked(x, timespans, lengths, before.seen)
+    chunk: Sequence[Time] = _per_sample(spans, x)
+    window_spans = (*before.timespans, *chunk)
+    value, currents, ends = x, [], []
+    for layer, start in enumerate(rnn.initial(before.state, x)):
+        window = (*before.currents[layer], *rnn.layer(layer).currents(value))
+        clock = _clock(rnn, layer, window_spans, len(before.timespans), before.time)
+        kept = len(window) - len(chunk)
+        paths, own = rnn.control.paths(window, clock)[kept:], Clock(clock.starts[kept:], clock.spans[kept:])
+        trajectory = rnn.run_paths(layer, paths, own, start)
+        value = joined(rnn, value, [trajectory.positions()])
+        ends.append(trajectory.end())
+        currents.append(window[len(window) - memory :] if memory else ())
+    passed = sum(chunk[1:], chunk[0])
+    kept_spans = window_spans[-memory:] if memory else ()
+    return value, Stream(gathered(ends), tuple(currents), kept_spans, x[:, -1], before.time + passed), x
+
+
+def _per_sample(spans: Tensor | None, x: Tensor) -> Sequence[Time]:
+    """The span before each sample: numbers, or `(batch, 1)` each."""
+    if spans is None:
+        return (1.0,) * x.shape[1]
+    if spans.dim() == 1 and not spans.requires_grad and concrete(spans):
+        return tuple(spans.tolist())
+    return tuple(span.reshape(-1, 1) for span in spans.unbind(-1))
+
+
+def _clock(rnn: Stack, layer: int, spans: Sequence[Time], earlier: int, started: Time) -> Clock:
+    """The clock of a window whose first samples are `earlier` ones; what comes after them begins at `started`."""
+    dt = rnn.dts[layer]
+    lengths = tuple(span * dt for span in spans)
+    starts = [started * dt]
+    for length in reversed(lengths[:earlier]):
+        starts.insert(0, starts[0] - length)
+    for length in lengths[earlier:-1]:
+        starts.append(starts[-1] + length)
+    return Clock(tuple(starts), lengths)
+
+
+def step(
+    rnn: Stack, x: Tensor, state: Tensor | Stream | None, timespan: Tensor | float | None, time: Tensor | float | None
+) -> tuple[Tensor, Tensor | Stream]:
+    """See `ContinuousRNN.step`."""
+    _allowed(rnn, "step")
     refresh(rnn)
     before = state if isinstance(state, Stream) else None
     sample = _sample(rnn, x, before)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
-    started = inputs.check_per_sample("time", time, x)
+    known = 0.0 if before is None else before.time
+    started = known if time is None else inputs.check_per_sample("time", time, x)
     starts = rnn.initial(state.state if isinstance(state, Stream) else state, sample)
     # Given a state alone, the stream begins here: the control looks back on nothing.
     spans = (*(before.timespans if before else ()), span)
@@ -71,40 +143,36 @@ def step(
     for layer, start in enumerate(starts):
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         window = (*(before.currents[layer] if before else ()), current)
-        trajectory = rnn.run_paths(layer, *_last_interval(rnn, layer, window, spans, started), start)
+        clock = _clock(rnn, layer, spans, len(spans) - 1, started)
+        last = Clock((clock.starts[-1],), (clock.spans[-1],))
+        trajectory = rnn.run_paths(layer, [rnn.control.paths(window, clock)[-1]], last, start)
         value = joined(rnn, value.unsqueeze(1), [trajectory.positions()]).squeeze(1)
         ends.append(trajectory.end())
         currents.append(window)
     end = gathered(ends)
     memory = rnn.control.memory
-    if not memory and rnn.missing == "error":
+    if not memory and rnn.missing == "error" and before is None:
         return value, end
     kept = tuple(window[len(window) - memory :] if memory else () for window in currents)
-    return value, Stream(end, kept, spans[-memory:] if memory else (), sample)
+    return value, Stream(end, kept, spans[-memory:] if memory else (), sample, started + span)
+
+
+def single(x: Tensor, rnn: RecurrentLayer) -> Tensor:
+    """One sample `(batch, input)`, checked, as a sequence of one; finite where the layer fills no missing values."""
+    if not isinstance(x, Tensor) or x.is_nested or x.dim() != 2 or x.shape[1] != rnn.input_size:
+        shape = "is a nested tensor" if isinstance(x, Tensor) and x.is_nested else None
+        got = shape or (f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}")
+        raise InputError(f"x {got}, expected one sample (batch, {rnn.input_size}): call the layer for whole sequences")
+    series = x.unsqueeze(1)
+    inputs.check_sequence(series, rnn.input_size, rnn)
+    return series if rnn.missing == "hold" else inputs.filled(series, rnn.missing)
 
 
 def _sample(rnn: Stack, x: Tensor, before: Stream | None) -> Tensor:
     """The sample, checked, its missing values taken from those before."""
-    if not isinstance(x, Tensor) or x.dim() != 2:
-        got = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-        raise InputError(f"x {got}, expected one sample (batch, {rnn.input_size}): call the layer for whole sequences")
-    series = x.unsqueeze(1)
-    inputs.check_sequence(series, rnn.input_size, rnn)
+    series = single(x, rnn)
     if before is None:
         return inputs.filled(series, rnn.missing).squeeze(1)
     if before.seen.shape != x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}, the stream goes on from samples {tuple(before.seen.shape)}")
     return inputs.filled(torch.stack((before.seen, x), 1), rnn.missing)[:, 1]
-
-
-def _last_interval(
-    rnn: Stack, layer: int, window: tuple[Tensor, ...], spans: tuple[Time, ...], started: Time
-) -> tuple[list[ControlPath], Clock]:
-    """The input and the clock of the interval that ends at the last sample of a window."""
-    dt = rnn.dts[layer]
-    lengths = tuple(span * dt for span in spans)
-    starts = [started * dt]
-    for length in reversed(lengths[:-1]):
-        starts.insert(0, starts[0] - length)
-    path = rnn.control.paths(window, Clock(tuple(starts), lengths))[-1]
-    return [path], Clock((starts[-1],), (lengths[-1],))

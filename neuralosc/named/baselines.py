@@ -48,13 +48,17 @@ class Baseline(RecurrentLayer):
         self,
         input_size: int,
         hidden_size: int,
+        *,
         bias: bool = True,
         num_layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
         missing: str = "error",
         timespans: str = "refuse",
+        **others: Any,
     ) -> None:
+        taken = ("bias", "num_layers", "bidirectional", "dropout", "missing", "timespans")
+        arguments.known(self.name, others, taken)
         super().__init__(
             arguments.count("input_size", input_size),
             arguments.count("hidden_size", hidden_size),

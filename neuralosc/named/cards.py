@@ -12,8 +12,8 @@ import solvers
 from neuralosc import arguments
 from neuralosc.field import VectorField
 from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.layers.stack import CHOICES
 from solvers.base.registry import Registry
-from solvers.errors import InputError
 
 
 class Choices(TypedDict, total=False):
@@ -122,21 +122,30 @@ def network(
     choices: Choices,
 ) -> ContinuousRNN:
     """A stack of `num_layers` equal fields, the first fed by the input, the others by the layer before."""
-    fields, settings = equal_fields(field, input_size, hidden_size, hyperparameters, choices)
+    fields, settings = equal_fields(name, field, input_size, hidden_size, solver, hyperparameters, choices)
     rnn = ContinuousRNN(fields, solver, dt, **settings)
     rnn.config = configuration(name, rnn, hyperparameters)
     return rnn
 
 
 def equal_fields(
+    name: str,
     field: Callable[..., VectorField],
     input_size: int,
     hidden_size: int,
+    solver: Any,
     hyperparameters: dict[str, Any],
     choices: Choices,
 ) -> tuple[list[VectorField], dict[str, Any]]:
-    """The fields of `num_layers` layers, and the choices that are left for `ContinuousRNN`."""
+    """The fields of `num_layers` layers, and what is left for `ContinuousRNN`: choices, and options of the solver."""
     settings: dict[str, Any] = {**STANDARD, **choices}
+    arguments.solver(
+        name,
+        solver,
+        {k: v for k, v in choices.items() if k not in STANDARD},
+        [*hyperparameters, "num_layers", *CHOICES],
+    )
+    arguments.count("input_size", input_size), arguments.count("hidden_size", hidden_size)
     layers = arguments.count("num_layers", settings.pop("num_layers"))
     directions = 2 if arguments.flag("bidirectional", settings["bidirectional"]) else 1
     fields = [
@@ -188,7 +197,10 @@ def make(name: str, *, input_size: int, hidden_size: int, **hyperparameters: Any
         InputError: a hyperparameter it does not take, or a value it cannot have.
     """
     card = MODELS[name]
-    wrong = sorted(set(hyperparameters) - set(card.defaults))
-    if wrong:
-        raise InputError(f"model {name!r} takes {', '.join(card.defaults)}, not {', '.join(wrong)}: leave it out")
+    chosen = hyperparameters.get("solver") or card.defaults.get("solver") or card.solver
+    own = {key: value for key, value in hyperparameters.items() if key not in card.defaults}
+    if chosen is None:
+        arguments.known(f"model {name!r}", own, card.defaults)
+    else:
+        arguments.solver(f"model {name!r}", chosen, own, card.defaults)
     return card.make(input_size=input_size, hidden_size=hidden_size, **hyperparameters)

@@ -83,6 +83,7 @@ class RNN(_TorchEqual):
         self,
         input_size: int,
         hidden_size: int,
+        *,
         dt: float | Sequence[float] = 1.0,
         nonlinearity: str = "tanh",
         bias: bool = True,
@@ -90,7 +91,7 @@ class RNN(_TorchEqual):
         **choices: Unpack[Choices],
     ) -> None:
         hyperparameters = {"nonlinearity": nonlinearity, "bias": bias}
-        fields, settings = equal_fields(Relaxation, input_size, hidden_size, hyperparameters, choices)
+        fields, settings = equal_fields("rnn", Relaxation, input_size, hidden_size, solver, hyperparameters, choices)
         super().__init__(fields, solver, dt, **settings)
         self.config = configuration("rnn", self, hyperparameters)
 
@@ -114,11 +115,14 @@ class GRU(_TorchEqual):
         self,
         input_size: int,
         hidden_size: int,
+        *,
         dt: float | Sequence[float] = 1.0,
         bias: bool = True,
         solver: str | dict[str, Any] | solvers.Solver = "euler",
         **choices: Unpack[Choices],
     ) -> None:
-        fields, settings = equal_fields(GatedRelaxation, input_size, hidden_size, {"bias": bias}, choices)
+        fields, settings = equal_fields(
+            "gru", GatedRelaxation, input_size, hidden_size, solver, {"bias": bias}, choices
+        )
         super().__init__(fields, solver, dt, **settings)
         self.config = configuration("gru", self, {"bias": bias})

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import solvers
-from neuralosc.fields import LinearOscillator
+from neuralosc import arguments
+from neuralosc.fields import LinearOscillator, discretizations
 from neuralosc.layers.blocks import LinOSSNetwork
 from neuralosc.layers.linoss import LinOSS
 from neuralosc.named.cards import named
@@ -30,6 +31,7 @@ from solvers.errors import InputError
 def linoss(
     input_size: int,
     hidden_size: int,
+    *,
     state_size: int = 64,
     discretization: str = "IMEX",
     damped: bool = False,
@@ -46,6 +48,7 @@ def linoss(
     control: str | solvers.Control = "hold",
     max_dt: float | None = None,
     projection_margin: float = 0.0,
+    **options: Any,
 ) -> LinOSSNetwork:
     """The published stack of LinOSS blocks. See `LinOSSNetwork` and `LinOSS`.
 
@@ -60,6 +63,7 @@ def linoss(
         heads: independent layers side by side, each over its part of the features.
         num_layers: blocks.
         dropout: probability of dropping an entry, in both places of a block.
+        options: options of the solver, by name.
         projection_margin: fraction of the upper ends of the bounds that is left out; 0 is as published.
     """
     hyperparameters: dict[str, Any] = {
@@ -68,6 +72,9 @@ def linoss(
     }  # fmt: skip
     shape: dict[str, Any] = {"num_layers": num_layers, "dropout": dropout, "missing": missing}
     choices: dict[str, Any] = {"substeps": substeps, "gradient": gradient, "control": control, "max_dt": max_dt}
+    chosen = discretizations.solver(discretization, damped) if solver is None else solver
+    arguments.solver("linoss", chosen, options, [*hyperparameters, *shape, *choices, "dt", "solver"])
+    choices |= options
     network = LinOSSNetwork(input_size, hidden_size, **shape, dt=dt, solver=solver, **hyperparameters, **choices)
     sizes = {"model": "linoss", "input_size": input_size, "hidden_size": hidden_size}
     network.config = {**sizes, **hyperparameters, **shape, **network.choices()}

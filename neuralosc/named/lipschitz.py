@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def LipschitzRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.03,
     beta: float = 0.75,
     gamma: float = 0.001,
@@ -73,6 +74,7 @@ def _lipschitz(keys: Keys, eps: float, beta: float, gamma: float, alpha: float =
 def AntisymmetricRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.03,
     gamma: float = 0.001,
     init_std: float = 1.0,

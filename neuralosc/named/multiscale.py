@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def LEM(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.21,
     solver: str | dict[str, Any] | solvers.Solver = "semi_implicit_euler",
     **choices: Unpack[Choices],

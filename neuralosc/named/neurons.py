@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def CTRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.1,
     tau: Value = 1.0,
     learned: bool = True,
@@ -52,6 +53,7 @@ FUSED: Choices = {"substeps": 6}
 def LTC(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 1.0,
     tau: Value = 1.0,
     learned: bool = True,

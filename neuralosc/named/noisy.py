@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def NoisyRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.01,
     beta: float = 0.8,
     gamma_A: float = 0.01,

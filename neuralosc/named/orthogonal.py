@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def CayleyRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 2.0,
     activation: str = "tanh",
     unitary: bool = False,
@@ -61,6 +62,7 @@ def _cayley(keys: Keys, **settings: Any) -> Loaded:
 def ExpRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 1.0,
     activation: str = "modrelu",
     unitary: bool = False,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def CoRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.042,
     gamma: Value = 2.7,
     epsilon: Value = 4.7,
@@ -75,6 +76,7 @@ def _cornn(keys: Keys, dt: float, gamma: float, epsilon: float, **settings: Any)
 def UnICORNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.19,
     alpha: Value = 30.65,
     learned: bool = False,
@@ -117,6 +119,7 @@ def _unicornn(keys: Keys, dt: Any, alpha: float, **settings: Any) -> Loaded:
 def HamiltonianRNN(
     input_size: int,
     hidden_size: int,
+    *,
     dt: float | Sequence[float] = 0.1,
     alpha: Value = 1.0,
     energy_layers: int = 1,

@@ -15,7 +15,8 @@ def unlowered(device: str) -> AbstractContextManager[Any]:
     An error in what is computed once from parameters, such as the matrix of a flow, is the same in every step, and adds
     up where rounding errors of the steps would cancel.
     """
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if lowered else nullcontext()
 
 
 def widened(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN, InputError, LinOSS, LinOSSBlock, LinOSSNetwork
 from neuralosc.fields import discretizations
-from neuralosc.layers.blocks import SampleNorm
+from neuralosc.layers.blocks import normalized
 
 F64 = torch.float64
 MADE = {
@@ -156,13 +156,38 @@ def test_packed_sequences_come_back_packed(name):
 
 
 def test_the_norm_takes_its_statistics_from_valid_samples_alone():
-    norm, reference = SampleNorm(4).double(), nn.BatchNorm1d(4, affine=False).double()
+    norm, reference = (nn.BatchNorm1d(4, affine=False).double() for _ in range(2))
     x, valid = inputs(), torch.arange(7) < torch.tensor([[7], [1], [3]])
-    normed = norm(x, valid)
+    normed = normalized(norm, x, valid)
     torch.testing.assert_close(normed[valid], reference(x[valid]), rtol=1e-12, atol=1e-12)
     for name, buffer in reference.named_buffers():
         torch.testing.assert_close(norm.get_buffer(name), buffer)
-    torch.testing.assert_close(SampleNorm(4).double()(x), reference.__class__(4, affine=False).double()(x.mT).mT)
+    whole, transposed = (nn.BatchNorm1d(4, affine=False).double() for _ in range(2))
+    torch.testing.assert_close(normalized(whole, x), transposed(x.mT).mT)
+
+
+def test_synchronized_norms_are_called_as_those_they_stand_for():
+    """`nn.SyncBatchNorm` outside of a process group is batch normalization."""
+    network, x, lengths = LinOSSNetwork(2, 4, state_size=3, dropout=0.0), torch.randn(3, 6, 2), [6, 2, 4]
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    assert isinstance(synchronized.blocks[0].norm, nn.SyncBatchNorm)
+    assert synchronized.state_dict().keys() == network.state_dict().keys()
+    for mode in (True, False):
+        for each in (network, synchronized):
+            each.train(mode)
+        torch.testing.assert_close(synchronized(x, lengths=lengths), network(x, lengths=lengths))
+
+
+@pytest.mark.parametrize("name", ["linoss", "cornn", "lem"])
+def test_chunks_under_autocast(name, relative_error):
+    """What a network gives is what it takes; the state keeps the precision of the parameters."""
+    rnn, x = neuralosc.make(name, input_size=2, hidden_size=8).eval(), torch.randn(4, 100, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = rnn(x)[0].float()
+        first, state = rnn(x[:, :50])
+        second, end = rnn(x[:, 50:], state)
+    assert state.dtype == end.dtype == torch.float32
+    assert relative_error(torch.cat((first, second), 1).float(), whole) < 0.02
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -323,3 +323,121 @@ def test_noise_has_no_states_between_the_samples(one_line):
     with pytest.raises(InputError) as error:
         rnn.trajectory(torch.zeros(1, 4, 2), at=[0.5])
     one_line(error, "euler_maruyama", "between")
+
+
+def run_by_chunks(rnn, x, spans, sizes=(2, 1, 3), **settings):
+    stream, outputs = rnn.begin(len(x), **settings), []
+    sizes = [*sizes, x.shape[1] - sum(sizes)]
+    for part, span in zip(x.split(sizes, 1), spans.split(sizes, 1), strict=True):
+        output, stream = rnn(part, stream, span)
+        outputs.append(output)
+    return torch.cat(outputs, 1), stream
+
+
+class TestChunks:
+    """Chunks fed to a stream are the whole sequence."""
+
+    @pytest.mark.parametrize(
+        ("solver", "backend", "time"), [("rk4", "plain", 7), ("native_tsit5", "plain", 7), ("rk4", "auto", 80)]
+    )
+    @pytest.mark.parametrize("control", CAUSAL)
+    def test_equal_the_whole_sequence(self, solver, control, backend, time):
+        rnn, (x, spans) = network(num_layers=2, solver=solver, control=control), sequence(time=time)
+        x, spans = x.requires_grad_(), spans.requires_grad_()
+        with solvers.backend(backend):
+            output, state = rnn(x, timespans=spans)
+            outputs, stream = run_by_chunks(rnn, x, spans)
+        torch.testing.assert_close(outputs, output, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(stream.state, state, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(stream.time.squeeze(-1), spans.sum(1))
+        wanted = (x, spans, *rnn.parameters())
+        for found, expected in zip(
+            torch.autograd.grad(outputs[:, -1].square().sum(), wanted),
+            torch.autograd.grad(output[:, -1].square().sum(), wanted),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+    def test_shared_spans_and_none(self):
+        rnn, (x, _) = network(control="cubic", num_layers=2), sequence()
+        for spans in (torch.rand(7, dtype=F64), None):
+            stream, outputs = rnn.begin(3), []
+            for i in (slice(0, 3), slice(3, 7)):
+                output, stream = rnn(x[:, i], stream, None if spans is None else spans[i])
+                outputs.append(output)
+            torch.testing.assert_close(torch.cat(outputs, 1), rnn(x, timespans=spans)[0], rtol=1e-12, atol=1e-13)
+
+    def test_missing_values_are_held_across_chunks(self):
+        rnn, (x, spans) = network(missing="hold", control="linear"), sequence()
+        x[:, 0, 1] = x[:, 2:5, 0] = x[1, 3] = NAN
+        torch.testing.assert_close(run_by_chunks(rnn, x, spans)[0], rnn(x, timespans=spans)[0], rtol=1e-12, atol=1e-13)
+
+    def test_time_goes_on(self):
+        rnn, (x, spans) = ContinuousRNN(Timed(), "rk4", dt=0.7), sequence()
+        whole = rnn(x, timespans=spans)[0]
+        # The type of a state is that of the parameters, and there are none.
+        state = torch.zeros(3, 1, 2, dtype=F64)
+        torch.testing.assert_close(run_by_chunks(rnn, x, spans, state=state)[0], whole, rtol=1e-12, atol=1e-13)
+        # A later beginning, and each sample its own.
+        started = torch.tensor([0.0, 1.0, 2.5], dtype=F64)
+        outputs, stream = run_by_chunks(rnn, x, spans, state=state, time=started)
+        expected, _ = run_by_steps_from(rnn, x, spans, rnn.begin(3, state, started))
+        torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-13)
+        assert not torch.allclose(outputs[1:], whole[1:]) and torch.allclose(outputs[0], whole[0])
+        torch.testing.assert_close(stream.time.squeeze(-1), started + spans.sum(1))
+
+    def test_a_stream_goes_from_steps_to_chunks_and_back(self):
+        rnn, (x, spans) = network(control="cubic", num_layers=2), sequence()
+        first, stream = rnn.step(x[:, 0], rnn.begin(3), spans[:, 0])
+        middle, stream = rnn(x[:, 1:5], stream, spans[:, 1:5])
+        more, stream = rnn.step(x[:, 5], stream, spans[:, 5])
+        last, stream = rnn(x[:, 6:], stream.detach(), spans[:, 6:])
+        outputs = torch.cat((first.unsqueeze(1), middle, more.unsqueeze(1), last), 1)
+        torch.testing.assert_close(outputs, rnn(x, timespans=spans)[0], rtol=1e-12, atol=1e-13)
+
+    def test_an_initial_state_and_lengths(self):
+        rnn, (x, spans), state = network(), sequence(), torch.randn(3, 2, 4, dtype=F64)
+        output, end = rnn(x, state, spans, lengths=[7, 4, 6])
+        first, stream = rnn(x[:, :3], rnn.begin(3, state), spans[:, :3])
+        second, stream = rnn(x[:, 3:], stream, spans[:, 3:], lengths=[4, 1, 3])
+        torch.testing.assert_close(torch.cat((first, second), 1), output, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(stream.state, end, rtol=1e-12, atol=1e-13)
+
+    @pytest.mark.parametrize("control", ["hold", "linear"])
+    @pytest.mark.parametrize("name", ["layer", "network"])
+    def test_linoss(self, name, control):
+        settings = {"state_size": 3, "control": control}
+        layer = neuralosc.LinOSS(2, **settings) if name == "layer" else neuralosc.LinOSSNetwork(2, 4, **settings)
+        layer, (x, spans) = layer.double().eval(), sequence()
+        whole = layer(x, timespans=spans)[0]
+        torch.testing.assert_close(run_by_chunks(layer, x, spans)[0], whole, rtol=1e-11, atol=1e-12)
+
+    def test_what_a_stream_cannot_be_used_for(self, one_line):
+        x = torch.randn(3, 4, 2, dtype=F64)
+        for settings, words in (
+            ({"bidirectional": True}, ["bidirectional"]),
+            ({"control": "linear_noncausal"}, ["linear_noncausal"]),
+            ({"dropout": 0.5}, ["dropout", "eval()"]),
+        ):
+            rnn = network(**settings)
+            with pytest.raises(InputError) as caught:
+                rnn(x, rnn.begin(3))
+            one_line(caught, *words)
+        rnn = network(control="linear")
+        for call, words in (
+            (lambda: rnn(x, rnn.begin(2)), ["stream", "(3, 2)", "(2, 2)"]),
+            (lambda: rnn(x, rnn.begin(3), lengths=[4, 3, 2]), ["lengths", "linear"]),
+            (lambda: rnn.begin(0), ["batch"]),
+            (lambda: rnn.begin(3, time=-1.0), ["time"]),
+        ):
+            with pytest.raises(InputError) as caught:
+                call()
+            one_line(caught, *words)
+
+
+def run_by_steps_from(rnn, x, spans, stream):
+    outputs = []
+    for sample, span in zip(x.unbind(1), spans.unbind(1), strict=True):
+        output, stream = rnn.step(sample, stream, span)
+        outputs.append(output)
+    return torch.stack(outputs, 1), stream
