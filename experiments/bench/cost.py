@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.table import Table
@@ -27,6 +28,8 @@ from experiments.bench.loops import CoRNNLoop
 from experiments.bench.timing import Report, empty_table, interleaved, silent
 from solvers.compiled.passes import denormals
 from solvers.compiled.passes.cache import CACHE
+from solvers.compiled.step import fingerprint
+from solvers.run import canary
 from solvers.run.audit import SavedMemory
 
 MEMORY_SHAPES = (Shape("S1", 784, 120, 256, 1), Shape("S3", 784, 128, 128, 1))
@@ -38,6 +41,10 @@ VANISHES: dict[str, Callable[[int, int], neuralosc.ContinuousRNN]] = {
     "LEM, steps of 1": functools.partial(neuralosc.LEM, dt=1.0),
 }
 QUICK_VANISHING = Shape("V", 300, 8, 32, 2)
+#: Steps that take little: what a call costs by itself is most of them.
+SHORT = Shape("S4", 64, 128, 64, 1)
+#: Of those in a row, as in training.
+FEW = 8
 GRADIENTS = ("backprop", "checkpoint", "reversible")
 LENGTHS = (100, 1_000, 10_000, 100_000)
 QUICK_LENGTHS = (100, 1_000)
@@ -147,6 +154,28 @@ def _every(rnn: neuralosc.ContinuousRNN, x: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def measure_following(shape: Shape) -> float:
+    """How often as long a training step of coRNN takes that looks at what its step can read, and compares a step."""
+    subject = _subject(COMPILED, shape)
+
+    def blindly() -> None:
+        with (
+            patch.object(canary, "drifted", lambda *_: None),
+            patch.object(fingerprint.Memory, "look", lambda memory, module: memory.number),
+        ):
+            for _ in range(FEW):
+                subject.step()
+
+    def seeing() -> None:
+        for _ in range(FEW):
+            subject.step()
+
+    for step in (seeing, blindly):
+        step()
+    seconds = interleaved({"seeing": seeing, "blindly": blindly}, 25)
+    return min(seconds["seeing"]) / min(seconds["blindly"])
+
+
 def measure_first(case: str, shape: Shape) -> tuple[float, float]:
     """Seconds of the first training step of a process, and of the third."""
     subject = _subject(case, shape)
@@ -178,6 +207,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "memory": lambda case, gradient, shape: measure_memory(case, gradient, Shape(**shape)),
     "gradients": lambda shape: measure_gradients(Shape(**shape)),
     "vanishing": lambda shape: measure_vanishing(Shape(**shape)),
+    "following": lambda shape: measure_following(Shape(**shape)),
     "first": lambda case, shape: measure_first(case, Shape(**shape)),
     "growth": measure_growth,
 }
@@ -231,6 +261,11 @@ def _vanishing(shape: Shape) -> list[Cost]:
     return [Cost("gradient that vanishes", name, ratio, unit, words[treatment]) for name, treatment, ratio in times]
 
 
+def _following(shape: Shape) -> list[Cost]:
+    unit = f"x the same that does not, at {shape}"
+    return [Cost("looking and comparing", COMPILED, _asked("following", asdict(shape)), unit)]
+
+
 def _first(shape: Shape) -> list[Cost]:
     costs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -262,8 +297,10 @@ def run(quick: bool, report: Report = silent) -> list[Cost]:
     costs += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
     report("gradients that vanish", 0.45)
     costs += _vanishing(QUICK_VANISHING if quick else VANISHING)
+    report("looking and comparing", 0.48)
+    costs += _following(SHORT)
     report("first use", 0.5)
-    costs += _first(Shape("S4", 64, 128, 64, 1))
+    costs += _first(SHORT)
     report("growth", 0.7)
     costs += _growth(QUICK_LENGTHS if quick else LENGTHS, BATCHES[:2] if quick else BATCHES)
     return costs

@@ -35,6 +35,10 @@ def test_growth_gives_a_time_for_every_length():
     assert len(seconds) == 3 and all(0 < value < 10 for value in seconds)
 
 
+def test_what_following_a_field_costs_is_a_ratio():
+    assert 0.3 < cost.measure_following(Shape("F", 64, 2, 4, 1)) < 30
+
+
 def test_gradients_that_vanish_are_measured_both_ways(monkeypatch):
     monkeypatch.setenv(denormals.DENORMALS, "flush")
     ratios = cost.measure_vanishing(Shape("V", 70, 2, 4, 2))
