@@ -31,7 +31,7 @@ def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
     parameter = next(module.parameters(), None)
     if x.is_meta:
         there = "" if parameter is None else f", the parameters are on {parameter.device}"
-        raise InputError(f"x is on meta, where tensors have no values{there}: give one that has")
+        raise InputError(f"x is on meta, where tensors have no values{there}: make it there, .to(device) cannot")
     if parameter is None:
         return
     if x.device != parameter.device:
