@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from typing import TypeVar
 
 from torch import nn
@@ -16,6 +18,18 @@ REPARAMETRIZATIONS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 #: What a module keeps in dictionaries that a second one must not change along with it.
 _OWN = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Lineage:
+    """What a module and its twins have in common; it lives as long as one of them."""
+
+
+_LINEAGES: weakref.WeakKeyDictionary[nn.Module, Lineage] = weakref.WeakKeyDictionary()
+
+
+def lineage(module: nn.Module) -> Lineage:
+    """The lineage of a module, by which what was made for it is found for its twins."""
+    return _LINEAGES.setdefault(module, Lineage())
 
 
 def view(module: M, apart: bool = False) -> M:
@@ -41,6 +55,9 @@ def twin(module: M, twins: dict[int, nn.Module] | None = None) -> M:
     twins = {} if twins is None else twins
     if id(module) not in twins:
         copied = twins[id(module)] = view(module, apart=True)
+        with contextlib.suppress(TypeError):
+            # A module that defines equality alone cannot be looked up, and so has no kernels.
+            _LINEAGES[copied] = lineage(module)
         for name in _OWN:
             copied.__dict__[name] = vars(module)[name].copy()
         for name, child in module._modules.items():

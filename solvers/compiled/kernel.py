@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers.base.counted import uncounted
 from solvers.base.leaves import Key
 from solvers.base.loop import Loop
+from solvers.base.sharing import Lineage, lineage
 from solvers.compiled.passes.arguments import Kernel
 from solvers.compiled.passes.call import Call
 from solvers.compiled.passes.maker import Maker
@@ -38,7 +39,8 @@ class Entry:
     kernels: dict[Any, Kernel | Refused] = field(default_factory=dict)
 
 
-_ENTRIES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Entry]] = weakref.WeakKeyDictionary()
+#: By the lineage of a field: a network under another solver, made anew for each evaluation, finds what was made before.
+_ENTRIES: weakref.WeakKeyDictionary[Lineage, dict[Any, Entry]] = weakref.WeakKeyDictionary()
 
 
 def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor) -> Call:
@@ -92,7 +94,7 @@ def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tenso
 
     memory = memory_of(original)
     try:
-        entries = _ENTRIES.setdefault(original, {})
+        entries = _ENTRIES.setdefault(lineage(original), {})
         known = entries.get(key())
     except TypeError:
         raise Refused("the solver or an attribute of the field cannot be told apart from others") from None
@@ -121,7 +123,7 @@ def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tenso
 def forget(original: Any) -> None:
     """Record the steps of a field anew when they are needed next."""
     with _LOCK:
-        _ENTRIES.pop(original, None)
+        _ENTRIES.pop(lineage(original), None)
 
 
 def _tensors(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from solvers.base.sharing import Lineage, lineage
 from solvers.compiled.step.code import trusted
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.step.survey import Survey
@@ -32,7 +33,6 @@ class Memory:
         self.owner = weakref.ref(module)
         self.read: frozenset[str] = frozenset()
         self.survey: Survey | None = None
-        self.numbers: dict[Hashable, int] = {}
         self.number = -1
         self.lost = 0
 
@@ -47,7 +47,7 @@ class Memory:
         if self.survey is None or not self.survey.unchanged():
             self.survey = None
             survey = Survey(module, self.read)
-            self.number = self.numbered(survey.key(module))
+            self.number = _numbered(module, survey.key(module))
             survey.held.clear()
             self.survey = survey
         return self.number
@@ -68,15 +68,18 @@ class Memory:
         if not names <= self.read:
             self.read, self.survey = self.read | names, None
 
-    def numbered(self, key: Hashable) -> int:
-        """The number of a key."""
-        if len(self.numbers) > MOST:
-            self.numbers = {}
-        # Never one that was given before: steps are remembered under it.
-        return self.numbers.setdefault(key, next(_NUMBERS))
 
-
+#: By the lineage of a field, whose twins have the same steps: a number for each key.
+_NUMBERED: weakref.WeakKeyDictionary[Lineage, dict[Hashable, int]] = weakref.WeakKeyDictionary()
 _NUMBERS = itertools.count()
+
+
+def _numbered(module: nn.Module, key: Hashable) -> int:
+    known = _NUMBERED.setdefault(lineage(module), {})
+    if len(known) > MOST:
+        known.clear()
+    # Never one that was given before: steps are remembered under it.
+    return known.setdefault(key, next(_NUMBERS))
 
 
 def memory_of(module: nn.Module) -> Memory:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import neuralosc
+import solvers
+from solvers.compiled import kernel
 
 NAMES = [card.name for card in neuralosc.models() if card.field]
 
@@ -90,6 +92,24 @@ def test_a_hook_belongs_to_one():
     assert calls == ["before"]
     swapped(torch.randn(2, 3, 2))
     assert calls == ["before", "before", "after"]
+
+
+def test_kernels_are_found_again(monkeypatch):
+    """Made anew for each evaluation, it is compiled once; in another mode, or with other attributes, once more."""
+    made, trace = [], kernel.trace
+    monkeypatch.setattr(kernel, "trace", lambda *args: made.append(1) or trace(*args))
+    rnn, x = network("cornn").eval(), torch.randn(2, solvers.run.choice.WORTHWHILE, 2)
+    expected = rnn(x)[0]
+    assert len(made) == 1
+    for _ in range(3):
+        assert torch.equal(rnn.with_solver(rnn.solver).eval()(x)[0], expected)
+    assert len(made) == 1
+    other = rnn.with_solver(rnn.solver)
+    other.field.gamma.fixed = 9.0
+    assert not torch.equal(other(x)[0], expected) and torch.equal(rnn(x)[0], expected)
+    assert len(made) == 2
+    copy.deepcopy(rnn)(x)
+    assert len(made) == 3
 
 
 def test_a_module_used_twice_stays_one():
