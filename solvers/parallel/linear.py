@@ -204,8 +204,8 @@ def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor
     items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in steps.columns.items)
     trained = torch.is_grad_enabled()
     like = (state.shape[1:], state.dtype, state.device, trained)
-    key = (way, loop.solver, items, loop.substeps > 1, like, fingerprint(original, bound, loop.solver))
     with _LOCK:
+        key = (way, loop.solver, items, loop.substeps > 1, like, fingerprint(original, bound, loop.solver))
         known = _KINDS.setdefault(original, {})
         if key not in known and len(known) > 64:
             known.clear()
