@@ -238,21 +238,73 @@ def says_so(act, what):
 
 @st.composite
 def mistakes(draw):
+    """A mistake of the lists above, or one drawn: (kind, network, argument, place in its list or value)."""
     name = draw(st.sampled_from(NAMES))
-    kind = draw(st.sampled_from(["setting", "setting", "call", "swap", "step"]))
-    if kind == "call":
-        key = draw(st.sampled_from(list(CALLS)))
-        return kind, name, key, draw(st.sampled_from(range(len(CALLS[key]))))
-    keys = {
-        "setting": list(SETTINGS),
-        "swap": ["solver", "dt", "substeps", "gradient", "control", "max_dt"],
-        "step": ["x", "timespan"],
-    }[kind]
-    key = draw(st.sampled_from(keys))
-    values = SETTINGS.get(key) or STEPS[key]
+    kind = draw(st.sampled_from(["setting", "call", "swap", "step", "drawn setting", "drawn call", "integrate"]))
+    if kind == "integrate":
+        return kind, name, *draw(st.one_of([st.tuples(st.just(key), values) for key, values in INTEGRATE.items()]))
+    if kind.startswith("drawn"):
+        drawn = DRAWN_SETTINGS if kind == "drawn setting" else DRAWN_CALLS
+        return kind, name, *draw(st.one_of([st.tuples(st.just(key), values) for key, values in drawn.items()]))
+    table = {"call": CALLS, "step": STEPS, "setting": SETTINGS}.get(kind) or {key: SETTINGS[key] for key in SWAPPED}
+    key = draw(st.sampled_from(list(table)))
     # None says that what a network has stays.
-    fits = [i for i, value in enumerate(values) if kind != "swap" or value is not None]
+    fits = [i for i, value in enumerate(table[key]) if kind != "swap" or value is not None]
     return kind, name, key, draw(st.sampled_from(fits))
+
+
+SWAPPED = ["solver", "dt", "substeps", "gradient", "control", "max_dt"]
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=30)
+SHAPES = st.lists(st.integers(0, 5), max_size=5).map(tuple)
+NOT_POSITIVE = st.one_of(st.floats(max_value=0.0), st.just(NAN), st.just(INF))
+
+
+def unknown(known):
+    return WORDS.filter(lambda word: word.lower() not in known)
+
+
+DRAWN_SETTINGS = {
+    "dt": st.one_of(NOT_POSITIVE, WORDS),
+    "max_dt": st.floats(max_value=0.0),
+    "dropout": st.one_of(st.floats(max_value=-1e-9), st.floats(min_value=1.0)),
+    **dict.fromkeys(("hidden_size", "input_size", "num_layers", "substeps"), st.integers(max_value=0)),
+    "solver": unknown({info.name for info in solvers.available()}),
+    "gradient": unknown({"backprop", "checkpoint", "reversible", "adjoint"}),
+    "control": unknown(set(solvers.CONTROLS)),
+    "missing": unknown({"error", "hold", "zero"}),
+}
+DRAWN_CALLS = {
+    "x": SHAPES.filter(lambda s: len(s) != 3 or s[2] != 2 or 0 in s).map(torch.ones),
+    "state": SHAPES.filter(lambda s: len(s) != 3).map(torch.ones),
+    "timespans": st.one_of(
+        SHAPES.filter(lambda s: s not in ((4,), (3, 4))).map(torch.ones),
+        st.lists(st.floats(max_value=-0.5, width=32), min_size=4, max_size=4).map(torch.tensor),
+    ),
+    "lengths": st.one_of(
+        st.lists(st.one_of(st.integers(max_value=0), st.integers(5)), min_size=3, max_size=3),
+        st.lists(st.integers(1, 4), max_size=6).filter(lambda n: len(n) != 3),
+        st.lists(st.floats(), min_size=3, max_size=3),
+    ),
+}
+#: Wrong values of what `solvers.integrate` is called with.
+INTEGRATE = {
+    "times": st.one_of(
+        st.lists(st.floats(-5, 5), min_size=3, max_size=6, unique=True).filter(
+            lambda t: sorted(t) != t and sorted(t) != t[::-1]
+        ),
+        st.sampled_from([[], [0.0, NAN], [0.0, INF], "soon", None, 3.0, torch.ones(2, 2, 2)]),
+    ),
+    "state0": st.one_of(
+        SHAPES.filter(lambda s: len(s) != 3).map(torch.ones),
+        st.sampled_from([None, 3, "x", [1.0], torch.full((2, 1, 3), NAN), torch.ones(2, 1, 3, dtype=torch.int64)]),
+    ),
+    "method": st.one_of(unknown({info.name for info in solvers.available()}), st.sampled_from([None, 3, [], {}])),
+    "gradient": st.one_of(unknown({"backprop", "checkpoint", "reversible", "adjoint"}), st.sampled_from([None, 3])),
+    "substeps": st.one_of(st.integers(max_value=0), st.sampled_from([1.5, "2", True])),
+    "dt": st.one_of(NOT_POSITIVE, st.just("fast")),
+    "max_dt": st.one_of(st.floats(max_value=0.0), st.just("fast")),
+    "rtol": st.one_of(st.floats(max_value=0.0), st.just("fine")),
+}
 
 
 STEPS = {
@@ -267,8 +319,13 @@ STEPS = {
 def wrong(kind, name, key, number):
     """The wrong call that a mistake is."""
     sizes = {"input_size": 2, "hidden_size": 3}
-    if kind == "setting":
-        return lambda: neuralosc.make(name, **{**sizes, key: SETTINGS[key][number]})
+    if kind in ("setting", "drawn setting"):
+        value = SETTINGS[key][number] if kind == "setting" else number
+        return lambda: neuralosc.make(name, **{**sizes, key: value})
+    if kind == "integrate":
+        method = "rk4" if key in ("substeps", "dt") else "native_dopri5"
+        given = {"state0": torch.ones(2, 1, 3), "times": [0.0, 1.0], "method": method, key: number}
+        return lambda: solvers.integrate(lambda t, x, u: -x, given.pop("state0"), given.pop("times"), **given)
     rnn = neuralosc.make(name, **sizes)
     if kind == "swap":
         value = SETTINGS[key][number]
@@ -276,7 +333,7 @@ def wrong(kind, name, key, number):
     if kind == "step":
         given = {"x": torch.ones(3, 2), key: STEPS[key][number]}
         return lambda: rnn.step(given.pop("x"), **given)
-    given = {"x": torch.ones(3, 4, 2), key: CALLS[key][number]}
+    given = {"x": torch.ones(3, 4, 2), key: CALLS[key][number] if kind == "call" else number}
     return lambda: rnn(given.pop("x"), **given)
 
 
