@@ -15,6 +15,7 @@ from torch import Tensor
 
 from solvers.adaptive.batch import Array, Attempt, PerSample, Round, Rows
 from solvers.adaptive.controller import Progress, StepController
+from solvers.base.values import host
 from solvers.errors import ConvergenceError, NonFiniteStateError, NumericalError, StepLimitError, StepUnderflowError
 from solvers.protocol import check_slope
 
@@ -105,7 +106,7 @@ class Driver:
         """
         self.rows, self.x, self.slope, self.calls = rows, x, x, 0
         self.arrived: list[tuple[Array, Tensor]] = []
-        span = rows.dt.detach().abs().amax(1).cpu().double().numpy()
+        span = host(rows.dt.detach().abs().amax(1)).astype(np.float64)
         # A learned span of zero is stepped over too: the state stays, but its derivative is the slope.
         moving = (span > 0) | (torch.is_grad_enabled() and rows.dt.requires_grad)
         live = moving & (self.tally.status == Status.SUCCESS)
@@ -122,7 +123,7 @@ class Driver:
         (now,) = self.rows.times(self.controller.s[None])
         self.slope = check_slope(self.rows.field, self.x, self._evaluate(now, self.x))
         for value, what in ((self.x, "state"), (self.slope, "slope")):
-            bad = ~torch.isfinite(value).flatten(1).all(1).cpu().numpy()
+            bad = ~host(torch.isfinite(value).flatten(1).all(1))
             self._fail(bad & self.controller.live, Status.NON_FINITE, f"the {what} became non-finite")
         self._retire()
         unknown = np.isnan(self.controller.ds) & self.controller.live
@@ -259,6 +260,6 @@ class Driver:
 
 def _rms(x: Tensor) -> Array:
     """Root mean square of each sample."""
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1)).cpu().double().numpy()
+    norm = host(torch.linalg.vector_norm(x, dim=(-2, -1))).astype(np.float64)
     rms: Array = norm / (x.shape[-1] * x.shape[-2]) ** 0.5
     return rms

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive.batch import Array, Round
+from solvers.base.values import host
 
 
 class Outputs:
@@ -30,7 +31,7 @@ class Outputs:
         """Look at an interval: `(samples, times)`, each time as a fraction of it, not decreasing; (0, 1] is inside."""
         self.fractions = fractions.reshape(-1)
         # A last column that is never reached spares the question whether any time is left.
-        self.host = np.pad(fractions.detach().cpu().double().numpy(), ((0, 0), (0, 1)), constant_values=np.inf)
+        self.host = np.pad(host(fractions).astype(np.float64), ((0, 0), (0, 1)), constant_values=np.inf)
         self.next = (self.host <= 0).sum(1)
         self.due = self.host[np.arange(self.samples), self.next]
 

@@ -21,8 +21,8 @@ from solvers.adaptive.embedded import tsit5_dense as _tsit5_dense
 from solvers.base.counted import enter
 from solvers.base.solver import Solver, register
 from solvers.base.state import increment, over_state
-from solvers.base.values import non_finite_sample
-from solvers.errors import InputError, NonFiniteStateError, StepLimitError, StepUnderflowError
+from solvers.base.values import differentiated, non_finite_sample
+from solvers.errors import InputError, NonFiniteStateError, PairingError, StepLimitError, StepUnderflowError
 from solvers.protocol import ControlPath, Time, check_slope
 
 
@@ -63,6 +63,11 @@ class Adaptive(Solver):
 
     def along(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, fractions: Tensor) -> Tensor:
         """The states at increasing fractions of an interval, from its start, in one call: `(fractions, *state)`."""
+        if differentiated(state):
+            raise PairingError(
+                f"solver {self.name!r} is driven by torchdiffeq, which cannot run inside torch.func: use a native "
+                "method such as 'native_dopri5', or torch.autograd"
+            )
         h = over_state(increment(field, dt))
 
         def slope(s: Tensor, x: Tensor) -> Tensor:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from solvers.errors import PairingError
+
+_functorch: Any = torch._C._functorch
 
 
 def non_finite_sample(x: Any) -> int | None:
@@ -29,9 +35,38 @@ def finite(x: Tensor) -> bool:
     return not concrete(x) or math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
+def host(x: Tensor) -> np.ndarray:
+    """The values of a tensor as an array, also where a transform differentiates.
+
+    Raises:
+        PairingError: `torch.func.vmap` hides them.
+    """
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            raise PairingError(
+                "the values of a tensor are needed here, which torch.func.vmap hides: put the samples into the axis of "
+                "the batch instead, or use a method of fixed step and times that are shared"
+            )
+        x = _functorch.get_unwrapped(x)
+    # Whatever is done to it would be wrapped again.
+    with temporarily_clear_interpreter_stack():
+        values: np.ndarray = x.detach().cpu().numpy()
+    return values
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a transform of `torch.func` maps or differentiates a tensor."""
+    return bool(_functorch.is_gradtrackingtensor(x) or _functorch.is_batchedtensor(x))
+
+
 def transformed() -> bool:
     """Whether a function transform or a forward-mode derivative is being computed around this."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def followed(x: Tensor) -> bool:
+    """Whether a derivative with respect to a tensor may be asked for."""
+    return x.requires_grad or not concrete(x)
 
 
 def exporting() -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from solvers.base.counted import Counted
 from solvers.base.hidden import Watch
 from solvers.base.kept import Snapshot, Versions
-from solvers.base.values import exporting
+from solvers.base.values import differentiated, exporting
 from solvers.errors import ConvergenceError, InputError, NonFiniteStateError, PairingError
 from solvers.numerics.jacobian import DenseSystem, KrylovSystem, StageEquations, System
 
@@ -97,6 +98,16 @@ class Newton:
             ConvergenceError: a sample did not converge; in the backward pass, its linear system could not be solved.
             NonFiniteStateError: the equations were not finite at `start`.
         """
+        if exporting():
+            raise PairingError(
+                f"solver {self.name!r} iterates until the values have converged, and an exported program does the "
+                "same for all values: use a solver without an iteration, such as 'rk4' or 'imex_euler'"
+            )
+        if torch.compiler.is_compiling():
+            return _uncompiled(self, equations, start, system)
+        return self._root(equations, start, system)
+
+    def _root(self, equations: StageEquations, start: Tensor, system: System | None) -> tuple[Tensor, System | None]:
         with torch.no_grad():
             k = start
             if start.numel():
@@ -116,10 +127,10 @@ class Newton:
 
     def _search(self, equations: StageEquations, start: Tensor, system: System | None) -> tuple[Tensor, System]:
         """The iteration, unrecorded."""
-        if exporting():
+        if differentiated(start):
             raise PairingError(
-                f"solver {self.name!r} iterates until the values have converged, and an exported program does the "
-                "same for all values: use a solver without an iteration, such as 'rk4' or 'imex_euler'"
+                f"solver {self.name!r} solves for its stages, and torch.func cannot differentiate or map that: use "
+                "torch.autograd, or a method that is not implicit"
             )
         if self.linear_solver_for(start.shape[-1]) != "simplified":
             system = None
@@ -234,6 +245,10 @@ def _size(rows: Tensor) -> Tensor:
     return rows.abs().amax(-1, keepdim=True)
 
 
+#: The root outside of what `torch.compile` compiles: it iterates on values, and its backward pass is its own.
+_uncompiled: Any = _disable_dynamo(Newton._root)
+
+
 def _snapshot(equations: StageEquations, k: Tensor) -> tuple[Snapshot, Tensor]:
     """The field for the backward pass, kept once a solve; and the residual at k, recorded."""
     field = equations.field
@@ -242,7 +257,7 @@ def _snapshot(equations: StageEquations, k: Tensor) -> tuple[Snapshot, Tensor]:
     if isinstance(field, Counted) and field.snapshot is not None:
         return field.snapshot, equations.residual(k)
     watch, before = Watch(), Versions.of_buffers(field)
-    with contextlib.nullcontext() if torch.compiler.is_compiling() else watch:
+    with watch:
         residual = equations.residual(k)
     snapshot = Snapshot(field, watch, [k, *equations.tensors], before)
     if isinstance(field, Counted):

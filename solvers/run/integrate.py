@@ -22,6 +22,7 @@ from solvers.base.counted import Counted, Tally
 from solvers.base.gradient import Gradient, get_gradient
 from solvers.base.pairing import check
 from solvers.base.solver import Solver, get
+from solvers.base.values import finite, host
 from solvers.errors import InputError, NumericalError
 from solvers.gradients.adjoint import Adjoint
 from solvers.protocol import ControlPath, Time, bind
@@ -153,7 +154,7 @@ def _native(
     batch, count = len(state), times.shape[-1]
     per_sample = times.expand(batch, -1)
     outputs, watch = Outputs(batch, count), EventWatch(events, batch) if events else None
-    outputs.put((per_sample == per_sample[:, :1]).cpu().numpy(), state)
+    outputs.put(host(per_sample == per_sample[:, :1]), state)
     driver = Driver(solver, batch, watch, outputs, throw)
     segments = Segments.of(times[..., [0, -1]], path)
     bounds = segments.bounds.expand(batch, -1)
@@ -228,7 +229,7 @@ def _least(*values: float | None) -> float | None:
 
 def _joint(times: Tensor) -> bool:
     """Whether one call of torchdiffeq can go along these times: all samples share them, and no two are the same."""
-    return times.dim() == 1 and times.shape[0] > 1 and bool((times.detach().diff() != 0).all())
+    return times.dim() == 1 and times.shape[0] > 1 and bool((host(times.detach().diff()) != 0).all())
 
 
 def _path(control: Input, state: Tensor) -> ControlPath | Sampled:
@@ -251,7 +252,7 @@ def _check_state(state: Any) -> None:
     if not isinstance(state, Tensor) or state.dim() != 3 or not state.is_floating_point():
         got = f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
         raise InputError(f"state0 is {got}, expected a floating tensor (batch, components, hidden)")
-    if not bool(torch.isfinite(state).all()):
+    if not finite(state):
         raise InputError("state0 has NaN or infinite entries, expected finite values")
 
 
@@ -264,7 +265,7 @@ def _clock(times: Any, state: Tensor) -> Tensor:
     if clock.dim() not in (1, 2) or (clock.dim() == 2 and len(clock) != len(state)) or not clock.shape[-1]:
         raise InputError(f"times have shape {tuple(clock.shape)}, expected (time,) or ({len(state)}, time)")
     clock = clock.to(precision)
-    values = clock.detach().cpu().numpy()
+    values = host(clock)
     steps = np.diff(values)
     if not np.isfinite(values).all():
         raise InputError("times have NaN or infinite entries, expected finite values")

@@ -15,6 +15,7 @@ from solvers.base.counted import Tally
 from solvers.base.gradient import Gradient
 from solvers.base.solver import Solver
 from solvers.base.substeps import Division, divide, step_counts
+from solvers.base.values import host
 from solvers.errors import NumericalError
 from solvers.run.sampled import Segments
 from solvers.run.solve import solve_paths
@@ -39,13 +40,13 @@ class StepPlan:
         cls, segments: Segments, substeps: int, longest: float | None, dtype: torch.dtype, alike: bool = False
     ) -> StepPlan:
         """At least `substeps` in each interval, and no step longer than `longest`; see `step_counts`."""
-        spans = segments.bounds.detach().diff(dim=-1).cpu().double().numpy()
+        spans = host(segments.bounds.detach().diff(dim=-1)).astype(np.float64)
         counts = step_counts(spans, substeps, longest, torch.float64, alike)
         return cls(segments, counts, dtype)
 
     def steps(self, reached: np.ndarray) -> np.ndarray:
         """Steps of each sample, in the intervals it `reached` the end of and that are not empty."""
-        nonempty = self.segments.bounds.detach().diff(dim=-1).cpu().numpy() != 0
+        nonempty = host(self.segments.bounds.detach().diff(dim=-1)) != 0
         steps: np.ndarray = np.where(nonempty & reached, self.counts, 0).sum(-1)
         return steps
 

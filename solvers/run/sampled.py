@@ -12,6 +12,7 @@ from torch import Tensor
 from solvers.base.clock import Clock
 from solvers.base.control import Control, get_control, mixed
 from solvers.base.solver import Solver
+from solvers.base.values import followed, host
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
@@ -56,7 +57,7 @@ class Sampled:
         if per_sample or times.requires_grad or times.dim() == 2:
             t, dt = (x.expand(len(self.samples), -1).unsqueeze(-1).unbind(1) for x in (starts, spans))
         else:
-            t, dt = (tuple(x.tolist()) for x in (starts, spans))
+            t, dt = (tuple(host(x).tolist()) for x in (starts, spans))
         return get_control(self.control).paths([*samples, samples[-1]], Clock(tuple(t), tuple(dt)))
 
 
@@ -112,8 +113,8 @@ class Segments:
     def columns(self, dtype: torch.dtype) -> Iterator[tuple[Time, Time]]:
         """Start and span of each interval: numbers where they are shared and fixed, else tensors that broadcast."""
         spans = self.bounds.diff(dim=-1)
-        if self.bounds.dim() == 1 and not self.bounds.requires_grad:
-            return zip(self.bounds.tolist(), spans.tolist(), strict=False)
+        if self.bounds.dim() == 1 and not followed(self.bounds):
+            return zip(host(self.bounds).tolist(), host(spans).tolist(), strict=False)
         starts, spans = self.bounds.to(dtype), spans.to(dtype)
         if self.bounds.dim() == 2:
             starts, spans = starts.unsqueeze(-1), spans.unsqueeze(-1)

@@ -52,3 +52,21 @@ def test_gradients_entry_by_entry():
 
     assert gradcheck(step, inputs)
     assert gradgradcheck(step, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore:Dynamo does not know:UserWarning")
+@pytest.mark.parametrize("method", ["implicit_midpoint", "sdirk2"])
+def test_torch_compile_leaves_the_iteration_as_it_is(method):
+    inner = torch.nn.Linear(2, 2).double()
+    start = randn(3, 1, 2)
+
+    def end(x):
+        return solvers.integrate(lambda t, x, u: -torch.tanh(inner(x)), x, [0.0, 0.3], method=method).states[:, -1]
+
+    values = []
+    for function in (end, torch.compile(end, backend="eager")):
+        value = function(start)
+        values.append((value, *torch.autograd.grad(value.square().sum(), list(inner.parameters()))))
+    torch._dynamo.reset()
+    for value, expected in zip(*values, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
