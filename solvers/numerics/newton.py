@@ -104,7 +104,8 @@ class Newton:
                 "same for all values: use a solver without an iteration, such as 'rk4' or 'imex_euler'"
             )
         if torch.compiler.is_compiling():
-            return _uncompiled(self, equations, start, system)
+            found: tuple[Tensor, System | None] = _uncompiled(self, equations, start, system)
+            return found
         return self._root(equations, start, system)
 
     def _root(self, equations: StageEquations, start: Tensor, system: System | None) -> tuple[Tensor, System | None]:
