@@ -6,6 +6,7 @@ what it cannot do without. Nothing is guessed from the presence of a method.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,6 +78,25 @@ def check_slope(field: object, state: Tensor, slope: Tensor) -> Tensor:
             "and t broadcast against one component (*batch, hidden); take components apart with state.unbind(-2)"
         )
     return slope
+
+
+def check_arguments(what: str, function: Any, names: tuple[str, ...]) -> None:
+    """Refuse a function that cannot be called with so many arguments.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        signature = inspect.signature(function.forward if hasattr(function, "forward") else function)
+    except (TypeError, ValueError):
+        # Nothing is known of what is written in C.
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise InputError(
+            f"{what} takes {signature}, expected ({', '.join(names)}): give it these arguments, used or not"
+        ) from None
 
 
 def bind(field: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from solvers.base.values import concrete, finite
+from solvers.base.clock import is_late
+from solvers.base.values import concrete, exact, finite
 from solvers.errors import InputError
 from solvers.protocol import Time
 
@@ -172,7 +173,9 @@ def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:
     wrong = ~torch.isfinite(value) | (value < 0)
     if concrete(value) and bool(wrong.any()):
         raise InputError(f"{name} is {float(value[wrong][0]):g}, expected finite and at least 0")
-    value = value.to(x)
+    # A time keeps the digits that x has not where neighbours would be one number without them.
+    late = name == "time" and concrete(value) and is_late(value, 1.0, x.dtype)
+    value = value.to(x.device, exact(x.device, value.dtype) if late else x.dtype)
     return (value if value.dim() else value.expand(batch)).unsqueeze(-1)
 
 

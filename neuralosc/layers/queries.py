@@ -12,6 +12,7 @@ from neuralosc.layers import inputs
 from neuralosc.layers.solution import beside
 from solvers.base.clock import Clock
 from solvers.base.control import Held, mixed
+from solvers.base.values import working
 from solvers.errors import InputError
 from solvers.protocol import ControlPath
 
@@ -68,7 +69,8 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tenso
     states = torch.cat((solution.start[index].unsqueeze(1), run_through), 1)[rows, interval]
     starts = times[rows, interval]
     lengths = (wanted.reshape(-1) - starts).clamp_min(0) * dt
-    starts, lengths = ((t * factor).to(x.dtype).unsqueeze(-1) for t, factor in ((starts, dt), (lengths, 1)))
+    starts = (starts * dt).to(working(x.dtype)).unsqueeze(-1)
+    lengths = lengths.to(x.dtype).unsqueeze(-1)
 
     def run(path: ControlPath, chosen: Tensor) -> Tensor:
         clock = Clock((starts[chosen],), (lengths[chosen],))

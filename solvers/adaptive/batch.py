@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.base.control import Held
+from solvers.base.control import Held, is_between
+from solvers.base.counted import Converted
 from solvers.base.state import increment
+from solvers.base.values import working
 from solvers.protocol import ControlPath, Time
 
 #: A small array on the host, one number per row.
@@ -20,17 +22,21 @@ class Rows:
     """The right-hand side of some samples of a batch: dx/ds = h f(t + s dt, x, u(t + s dt)), s in [0, 1].
 
     The batch is flattened to one axis; `index` lists the samples that are left of it (all of them when None). Clocks
-    are kept in float64 where the device has it, so that short steps late on a float32 clock do not merge.
+    are kept in float64 where the device has it, so that short steps late on a float32 clock do not merge; so are the
+    times at which a path between samples is asked for. The field gets its times in the type of `state`, those of a
+    solve that is `late` excepted. Steps are taken in single precision at least, whatever the type of the state.
     """
 
-    def __init__(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath) -> None:
-        self.field, self.control, self.batch = field, control, state.shape[:-2]
+    def __init__(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, late: bool = False) -> None:
+        self.field, self.control, self.batch = Converted(field, state.dtype, late), control, state.shape[:-2]
         self.dtype, self.device = state.dtype, state.device
-        clock = state.dtype if state.device.type == "mps" else torch.float64
+        clock = working(state.dtype) if state.device.type == "mps" else torch.float64
         self.t, self.dt = self._per_sample(t, clock), self._per_sample(dt, clock)
-        self.h = self._per_sample(increment(field, dt), state.dtype).unsqueeze(-2)
+        self.h = self._per_sample(increment(field, dt), working(state.dtype)).unsqueeze(-2)
         self.index: Tensor | None = None
-        self.whole = self.t.to(state.dtype)
+        # A held input does not depend on the time, and a function of the user's gets it as the field does.
+        self.clock = clock if late or is_between(control) else state.dtype
+        self.whole = self.t.to(self.clock)
 
     def _per_sample(self, value: Time, dtype: torch.dtype) -> Tensor:
         # A number is not made a tensor of the default dtype on the way: that would round it to float32.
@@ -52,7 +58,7 @@ class Rows:
     def times(self, fractions: Array) -> tuple[Tensor, ...]:
         """The times t + s dt, `(rows, 1)` each, of fractions s `(points, rows)`."""
         s = torch.from_numpy(fractions).to(self.t).unsqueeze(-1)
-        return torch.addcmul(self.t, s, self.dt).to(self.dtype).unbind(0)
+        return torch.addcmul(self.t, s, self.dt).to(self.clock).unbind(0)
 
     def slope(self, time: Tensor, x: Tensor) -> Tensor:
         """The field f at its own time, `(rows, components, hidden)`."""

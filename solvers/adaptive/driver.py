@@ -15,6 +15,7 @@ from torch import Tensor
 
 from solvers.adaptive.batch import Array, Attempt, PerSample, Round, Rows
 from solvers.adaptive.controller import Progress, StepController
+from solvers.adaptive.tolerance import attainable
 from solvers.base.values import host
 from solvers.errors import ConvergenceError, NonFiniteStateError, NumericalError, StepLimitError, StepUnderflowError
 from solvers.protocol import check_slope
@@ -44,7 +45,7 @@ class Status(IntEnum):
 _MESSAGES = {
     Status.SUCCESS: "reached the last time",
     Status.EVENT: "stopped at a terminal event",
-    Status.NON_FINITE: "the state or its slope became non-finite",
+    Status.NON_FINITE: "the state, its slope or its derivative became non-finite",
     Status.STEP_LIMIT: "used up max_steps",
     Status.STEP_UNDERFLOW: "no step was short enough",
     Status.NOT_CONVERGED: "an implicit equation was not solved",
@@ -105,6 +106,7 @@ class Driver:
             NonFiniteStateError, StepLimitError, StepUnderflowError: a sample could not finish, unless told not to.
         """
         self.rows, self.x, self.slope, self.calls = rows, x, x, 0
+        self.rtol = attainable(self.solver.rtol, rows.dtype)
         self.arrived: list[tuple[Array, Tensor]] = []
         span = host(rows.dt.detach().abs().amax(1)).astype(np.float64)
         # A learned span of zero is stepped over too: the state stays, but its derivative is the slope.
@@ -143,7 +145,7 @@ class Driver:
             steps: Array = self.solver.first_step / np.maximum(self.controller.span, 1e-300)
             return steps
         slope = self.rows.h * self.slope
-        scale = self.solver.atol + self.solver.rtol * self.x.abs()
+        scale = self.solver.atol + self.rtol * self.x.abs()
         size, speed = _rms(self.x / scale), _rms(slope / scale)
         with np.errstate(all="ignore"):
             trial = np.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
@@ -175,7 +177,8 @@ class Driver:
             if attempt.unsolved is not None:
                 self._fail(short & attempt.unsolved, Status.NOT_CONVERGED, "the stages could not be solved for")
                 short &= ~attempt.unsolved
-            self._fail(short & ~np.isfinite(error), Status.NON_FINITE, "the state became non-finite")
+            what = "the state" if attempt.unsolved is None else "the state, its slope or the derivative of the field"
+            self._fail(short & ~np.isfinite(error), Status.NON_FINITE, f"{what} became non-finite")
             self._fail(short & controller.live, Status.STEP_UNDERFLOW, "the step shrank to nothing")
         controller.live &= controller.s < 1
         limit = self.solver.max_steps
@@ -193,7 +196,7 @@ class Driver:
     def _errors(self, attempt: Attempt) -> Array:
         """Error of each sample over the tolerance: a root mean square over components and channels."""
         end = attempt.end.detach()
-        scale = torch.maximum(self.x.detach().abs(), end.abs()).mul_(self.solver.rtol).add_(self.solver.atol)
+        scale = torch.maximum(self.x.detach().abs(), end.abs()).mul_(self.rtol).add_(self.solver.atol)
         # An infinite end would hide its error behind its own size: inf - inf is NaN and keeps it in sight.
         return _rms(torch.addcdiv(end - end, attempt.error, scale))
 

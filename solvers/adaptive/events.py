@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from solvers.adaptive.batch import Array, Round, Rows
+from solvers.base.values import exact
 from solvers.errors import InputError
+from solvers.protocol import check_arguments
 
+#: Units in the last place of a time within which a crossing is where the solve starts.
+START = 32
 #: Parts of a step at whose ends the sign of an event function is looked at.
 PARTS = 4
 
@@ -23,7 +28,8 @@ class Event:
     Attributes:
         function: g, from times `(batch,)` and states `(batch, components, hidden)` to `(batch,)`; samples that have
             arrived are left out of the batch.
-        direction: 1 for crossings from below, -1 from above, 0 for both. What starts at zero has not crossed it.
+        direction: 1 for crossings from below, -1 from above, 0 for both. What starts at zero has not crossed it, nor
+            has what is there to the rounding of the time, as after a stop at this event.
         terminal: stop the sample there; otherwise record the crossing and go on.
 
     A pair of crossings closer to each other than a quarter of a step can be missed: bound the step with `max_dt`.
@@ -36,6 +42,7 @@ class Event:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise InputError(f"the function of an event is {self.function!r}, expected a callable g(t, state)")
+        check_arguments("the function of an event", self.function, ("t", "state"))
         if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise InputError(f"the direction of an event is {self.direction!r}, expected -1, 0 or 1")
         if not isinstance(self.terminal, bool):
@@ -43,7 +50,7 @@ class Event:
 
     def __call__(self, time: Tensor, state: Tensor) -> Tensor:
         """G at times `(batch, 1)`, checked."""
-        value = self.function(time.squeeze(-1).to(state.dtype), state)
+        value = self.function(time.squeeze(-1), state)
         if not isinstance(value, Tensor) or value.shape != state.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
@@ -63,10 +70,13 @@ class Event:
 class Occurrences:
     """The crossings of one event, in the order in which each sample met them; NaN where there are fewer.
 
-    Both are differentiable once: a crossing moves with the state by the implicit-function theorem.
+    Both are differentiable: a crossing moves with the state by the implicit-function theorem, to its third derivative.
+    Where g does not move with the time at the crossing, as a sign, there is no derivative, and asking for it is an
+    error.
 
     Attributes:
-        time: `(batch, k)`, k the largest number of crossings of any sample and at least 1.
+        time: `(batch, k)`, k the largest number of crossings of any sample and at least 1, in the precision of the
+            times.
         state: the states there, `(batch, k, components, hidden)`.
     """
 
@@ -89,22 +99,35 @@ class _Crossing:
 
 
 class EventWatch:
-    """Looks for the crossings of `events` inside the steps of the per-sample driver."""
+    """Looks for the crossings of `events` inside the steps of the per-sample driver.
 
-    def __init__(self, events: Sequence[Event], samples: int) -> None:
-        self.events, self.samples = events, samples
+    Args:
+        events: what to look for.
+        samples: size of the batch.
+        dtype: of the states that the functions get, and of the times.
+        late: give the functions their times in the precision of the clock.
+    """
+
+    def __init__(self, events: Sequence[Event], samples: int, dtype: torch.dtype, late: bool = False) -> None:
+        self.events, self.samples, self.dtype, self.late = events, samples, dtype, late
         self.values = np.zeros((len(events), samples))
+        self.fresh = np.ones(samples, dtype=bool)
         self.found: list[list[tuple[Array, Tensor, Tensor]]] = [[] for _ in events]
 
     @torch.no_grad()
     def enter(self, rows: Rows, x: Tensor, ids: Array) -> None:
         """Note the signs at the start of an interval."""
         for i, event in enumerate(self.events):
-            self.values[i, ids] = _host(event(rows.t[:, :1], x))
+            self.values[i, ids] = _host(self._asked(event, rows.t[:, :1], x))
+
+    def _asked(self, event: Event, time: Tensor, state: Tensor) -> Tensor:
+        """G at times `(batch, 1)`, in the types that it knows."""
+        return event(time if self.late else time.to(self.dtype), state.to(self.dtype))
 
     def look(self, round_: Round) -> tuple[Array, Array, Tensor] | None:
         """Record the crossings of a round; the rows that stop, the fractions of their steps, and their states."""
         crossings = [crossing for i in range(len(self.events)) for crossing in self._crossings(i, round_)]
+        self.fresh[round_.ids[round_.taken]] = False
         stop = np.full(len(round_.ids), np.inf)
         for crossing in crossings:
             if self.events[crossing.event].terminal:
@@ -142,33 +165,61 @@ class EventWatch:
                 return self._value(event, round_, asked, theta)
 
             roots = find_roots(value, np.full(len(asked), low), np.full(len(asked), high), *bracket, wanted)
-            crossings.append(_Crossing(i, asked[wanted], roots[wanted]))
+            rows, theta = asked[wanted], roots[wanted]
+            away = ~self._at_start(round_, rows, theta)
+            crossings.append(_Crossing(i, rows[away], theta[away]))
         return crossings
+
+    def _at_start(self, round_: Round, rows: Array, theta: Array) -> Array:
+        """Which crossings are where the solve starts, to the rounding of the time."""
+        fresh: Array = np.logical_and(self.fresh[round_.ids[rows]], round_.s[rows] == 0)
+        if not fresh.any():
+            return fresh
+        t, dt = (_host(x[:, 0])[rows] for x in (round_.rows.t, round_.rows.dt))
+        unit = torch.finfo(self.dtype).eps * np.maximum(np.abs(t), np.abs(t + dt))
+        at_start: Array = np.logical_and(fresh, theta * round_.ds[rows] * np.abs(dt) <= START * unit)
+        return at_start
 
     def _value(self, event: Event, round_: Round, which: Array, theta: Array) -> Array:
         at = round_.numbers(theta)
-        return _host(event(round_.time(which, at)[:, :1], round_.state(which, at)))
+        return _host(self._asked(event, round_.time(which, at)[:, :1], round_.state(which, at)))
 
     def _differentiable(self, i: int, round_: Round, rows: Array, theta: Array) -> tuple[Tensor, Tensor]:
         """Times `(points,)` and states of crossings, as functions of whatever moves them.
 
-        theta(p) solves g(p, theta) = 0, so that d theta = -dg / (dg/dtheta): one step of Newton's method from the
-        root, recorded, with a value of zero.
+        theta(p) solves g(p, theta) = 0: steps of Newton's method from the root, recorded, with a value of zero. From
+        one that is right to the order n in p, a step leads to one that is right to 2 n + 1.
         """
         at = round_.numbers(theta)
         if torch.is_grad_enabled():
-            which = rows if round_.solver.compact else np.arange(len(round_.ids))
-            here = torch.from_numpy(np.searchsorted(which, rows)).to(at.device)
-            full = at.new_zeros(len(which)).index_copy(0, here, at)
-            value = self._recorded(i, round_, which, full).index_select(0, here)
-            if value.requires_grad:
-                leaf = full.requires_grad_(True)
-                rates = torch.autograd.grad(self._recorded(i, round_, which, leaf).sum(), leaf)[0]
-                at = at - (value - value.detach()) / rates.index_select(0, here)
-        return round_.time(rows, at)[:, 0].to(round_.start.dtype), round_.state(rows, at)
+            state, value = round_.state(rows, at), self._value_at(i, round_, rows, at)
+            mover = next((x for x in (state, value, round_.rows.t, round_.rows.dt) if x.requires_grad), None)
+            if mover is not None:
+                for _ in range(2):
+                    at = self._newton(i, round_, rows, at, mover)
+        return round_.time(rows, at)[:, 0], round_.state(rows, at)
 
-    def _recorded(self, i: int, round_: Round, which: Array, at: Tensor) -> Tensor:
-        return self.events[i](round_.time(which, at)[:, :1], round_.state(which, at))
+    def _newton(self, i: int, round_: Round, rows: Array, at: Tensor, mover: Tensor) -> Tensor:
+        """The next iterate from fractions `at` of the steps of rows; `mover` is one of the tensors it depends on."""
+        at = at if at.requires_grad else at.requires_grad_(True)
+        value, rates = self._value_at(i, round_, rows, at), torch.zeros_like(at)
+        if value.requires_grad:
+            (found,) = torch.autograd.grad(value.sum(), at, create_graph=True, allow_unused=True)
+            rates = rates if found is None else found
+        fixed = (rates == 0) | ~rates.isfinite()
+        moved: Tensor = at - (value - value.detach()) / torch.where(fixed, 1.0, rates)
+        if not bool(fixed.any()):
+            return moved
+        held: Tensor = _Held.apply(at.detach(), mover)  # type: ignore[no-untyped-call]
+        return torch.where(fixed, held, moved)
+
+    def _value_at(self, i: int, round_: Round, rows: Array, at: Tensor) -> Tensor:
+        """Of event `i` at fractions of the steps of rows, as a recorded function of them."""
+        which = rows if round_.solver.compact else np.arange(len(round_.ids))
+        here = torch.from_numpy(np.searchsorted(which, rows)).to(at.device)
+        full = at.new_zeros(len(which)).index_copy(0, here, at)
+        value = self._asked(self.events[i], round_.time(which, full)[:, :1], round_.state(which, full))
+        return value.index_select(0, here)
 
     def collect(self, like: Tensor) -> tuple[Occurrences, ...]:
         """What was recorded, for states like `like`."""
@@ -182,14 +233,34 @@ class EventWatch:
         place = np.empty(len(ids), np.int64)
         place[order] = np.arange(len(ids)) - starts
         count = max(1, int(place.max(initial=-1)) + 1)
-        time = like.new_full((self.samples * count,), torch.nan)
+        clock = records[0][1].dtype if records else exact(like.device, like.dtype)
+        time = like.new_full((self.samples * count,), torch.nan, dtype=clock)
         state = like.new_full((self.samples * count, *like.shape[1:]), torch.nan)
         if records:
             places = torch.from_numpy(ids * count + place).to(like.device)
             time = time.index_copy(0, places, torch.cat([time for _, time, _ in records]))
-            state = state.index_copy(0, places, torch.cat([state for _, _, state in records]))
+            state = state.index_copy(0, places, torch.cat([state for _, _, state in records]).to(like.dtype))
         shape = (self.samples, count)
         return Occurrences(time.unflatten(0, shape), state.unflatten(0, shape))
+
+
+class _Held(torch.autograd.Function):
+    """Fractions at which an event is found, but with which it does not move: they have no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, at: Tensor, mover: Tensor) -> Tensor:
+        """The fractions."""
+        return at.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        """Nothing, if nothing is asked."""
+        if bool((grad != 0).any()):
+            raise InputError(
+                "the time or state of an event was differentiated where its function has no slope in time, such as a "
+                "sign or a comparison: let it give the number that crosses zero"
+            )
+        return None, None
 
 
 def _host(value: Tensor) -> Array:

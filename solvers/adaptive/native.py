@@ -16,6 +16,7 @@ from solvers.adaptive.driver import Driver
 from solvers.adaptive.embedded import BOSH3, DOPRI5, TSIT5, EmbeddedPair, ImplicitPair, dense_weights
 from solvers.base.counted import Tally, enter
 from solvers.base.solver import Solver, register
+from solvers.base.values import working
 from solvers.errors import InputError, PairingError
 from solvers.protocol import ControlPath, Time
 
@@ -29,7 +30,7 @@ class Native(Solver):
 
     Attributes:
         pair: the methods.
-        rtol, atol: relative and absolute tolerance.
+        rtol, atol: relative and absolute tolerance; see `attainable` for the least relative one.
         max_steps: attempted steps in one interval before a sample gives up.
         first_step: first step, in units of time; chosen per sample when left out.
         min_step, max_step: bounds on every step, in units of time; only the step that ends an interval may be shorter.
@@ -78,7 +79,7 @@ class Native(Solver):
         x = state.reshape(math.prod(state.shape[:-2]), *state.shape[-2:])
         driver = Driver(self, len(x))
         if x.numel():
-            x = driver.advance(Rows(field, t, dt, state, control), x)
+            x = driver.advance(Rows(field, t, dt, state, control), x.to(working(x.dtype))).to(x.dtype)
         return x.reshape(state.shape), driver.tally
 
     @property

@@ -12,7 +12,6 @@ from torch import Tensor
 from solvers.adaptive.batch import Array, Attempt, Rows
 from solvers.adaptive.embedded import KENCARP4, ImplicitPair
 from solvers.adaptive.native import Native, weighted
-from solvers.base.counted import Counted
 from solvers.base.solver import register
 from solvers.errors import ConvergenceError, NonFiniteStateError
 from solvers.methods.explicit import combine
@@ -55,11 +54,11 @@ class NativeImplicit(Native):
     def attempt(self, rows: Rows, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
         """One step; rows whose stages could not be solved for stay where they are."""
         unsolved, infinite = np.zeros((2, len(ds)), dtype=bool)
-        counted = Counted(rows.field)
+        before = rows.field.evaluations
         while True:
             still = unsolved | infinite
             try:
-                attempt = self._stages(rows, counted, x, slope, s, np.where(still, 0.0, ds))
+                attempt = self._stages(rows, x, slope, s, np.where(still, 0.0, ds))
                 break
             except ConvergenceError as error:
                 if still[list(error.samples)].all():
@@ -70,9 +69,9 @@ class NativeImplicit(Native):
                     raise
                 infinite[error.sample] = True
         attempt.error[torch.from_numpy(still).to(x.device)] = torch.nan
-        return attempt._replace(unsolved=unsolved)
+        return attempt._replace(unsolved=unsolved, evaluations=rows.field.evaluations - before)
 
-    def _stages(self, rows: Rows, counted: Counted, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
+    def _stages(self, rows: Rows, x: Tensor, slope: Tensor, s: Array, ds: Array) -> Attempt:
         pair = self.pair
         assert isinstance(pair, ImplicitPair)
         h = rows.h * torch.from_numpy(ds).to(x)[:, None, None]
@@ -81,7 +80,7 @@ class NativeImplicit(Native):
         system: System | None = None
         for a, time in zip(pair.a[1:], rows.times(s + np.multiply.outer(pair.c[1:], ds)), strict=True):
             base = combine(x, 1.0, a[:-1], increments)
-            equations = StageEquations(counted, [time], [rows.input(time)], h, base.unsqueeze(-3), weights)
+            equations = StageEquations(rows.field, [time], [rows.input(time)], h, base.unsqueeze(-3), weights)
             start = equations.rows(_extrapolated(pair.c, increments).detach().unsqueeze(-3))
             k, system = self.newton.root(equations, start, system)
             increments.append(k.reshape(x.shape))
@@ -91,7 +90,7 @@ class NativeImplicit(Native):
         # As a difference quotient the slope does not multiply the tolerance of Newton's method by the stiffness.
         still = h == 0
         last = torch.where(still, slope, increments[-1] / torch.where(still, 1.0, h))
-        return Attempt(end, last, error, torch.ones_like(h), increments, counted.evaluations)
+        return Attempt(end, last, error, torch.ones_like(h), increments, 0)
 
 
 def _extrapolated(nodes: Weights, increments: list[Tensor]) -> Tensor:

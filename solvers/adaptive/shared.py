@@ -6,6 +6,7 @@ one call, and the driver never steps across a jump of the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,12 +19,19 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _ButcherTab
 
 from solvers.adaptive.embedded import TSIT5_A, TSIT5_ERROR
 from solvers.adaptive.embedded import tsit5_dense as _tsit5_dense
-from solvers.base.counted import enter
+from solvers.adaptive.tolerance import attainable
+from solvers.base.control import is_between
+from solvers.base.counted import Converted, enter
 from solvers.base.solver import Solver, register
-from solvers.base.state import increment, over_state
-from solvers.base.values import differentiated, non_finite_sample
+from solvers.base.state import increment, over_state, parts_of
+from solvers.base.values import differentiated, exact, non_finite_sample, working
 from solvers.errors import InputError, NonFiniteStateError, PairingError, StepLimitError, StepUnderflowError
 from solvers.protocol import ControlPath, Time, check_slope
+
+#: Methods whose dense output has the order of their error estimate. The others end a step at each time asked for:
+#: torchdiffeq lays a quartic through each step, for which dopri8 takes too long steps and which for bosh3 and
+#: adaptive_heun goes through a midpoint of lower order than theirs.
+DENSE = frozenset({"dopri5", "tsit5"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Adaptive(Solver):
     decides: no sample hides in the average of its batch.
 
     Attributes:
-        rtol: relative tolerance.
+        rtol: relative tolerance; see `attainable` for the least one.
         atol: absolute tolerance.
         max_steps: attempted steps in one interval before the solver gives up.
     """
@@ -59,7 +67,7 @@ class Adaptive(Solver):
         """
         if not state.numel():
             return state
-        return self.along(field, t, dt, state, control, torch.tensor([0.0, 1.0], dtype=state.dtype))[-1]
+        return self.along(field, t, dt, state, control, torch.tensor([0.0, 1.0], dtype=working(state.dtype)))[-1]
 
     def along(self, field: Any, t: Time, dt: Time, state: Tensor, control: ControlPath, fractions: Tensor) -> Tensor:
         """The states at increasing fractions of an interval, from its start, in one call: `(fractions, *state)`."""
@@ -68,16 +76,28 @@ class Adaptive(Solver):
                 f"solver {self.name!r} is driven by torchdiffeq, which cannot run inside torch.func: use a native "
                 "method such as 'native_dopri5', or torch.autograd"
             )
-        h = over_state(increment(field, dt))
-
-        def slope(s: Tensor, x: Tensor) -> Tensor:
-            at = t + s * dt
-            return h * check_slope(field, x, field(at, x, control(at)))
-
-        watched = _Watched(slope, self)
-        states: Tensor = watched.along(state, fractions.to(state), worst_sample)
+        watched = _Watched(unit_slope(field, t, dt, control), self)
+        states: Tensor = watched.along(state, fractions.to(state.device), worst_sample)
         enter(field, watched.accepted, watched.rejected, watched.evaluations)
         return states
+
+
+def unit_slope(field: Any, t: Time, dt: Time, control: ControlPath) -> Callable[[Tensor, Tensor], Tensor]:
+    """dx/ds = dt f(t + s dt, x, u) on one interval, for s in [0, 1].
+
+    A path between samples is asked in the precision of the clock; so is a field that is late on it (`Converted`).
+    """
+    late = isinstance(field, Converted) and field.late
+    precise = late or is_between(control)
+
+    def slope(s: Tensor, x: Tensor) -> Tensor:
+        at = t + (s.to(exact(s.device, s.dtype)) if precise else s) * dt
+        rounded = at if late else at.to(x.dtype)
+        # Not once for all: who differentiates slopes one by one needs a graph of it for each.
+        h = over_state(increment(field, dt))
+        return h * check_slope(field, x, field(rounded, x, control(at)))
+
+    return slope
 
 
 def integrate_unit(
@@ -105,7 +125,7 @@ def integrate_unit(
     if first.numel() == 0 and not between:
         return start
     ends = (1.0, 0.0) if reverse else (0.0, 1.0)
-    times = torch.tensor([ends[0], *between, ends[1]], dtype=first.dtype, device=first.device)
+    times = torch.tensor([ends[0], *between, ends[1]], dtype=working(first.dtype), device=first.device)
     path = _Watched(slope, tolerances).along(start, times, norm or worst_sample)
     wanted = slice(1, None) if between else -1
     return tuple(x[wanted] for x in path) if isinstance(path, tuple) else path[wanted]
@@ -125,18 +145,59 @@ class _Watched:
         self.slope, self.tolerances = slope, tolerances
         self.attempts = self.accepted = self.rejected = self.evaluations = 0
         self.last: Any = None
+        #: The slope that will be asked for next, where it is known.
+        self.known: Any = None
 
     def along(self, start: Any, times: Tensor, norm: Callable[[Any], Tensor]) -> Any:
-        """The states at these times, the first of which is that of `start`."""
-        tolerances, options = self.tolerances, {"norm": norm, "step_t": times[-1:].detach()}
-        return torchdiffeq.odeint(
-            self, start, times, rtol=tolerances.rtol, atol=tolerances.atol, method=tolerances.name, options=options
-        )
+        """The states at these times, the first of which is that of `start`; stepped in single precision at least."""
+        name, atol = self.tolerances.name, self.tolerances.atol
+        rtol = max(attainable(self.tolerances.rtol, part.dtype) for part in parts_of(start))
+        self.types = [part.dtype for part in parts_of(start)]
+        wide = _like(start, [part.to(working(part.dtype)) for part in parts_of(start)])
+        # Where a step ends, the state is there as exactly as it was computed.
+        ends = (times[-1:] if name in DENSE else times[1:]).detach()
+        first = self._first_step(wide, times.detach(), norm, rtol)
+        options = {"norm": norm, "step_t": ends, "first_step": first}
+        return self._own(torchdiffeq.odeint(self, wide, times, rtol=rtol, atol=atol, method=name, options=options))
+
+    def _first_step(self, start: Any, times: Tensor, norm: Callable[[Any], Tensor], rtol: float) -> Tensor:
+        """The first step, guessed as torchdiffeq does, but from no time beyond the last: none may be there.
+
+        Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
+        """
+        slope = self(times[0], start)
+        with torch.no_grad():
+            span, x, k = times[-1] - times[0], parts_of(start), parts_of(slope)
+            scale = [self.tolerances.atol + rtol * part.abs() for part in x]
+
+            def size(parts: Sequence[Tensor]) -> float:
+                return float(norm(_like(start, [part / s for part, s in zip(parts, scale, strict=True)])).abs())
+
+            near, speed = size(x), size(k)
+            trial = min(1e-6 if min(near, speed) < 1e-5 else 0.01 * near / speed, float(span.abs()))
+            step = trial * span.sign()
+            moved = [part.addcmul(rate, step.to(rate.dtype)) for part, rate in zip(x, k, strict=True)]
+            there = parts_of(self(times[0] + step, _like(start, moved)))
+            # The driver asks for the first slope once more.
+            self.known = self.last = slope
+            change = size([after - before for before, after in zip(k, there, strict=True)]) / trial if trial else 0.0
+            fastest = max(speed, change if math.isfinite(change) else 0.0)
+            order = DRIVERS[self.tolerances.name].order
+            second = (0.01 / fastest) ** (1 / order) if fastest > 1e-15 else max(1e-6, 1e-3 * trial)
+            return times.new_tensor(min(100 * trial, second))
+
+    def _own(self, parts: Any) -> Any:
+        """Parts in the types of the start."""
+        return _like(parts, [part.to(dtype) for part, dtype in zip(parts_of(parts), self.types, strict=True)])
 
     def __call__(self, s: Tensor, x: Any) -> Any:
+        known, self.known = self.known, None
+        if known is not None:
+            return known
         self.evaluations += 1
         first = self.last is None
-        self.last = self.slope(s, x)
+        slope = self.slope(s, self._own(x))
+        self.last = _like(x, [k.to(part.dtype) for k, part in zip(parts_of(slope), parts_of(x), strict=True)])
         if first:
             self._check_finite(self.last, "slope")
         return self.last
@@ -171,6 +232,11 @@ class _Watched:
     def callback_reject_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
         """Called by the driver."""
         self.rejected += 1
+
+
+def _like(whole: Any, parts: list[Tensor]) -> Any:
+    """Parts as a tuple where the whole is one, else the only one."""
+    return tuple(parts) if isinstance(whole, tuple) else parts[0]
 
 
 def _largest_sample(slope: Any) -> int | None:

@@ -9,7 +9,25 @@ import torch
 from torch import Tensor
 
 from solvers.base.series import Series
+from solvers.base.values import concrete, working
 from solvers.protocol import Time
+
+#: How finely times must be told apart, as a part of the time in question.
+RESOLUTION = 2**-10
+
+
+def is_late(first: Time, span: Time, dtype: torch.dtype) -> bool:
+    """Whether `dtype` cannot tell times from `first` on apart: they lie further from zero than it has digits for.
+
+    So are stamps in seconds since 1970 in float32, whose neighbours are 128 seconds apart. Of half precision, which
+    resolves no time to a thousandth, a few of its own units are asked.
+    """
+    eps = torch.finfo(dtype).eps
+    needed = max(RESOLUTION, 4 * eps)
+    if not isinstance(first, Tensor) and not isinstance(span, Tensor):
+        return span != 0 and eps * abs(first) > needed * abs(span)
+    first, span = (torch.as_tensor(value).detach().double() for value in (first, span))
+    return bool(((eps * first.abs() > needed * span.abs()) & (span != 0)).any())
 
 
 @dataclass(frozen=True)
@@ -37,12 +55,32 @@ class Clock:
         """Intervals of given lengths: `(time,)` shared by all samples, or `(batch, time)`."""
         # Times are summed in float64 so that the clock of a long sequence does not drift in float32.
         exact = spans.double() if spans.device.type != "mps" else spans
-        starts = (exact.cumsum(-1) - exact).to(spans.dtype)
+        starts = exact.cumsum(-1) - exact
         if spans.dim() == 1 and not spans.requires_grad and not torch.compiler.is_compiling():
             return cls(tuple(starts.tolist()), tuple(spans.tolist()))
+        # Half precision has not the digits for some hundred intervals.
+        starts = starts.to(working(spans.dtype))
         if spans.dim() == 1:
             return cls(starts.unbind(0), spans.unbind(0))
         return cls(Series(starts.unsqueeze(-1)), Series(spans.unsqueeze(-1)))
+
+    @property
+    def tensors(self) -> bool:
+        """Whether its times are tensors."""
+        return len(self) > 0 and isinstance(self.starts[0], Tensor)
+
+    def finer(self, dtype: torch.dtype) -> bool:
+        """Whether its times are tensors of a type that has digits which `dtype` has not."""
+        return self.tensors and torch.promote_types(self.starts[0].dtype, dtype) != dtype  # type: ignore[union-attr]
+
+    def late(self, dtype: torch.dtype, parts: int = 1) -> bool:
+        """Whether `dtype` cannot tell the times of a clock apart; see `is_late`."""
+        if not len(self):
+            return False
+        first, last, span = self.starts[0], self.starts[-1], self.spans[-1]
+        if isinstance(first, Tensor) and not concrete(first):
+            return False
+        return is_late(first, (last + span - first) / parts, dtype)
 
     def time_at(self, interval: int, sample: int | None = None) -> float:
         """The time at which an interval starts, of one sample where clocks differ (the first one when not given)."""

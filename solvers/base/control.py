@@ -59,7 +59,7 @@ class Ramp:
 
     def __call__(self, t: Time) -> Tensor:
         """The point of the ramp at time t."""
-        return self.first + _fraction(t, self.start, self.span) * (self.last - self.first)
+        return self.first + _fraction(t, self.start, self.span, self.last) * (self.last - self.first)
 
 
 @dataclass(eq=False)
@@ -79,16 +79,28 @@ class Cubic:
 
     def __call__(self, t: Time) -> Tensor:
         """The point of the cubic at time t."""
-        s, chord = _fraction(t, self.start, self.span), self.last - self.first
+        s, chord = _fraction(t, self.start, self.span, self.last), self.last - self.first
         return self.first + s * self.slope + s * s * (2 - s) * (chord - self.slope)
 
 
-def _fraction(t: Time, start: Time, span: Time) -> Time:
-    """How much of an interval is over at time t; all of it where the interval is empty."""
+def _fraction(t: Time, start: Time, span: Time, like: Tensor) -> Time:
+    """How much of an interval is over at time t; all of it where the interval is empty.
+
+    The difference is taken in the precision of the clock, and then rounded to that of a sample like this.
+    """
     if isinstance(span, Tensor):
         empty = span == 0
-        return torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
-    return (t - start) / span if span else 1.0
+        fraction: Time = torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
+    else:
+        fraction = (t - start) / span if span else 1.0
+    if not isinstance(fraction, Tensor) or not like.is_floating_point():
+        return fraction
+    return fraction.to(like.dtype)
+
+
+def is_between(path: ControlPath) -> bool:
+    """Whether a path goes from sample to sample: it is neither held nor a function of the user's own."""
+    return dataclasses.is_dataclass(path) and not isinstance(path, Held)
 
 
 class Paths(Sequence[ControlPath]):

@@ -115,8 +115,67 @@ class Counted:
         return getattr(self.field, name)
 
 
-def uncounted(field: Any) -> Any:
-    """The field itself, out of what counts its evaluations."""
+class Converted(Counted):
+    """A counted field between a solve and a field in different types: it gets times, states and inputs in its own.
+
+    Its slopes come back in the type of the state that they belong to.
+
+    Args:
+        field: the field.
+        dtype: of the states that the field knows, and of its times.
+        late: leave times in the precision of the clock, since `dtype` could not tell them apart.
+    """
+
+    def __init__(self, field: Any, dtype: torch.dtype, late: bool = False) -> None:
+        super().__init__(field)
+        self.dtype, self.late = dtype, late
+
+    def again(self, field: Any) -> Converted:
+        """The same around another field."""
+        return Converted(field, self.dtype, self.late)
+
+    def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
+        """The right-hand side, counted."""
+        return super().__call__(self.time(t), state.to(self.dtype), self._own(u)).to(state.dtype)
+
+    def velocity(self, t: Time, q: Tensor, p: Tensor, u: Any) -> Tensor:
+        """The velocity of an oscillator."""
+        velocity: Tensor = self.field.velocity(self.time(t), q, p, self._own(u))
+        return velocity.to(q.dtype)
+
+    def force(self, t: Time, q: Tensor, p: Tensor, u: Any) -> Tensor:
+        """The force, counted."""
+        return super().force(self.time(t), q, p, self._own(u)).to(q.dtype)
+
+    def nonlinear(self, t: Time, state: Tensor, u: Any, terms: frozenset[str] | None = None) -> Tensor:
+        """The part outside the linear operator, counted."""
+        return super().nonlinear(self.time(t), state, self._own(u), terms).to(state.dtype)
+
+    def frozen(self, t: Time, state: Tensor, u: Any) -> Any:
+        """The linear operator and the rest at a state, counted."""
+        operator, rest = super().frozen(self.time(t), state, self._own(u))
+        return operator, rest.to(state.dtype)
+
+    def diffusion(self, t: Time, state: Tensor, u: Any) -> Tensor:
+        """The noise of a stochastic field."""
+        noise: Tensor = self.field.diffusion(self.time(t), state, self._own(u))
+        return noise.to(state.dtype)
+
+    def jump(self, t: Time, state: Tensor, u: Any) -> Tensor:
+        """The state after a sample."""
+        after: Tensor = self.field.jump(self.time(t), state, self._own(u))
+        return after.to(state.dtype)
+
+    def time(self, t: Time) -> Time:
+        """A time as the field gets it."""
+        return t if self.late or not isinstance(t, Tensor) else t.to(self.dtype)
+
+    def _own(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def bare(field: Any) -> Any:
+    """The field itself, whatever counts or converts around it."""
     while isinstance(field, Counted):
         field = field.field
     return field

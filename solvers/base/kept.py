@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from solvers.base.counted import Counted
+from solvers.base.counted import Counted, bare
 from solvers.base.hidden import Watch, lost
 from solvers.base.leaves import Leaves
 from solvers.base.loop import Loop
@@ -44,7 +44,7 @@ class Snapshot:
         # A buffer that the field changes by itself, as the mean of a normalization, is not looked at again.
         self.versions = Versions([*read, *before.unchanged()])
         self.likeness: Likeness | None = None
-        self.field = field.field if isinstance(field, Counted) else field
+        self.field = bare(field)
         if isinstance(self.field, nn.Module):
             self.likeness = Likeness(self.field, set(map(id, (*known, *self._named, *self.hidden))))
             self.field = self.likeness.module
@@ -155,7 +155,7 @@ class Versions:
     @classmethod
     def of_buffers(cls, field: Any) -> Versions:
         """Those of the buffers of a field."""
-        module = field.field if isinstance(field, Counted) else field
+        module = bare(field)
         named = module.named_buffers() if isinstance(module, nn.Module) else ()
         return cls((f"buffer {name!r}", tensor) for name, tensor in named)
 

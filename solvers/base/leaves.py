@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from solvers.base.clock import Clock
 from solvers.base.control import path_tensors, with_path_tensors
-from solvers.base.counted import Counted
+from solvers.base.counted import Converted, Counted, bare
 from solvers.base.hidden import Replacing, lost, strange
 from solvers.base.loop import Loop
 from solvers.base.modules import Likeness, parameters_of
@@ -42,7 +42,7 @@ class Leaves:
         self, loop: Loop, first: int, last: int, hidden: Sequence[Tensor] = (), likeness: Likeness | None = None
     ) -> None:
         self.loop, self.first, self.last, self.likeness = loop, first, last, likeness
-        self.field = loop.field.field if isinstance(loop.field, Counted) else loop.field
+        self.field = bare(loop.field)
         tensors: dict[Key, Any] = {}
         if isinstance(self.field, nn.Module):
             tensors.update({("parameter", name): value for name, value in parameters_of(self.field).items()})
@@ -75,6 +75,8 @@ class Leaves:
             # Bound anew even where no constant changes: what a bound field remembers belongs to one graph.
             constants = {str(key[1]): value for key, value in values.items() if key[0] == "constant"}
             field = field.bind({**field.constants, **constants})
+        converted = isinstance(self.loop.field, Converted)
+        field = self.loop.field.again(field) if converted else Counted(field)
         stretch = self.loop.stretch(self.first, self.last)
         starts = [values.get(("start", i), t) for i, t in self._numbered(stretch.clock.starts)]
         spans = [values.get(("span", i), dt) for i, dt in self._numbered(stretch.clock.spans)]
@@ -85,7 +87,7 @@ class Leaves:
                 paths[i][str(name)] = value  # type: ignore[index]
         replaced = [with_path_tensors(path, paths[i]) for i, path in self._numbered(stretch.paths)]
         clock = Clock(tuple(starts), tuple(spans))
-        return type(self.loop)(Counted(field), self.loop.solver, replaced, clock, stretch.substeps)
+        return type(self.loop)(field, self.loop.solver, replaced, clock, stretch.substeps)
 
     def reading(self, values: dict[Key, Tensor]) -> AbstractContextManager[Any]:
         """Where the hidden tensors are read, their values are read in here."""

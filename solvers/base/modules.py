@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.base.counted import Counted
+from solvers.base.counted import bare
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -21,7 +21,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def parameters_of(field: Any) -> dict[str, Tensor]:
     """The parameters of a field, by name."""
-    module = field.field if isinstance(field, Counted) else field
+    module = bare(field)
     return dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
 
 

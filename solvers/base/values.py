@@ -24,6 +24,23 @@ def non_finite_sample(x: Any) -> int | None:
     return None
 
 
+def working(dtype: torch.dtype) -> torch.dtype:
+    """The type to step in: a state of few significant bits would lose what a small step adds to it."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def exact(device: torch.device, least: torch.dtype) -> torch.dtype:
+    """The type of clocks: double precision where the device has it, elsewhere single, or `least`."""
+    return torch.float64 if device.type != "mps" else working(least if least.is_floating_point else torch.float32)
+
+
+def asked(state: Tensor) -> torch.dtype:
+    """The type whose digits products are to have: that of autocast, which leaves float64 alone, or of the state."""
+    device = state.device.type
+    autocast = torch.is_autocast_enabled(device) and state.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else state.dtype
+
+
 def concrete(x: Tensor) -> bool:
     """Whether the values of a tensor can be looked at: not while compiling, nor inside a function transform."""
     return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.base.counted import uncounted
+from solvers.base.counted import bare
 from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.base.sharing import Lineage, lineage
@@ -56,7 +56,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
     Raises:
         Refused: the loop cannot be taken.
     """
-    bound = uncounted(loop.field)
+    bound = bare(loop.field)
     columns = Columns(loop, state.shape[0])
     # One thread records at a time, and what several ask for is made once.
     with _LOCK:
@@ -85,7 +85,7 @@ def call_for(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Ten
 
 
 def _entry(maker: Maker, original: Any, loop: Loop, layout: Layout, state: Tensor, columns: Columns) -> Entry:
-    bound = uncounted(loop.field)
+    bound = bare(loop.field)
     plain_items = tuple((i.key, i.uniform, i.number, i.shape, i.batch) for i in columns.items)
     shape = (state.shape[1:], state.dtype, state.device, torch.get_default_dtype())
 
@@ -142,6 +142,10 @@ def _tensors(
         prologue_inputs.append(tensor.to(state.device, working(state.dtype) if tensor.is_floating_point() else None))
     parts = [_spread(columns, item, state.dtype) for item in items]
     parts += [_step_size(columns, item, state.dtype) for item in scalars]
+    if any(item.number and item.key[-1] == "start" for item in items):
+        clock = columns.loop.clock
+        if clock.late(working(state.dtype), len(clock)):
+            raise Refused(f"its times lie too far from zero to be told apart in {working(state.dtype)}")
     for item, part in zip(items + scalars, parts, strict=True):
         if not item.number and part.dtype != state.dtype and plain:
             raise Refused(f"{item.key[-1]} has dtype {part.dtype}, the state {state.dtype}")

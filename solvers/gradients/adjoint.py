@@ -9,20 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adaptive.shared import Adaptive, integrate_unit, worst_sample
+from solvers.adaptive.shared import Adaptive, integrate_unit, unit_slope, worst_sample
 from solvers.base import solver as solver_module
 from solvers.base.gradient import GRADIENTS, Gradient
 from solvers.base.kept import Kept, Versions
 from solvers.base.leaves import Key, Leaves, linked_gradients
 from solvers.base.loop import Loop
 from solvers.base.solver import Solver
-from solvers.base.state import increment, over_state
 from solvers.base.values import transformed
 from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradients import stochastic
 from solvers.methods.impulsive import Impulsive
 from solvers.methods.stochastic import Stochastic
-from solvers.protocol import check_slope
 
 
 @dataclass(frozen=True)
@@ -186,9 +184,7 @@ class _Slope:
     def __call__(self, s: Tensor, x: Tensor) -> Tensor:
         """The slope."""
         loop = self.loop
-        field, path, t, dt = loop.field, loop.paths[0], loop.clock.starts[0], loop.clock.spans[0]
-        slope = check_slope(field, x, field(t + s * dt, x, path(t + s * dt)))
-        return over_state(increment(field, dt)) * slope
+        return unit_slope(loop.field, loop.clock.starts[0], loop.clock.spans[0], loop.paths[0])(s, x)
 
     def products(self, s: Tensor, x: Tensor, a: Tensor, wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The slope at (s, x), and the products of a with its derivatives with respect to x and to what is wanted."""

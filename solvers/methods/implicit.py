@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from solvers.base.counted import Converted
 from solvers.base.solver import Solver, register
 from solvers.base.state import axpy, increment, over_state
+from solvers.base.values import working
 from solvers.methods.explicit import combine
 from solvers.numerics.jacobian import StageEquations, System
 from solvers.numerics.linear import linear_part
@@ -111,16 +113,22 @@ class _Stages:
         self.increments.append((self.last - base) / weight)
 
     def _iterate(self, block: StageGroup, times: list[Time], inputs: list[Any], base: Tensor) -> None:
-        """Stages by Newton's method, from the state of the stage before: its first iterate is linearly implicit."""
+        """Stages by Newton's method, from the state of the stage before: its first iterate is linearly implicit.
+
+        Equations of states in half precision are solved in single.
+        """
+        field, given = self.field, base.dtype
+        if working(given) != given:
+            field, base = Converted(field, given), base.to(working(given))
         weights, inverse = (base.new_tensor(rows) for rows in (block.weights, block.inverse))
-        equations = StageEquations(self.field, times, inputs, over_state(self.h), base, weights)
+        equations = StageEquations(field, times, inputs, over_state(self.h), base, weights)
         with torch.no_grad():
             away = equations.rows(self.last.unsqueeze(-3) - base)
             start = equations.rows(torch.stack(equations.mix(away, inverse), dim=-3))
         k, system = self.newton.root(equations, start, self._kept(block))
         self.kept = (block.weights, system)
-        self.increments += k.reshape(base.shape).unbind(-3)
-        self.last = equations.states(k)[-1]
+        self.increments += k.reshape(base.shape).to(given).unbind(-3)
+        self.last = equations.states(k)[-1].to(given)
 
     def _kept(self, block: StageGroup) -> System | None:
         """The factors of the block before, if they fit this one."""

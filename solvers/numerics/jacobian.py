@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from solvers.base.counted import Converted
 from solvers.base.unhooked import unhooked
+from solvers.base.values import asked
 from solvers.protocol import Time, check_slope
 
 Map = Callable[[Tensor], Tensor]
@@ -46,6 +48,21 @@ class StageEquations:
     def tensors(self) -> list[Tensor]:
         """The tensors among these values."""
         return [value for value in (*self.times, *self.inputs, self.h, self.base) if isinstance(value, Tensor)]
+
+    @property
+    def digits(self) -> float:
+        """The eps of the type that the field computes in, which may have fewer digits than the equations."""
+        seen = self.field.dtype if isinstance(self.field, Converted) else self.base.dtype
+        return max(torch.finfo(seen).eps, torch.finfo(asked(self.base)).eps)
+
+    @property
+    def still(self) -> Tensor:
+        """Which samples have a step of zero, `(samples, 1)`: dG/dk of them is the unit matrix.
+
+        Whatever the derivative of the field, which need not be finite where a sample was stopped.
+        """
+        still = torch.as_tensor(self.h == 0, device=self.base.device)
+        return still.expand(self.base[..., 0, :, :].shape).flatten(-2).all(-1).reshape(-1, 1)
 
     def rows(self, stages: Tensor) -> Tensor:
         """A tensor shaped like `base` with one row per sample."""
@@ -83,21 +100,22 @@ class StageEquations:
             slopes = pullback(partial(self.increment, i), x, batched=True)(unit)
             blocks.append(slopes.reshape(size, len(k), size).transpose(0, 1))
         coupled = torch.einsum("ij,ibrc->birjc", self.weights, torch.stack(blocks)).reshape(*k.shape, k.shape[-1])
+        coupled = torch.where(self.still.unsqueeze(-1), 0.0, coupled)
         return torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - coupled
 
     def product(self, k: Tensor, transposed: bool = False) -> Map:
         """The map v -> dG/dk v, or with the transposed matrix."""
-        differential = pullback if transposed else pushforward
+        differential, still = pullback if transposed else pushforward, self.still
         maps = [differential(partial(self.increment, i), x) for i, x in enumerate(self.states(k))]
 
         def forward(v: Tensor) -> Tensor:
             moved = [push(x) for push, x in zip(maps, self.mix(v, self.weights), strict=True)]
-            return v - self.rows(torch.stack(moved, dim=-3))
+            return v - torch.where(still, 0.0, self.rows(torch.stack(moved, dim=-3)))
 
         def backward(w: Tensor) -> Tensor:
             moved = [pull(x) for pull, x in zip(maps, w.reshape(self.base.shape).unbind(-3), strict=True)]
             mixed = self.mix(self.rows(torch.stack(moved, dim=-3)), self.weights.T)
-            return w - self.rows(torch.stack(mixed, dim=-3))
+            return w - torch.where(still, 0.0, self.rows(torch.stack(mixed, dim=-3)))
 
         return backward if transposed else forward
 

@@ -54,7 +54,8 @@ class Newton:
     Args:
         name: the solver, for messages.
         tol: relative tolerance, largest entry against largest entry of a sample; None means eps^(3/4) of the dtype
-            (1.8e-12 in float64, 6.4e-6 in float32), and nothing below 16 eps is asked of any.
+            of the field (1.8e-12 in float64, 6.4e-6 in float32), and nothing below 16 eps is asked of any; of half
+            precision 1/64.
         max_iterations: trial steps before a sample is given up.
         linear_solver: one of `LINEAR_SOLVERS`.
 
@@ -148,21 +149,31 @@ class Newton:
             return KrylovSystem(equations, k, tolerance, fallback=self.linear_solver == "auto")
         return DenseSystem(equations, k)
 
-    def converged(self, size: Tensor, before: Tensor, scale: Tensor) -> Tensor:
+    def converged(self, size: Tensor, before: Tensor, scale: Tensor, eps: float) -> Tensor:
         """Whether a correction is below the tolerance, or no longer shrinks and is rounding of numbers of size one.
 
         The second is for a state near zero under a field whose terms cancel there: its slope is never smaller than
         their rounding, and relative to the state that is large.
         """
-        eps = torch.finfo(size.dtype).eps
-        tol = eps**0.75 if self.tol is None else max(self.tol, 16 * eps)
-        return (size <= tol * scale.unsqueeze(-1)) | ((size <= 16 * eps) & (size > before / 2))
+        # A field in half precision has no 16 eps to give away.
+        rounding = min(16 * eps, 2**-6)
+        tol = min(eps**0.75, 2**-6) if self.tol is None else max(self.tol, rounding)
+        return (size <= tol * scale.unsqueeze(-1)) | ((size <= rounding) & (size > before / 2))
 
     def _failure(self, search: _Search) -> ConvergenceError | NonFiniteStateError:
         samples = _indices(~search.done[:, 0])
         left = search.residual[samples[0]].abs().max().item()
         if not math.isfinite(left):
             return NonFiniteStateError(f"the slope at a stage of solver {self.name!r} is not finite", sample=samples[0])
+        # Forward and reverse products differ where a condition hides an infinity: in one of them it does, in the other
+        # not.
+        ones, products = torch.ones_like(search.k), (search.equations.product(search.k, way) for way in (False, True))
+        if not all(bool(product(ones)[samples[0]].isfinite().all()) for product in products):
+            return NonFiniteStateError(
+                f"the derivative of the field at a stage of solver {self.name!r} is not finite, though its value is "
+                "(as that of a torch.where around a singularity)",
+                sample=samples[0],
+            )
         return ConvergenceError(
             f"Newton's method of solver {self.name!r} did not converge: residual {left:.3g} after "
             f"{self.max_iterations} iterations",
@@ -206,7 +217,7 @@ class _Search:
         residual = self.equations.residual(trial)
         ahead = self.system.solve(residual)
         size, before = _size(ahead), _size(self.direction)
-        closed = ~self.done & self.newton.converged(size, before, self.equations.scale(trial))
+        closed = ~self.done & self.newton.converged(size, before, self.equations.scale(trial), self.equations.digits)
         taken = ~self.done & ~closed & ((size <= (1 - self.damping / 4) * before) | (self.leaping & size.isfinite()))
         self.done = self.done | closed
         self.k = torch.where(closed, trial - ahead, torch.where(taken, trial, self.k))

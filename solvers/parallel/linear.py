@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.base.counted import Counted, uncounted
+from solvers.base.counted import Counted, bare
 from solvers.base.loop import Loop
 from solvers.base.state import parts_of
 from solvers.compiled.passes.checked import Checked
@@ -148,8 +148,8 @@ class Steps:
 
     @property
     def field(self) -> Any:
-        """The field, uncounted."""
-        return uncounted(self.loop.field)
+        """The field, bare."""
+        return bare(self.loop.field)
 
     def step(self, t: Time, h: Time, state: Tensor, control: ControlPath, field: Any) -> list[Tensor]:
         """The solver's own step, on packed states with any leading axes: its components."""
@@ -187,7 +187,7 @@ def solve_for(way: str, original: Any, loop: Loop, layout: Layout, state: Tensor
     Raises:
         Refused: the field is not linear in blocks, or the step is not of a kind that can be taken at once.
     """
-    bound = uncounted(loop.field)
+    bound = bare(loop.field)
     if "linear" not in structure(bound):
         raise Refused("the field does not declare that it is linear")
     operator = linear_part(bound)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solvers.base.clock import Clock
 from solvers.base.control import Paths, path_tensors, with_path_tensors
-from solvers.base.counted import uncounted
+from solvers.base.counted import bare
 from solvers.base.loop import Loop
 from solvers.base.series import Series
 from solvers.compiled.passes.precision import asked
@@ -83,7 +83,7 @@ def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loo
     else:
         own = paths[first:last]
         paths = [with_path_tensors(p, {name: row(t) for name, t in path_tensors(p).items()}) for p in own]
-    field = uncounted(loop.field)
+    field = bare(loop.field)
     if hasattr(field, "constants"):
         # Bound anew: what it remembers here must not be met by a solve that records gradients.
         field = field.bind(dict(field.constants))

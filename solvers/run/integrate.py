@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,19 @@ from solvers.adaptive.events import Event, EventWatch, Occurrences
 from solvers.adaptive.native import Native
 from solvers.adaptive.outputs import Outputs
 from solvers.adaptive.shared import Adaptive
+from solvers.base.clock import is_late
 from solvers.base.control import Held
-from solvers.base.counted import Counted, Tally
+from solvers.base.counted import Converted, Counted, Tally
 from solvers.base.gradient import Gradient, get_gradient
 from solvers.base.pairing import check
 from solvers.base.solver import Solver, get
-from solvers.base.values import finite, host
+from solvers.base.values import exact, finite, host, working
 from solvers.errors import InputError, NumericalError
 from solvers.gradients.adjoint import Adjoint
-from solvers.protocol import ControlPath, Time, bind
+from solvers.protocol import ControlPath, Time, bind, check_arguments, describe
+from solvers.run.current import check_current
 from solvers.run.intervals import StepPlan, by_intervals
-from solvers.run.sampled import Sampled, Segments
+from solvers.run.sampled import Sampled, Segments, spans_of
 
 #: What `integrate` takes as an input: nothing, u(t), a constant u `(batch, channels)`, or known samples of it.
 Input = Callable[[Time], Any] | Tensor | Sampled | None
@@ -95,8 +97,9 @@ def integrate(
 
     Args:
         field: a function f(t, state, u) or a module: t `(batch, 1)` or a number, state `(batch, components, hidden)`,
-            u as the control gives it (None without one). Under a native method it sees the samples that are still on
-            their way, as a smaller batch, unless `compact` is False.
+            u as the control gives it (None without one). t is of the type of the state, or in float64 where that
+            cannot tell the times apart, as seconds since 1970 in float32. Under a native method the field sees the
+            samples that are still on their way, as a smaller batch, unless `compact` is False.
         state0: `(batch, components, hidden)`.
         times: `(time,)` or `(batch, time)`, increasing or decreasing (then backward in time).
         control: the input: None, a function u(t) without jumps, a constant tensor `(batch, channels)`, or `Sampled`.
@@ -104,7 +107,8 @@ def integrate(
         gradient: how the states are differentiated, by name or as a value.
         substeps: equal steps between two times, for methods of fixed step.
         dt: instead of `substeps`, the longest step: each sample takes the fewest equal steps no longer than that.
-        rtol, atol: tolerances of an adaptive method.
+        rtol, atol: tolerances of an adaptive method; `rtol` below two units in the last place of the state's type is
+            taken for that.
         max_dt: the longest step of any method.
         events: what to record, or to stop at; native methods with backprop only.
         throw: raise where a sample fails; otherwise its status says so, and the other samples go on.
@@ -113,16 +117,20 @@ def integrate(
         InputError: arguments that do not fit.
         NumericalError: a sample could not be integrated, with `throw`.
     """
+    if not callable(field):
+        raise InputError(f"field is a {type(field).__name__}, expected a function f(t, state, u) or a module")
+    check_arguments(f"field {describe(field)!r}", field, ("t", "state", "u"))
     solver = _with_tolerances(get(method), rtol, atol)
     chosen = get_gradient(gradient)
     check(field, solver, chosen)
     _check_steps(solver, substeps, dt, max_dt)
-    watched = [events] if isinstance(events, Event) else list(events or ())
-    if not all(isinstance(event, Event) for event in watched):
-        raise InputError("events are not all solvers.Event: wrap each function, as in Event(lambda t, x: x[:, 0, 0])")
+    watched = _events(events)
     _check_state(state0)
     clock = _clock(times, state0)
     path = _path(control, state0)
+    check_current(field, state0, clock, path)
+    if len(state0) and not state0.numel():
+        return _empty(state0, clock, len(watched))
     if isinstance(solver, Native) and chosen.name == "backprop":
         return _native(field, _bounded(solver, max_dt), state0, clock, path, watched, throw)
     if watched:
@@ -141,6 +149,26 @@ def integrate(
     return _stepwise(field, solver, chosen, state0, clock, path, substeps, _least(dt, max_dt), throw)
 
 
+def _events(events: Any) -> list[Event]:
+    """The events as a list."""
+    if events is None or isinstance(events, Event):
+        return [] if events is None else [events]
+    given = list(events) if isinstance(events, Iterable) else [events]
+    if not all(isinstance(event, Event) for event in given):
+        raise InputError(
+            "events are not all solvers.Event: wrap each function g(t, state), as in Event(lambda t, x: x[:, 0, 0])"
+        )
+    return given
+
+
+def _empty(state: Tensor, times: Tensor, events: int) -> Integration:
+    """The states of nothing: components or channels are none."""
+    if events:
+        raise InputError(f"state0 is empty, {tuple(state.shape)}, and an empty state meets no event: leave events out")
+    states = state.unsqueeze(1).expand(-1, times.shape[-1], -1, -1)
+    return Integration(times, states, (Status.SUCCESS,) * len(state), _statistics(Tally(len(state)), state))
+
+
 def _native(
     field: Any,
     solver: Native,
@@ -153,30 +181,32 @@ def _native(
     """Through the per-sample driver: one run over each piece of the input, outputs by dense output."""
     batch, count = len(state), times.shape[-1]
     per_sample = times.expand(batch, -1)
-    outputs, watch = Outputs(batch, count), EventWatch(events, batch) if events else None
-    outputs.put(host(per_sample == per_sample[:, :1]), state)
+    outputs, late = Outputs(batch, count), _late(times, state.dtype)
+    watch = EventWatch(events, batch, state.dtype, late) if events else None
+    outputs.put(host(per_sample == per_sample[:, :1]), state.to(working(state.dtype)))
     driver = Driver(solver, batch, watch, outputs, throw)
-    segments = Segments.of(times[..., [0, -1]], path)
+    segments = Segments.of(times[..., [0, -1]], path, times.dtype)
     bounds = segments.bounds.expand(batch, -1)
-    bound, x = Counted(bind(field)), state
+    bound, x = Counted(bind(field)), state.to(working(state.dtype))
     for j in range(segments.count):
-        start, span = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
+        start, span = bounds[:, j : j + 1], spans_of(bounds[:, j : j + 2])
         still = span == 0
         fractions = (per_sample - start) / torch.where(still, 1.0, span)
         outputs.enter(torch.where(still, -1.0, fractions))
-        x = driver.advance(Rows(bound, start, span, x, segments.paths[j]), x)
+        x = driver.advance(Rows(bound, start, span, state, segments.paths[j], late), x)
     occurrences = watch.collect(state) if watch is not None else ()
     status = tuple(Status(int(value)) for value in driver.tally.status)
-    return Integration(times, outputs.collect(), status, _statistics(driver.tally, state), occurrences)
+    return Integration(times, outputs.collect().to(state.dtype), status, _statistics(driver.tally, state), occurrences)
 
 
 def _in_one_call(field: Any, solver: Adaptive, state: Tensor, times: Tensor, path: ControlPath) -> Integration:
     """Through one call of torchdiffeq over times that all samples share."""
-    counted = Counted(bind(field))
+    late = _late(times, state.dtype)
+    counted = Converted(bind(field), state.dtype, late)
     counted.tally = Tally(len(state))
-    span = times[-1] - times[0]
-    start, length = (x.to(state.dtype) for x in (times[0], span))
-    states = solver.along(counted, start, length, state, path, (times - times[0]) / span)
+    (span,) = spans_of(times[[0, -1]])
+    start, length = (x if late else x.to(working(state.dtype)) for x in (times[0], span))
+    states = solver.along(counted, start, length, state, path, (times - times[0]) / (times[-1] - times[0]))
     status = (Status.SUCCESS,) * len(state)
     return Integration(times, states.transpose(0, 1), status, _statistics(counted.tally, state))
 
@@ -193,7 +223,7 @@ def _stepwise(
     throw: bool,
 ) -> Integration:
     """Through the loop, from time to time."""
-    segments = Segments.of(times, path).driven(solver, state.dtype)
+    segments = Segments.of(times, path, state.dtype).driven(solver, state.dtype)
     # A part of a Brownian path is drawn for the whole batch, so that all samples take their steps together.
     plan = StepPlan.of(segments, substeps, longest, state.dtype, alike=solver.alike)
     if isinstance(gradient, Adjoint) and isinstance(solver, Native):
@@ -204,6 +234,11 @@ def _stepwise(
         places = segments.places.expand(len(state), -1)
         states = states.gather(1, places[..., None, None].expand(-1, -1, *state.shape[1:]))
     return Integration(times, states, tuple(status), _statistics(tally, state))
+
+
+def _late(times: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a field and functions of the user's get their times in the precision of clocks."""
+    return is_late(times[..., 0], times[..., -1] - times[..., 0], dtype)
 
 
 def _statistics(tally: Tally, state: Tensor) -> Statistics:
@@ -258,7 +293,7 @@ def _check_state(state: Any) -> None:
 
 def _clock(times: Any, state: Tensor) -> Tensor:
     """The times in the precision of clocks."""
-    precision = state.dtype if state.device.type == "mps" else torch.float64
+    precision = exact(state.device, state.dtype)
     # A list is not made a tensor of the default dtype on the way: that would round it to float32.
     dtype = times.dtype if isinstance(times, Tensor) else precision
     clock = torch.as_tensor(times, dtype=dtype, device=state.device)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.base.clock import Clock
+from solvers.base.clock import Clock, is_late
 from solvers.base.control import Control, get_control, mixed
 from solvers.base.solver import Solver
-from solvers.base.values import followed, host
+from solvers.base.values import exact, followed, host, working
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
@@ -48,17 +48,28 @@ class Sampled:
             raise InputError("times of an input must be finite and not decrease: sort the samples by time")
         get_control(self.control)
 
-    def paths(self, per_sample: bool) -> Sequence[ControlPath]:
-        """The path before the first sample, those between two, and the one after the last."""
-        times = self.times.to(self.samples.dtype)
+    def paths(self, per_sample: bool, clock: torch.dtype) -> Sequence[ControlPath]:
+        """The path before the first sample, those between two, the one after the last; for times of type `clock`."""
+        times = self.times.to(exact(self.times.device, self.times.dtype))
         spans = torch.nn.functional.pad(times.diff(dim=-1), (1, 1), value=1.0)
         starts = torch.cat((times[..., :1] - 1, times), -1)
         samples = self.samples.unbind(1)
         if per_sample or times.requires_grad or times.dim() == 2:
+            starts, spans = starts.to(clock), spans.to(self.samples.dtype)
             t, dt = (x.expand(len(self.samples), -1).unsqueeze(-1).unbind(1) for x in (starts, spans))
         else:
             t, dt = (tuple(host(x).tolist()) for x in (starts, spans))
         return get_control(self.control).paths([*samples, samples[-1]], Clock(tuple(t), tuple(dt)))
+
+
+def spans_of(bounds: Tensor) -> Tensor:
+    """Lengths of intervals, of which none ends beyond its bound by the rounding of start + length."""
+    spans = bounds.diff(dim=-1)
+    fixed, length = bounds.detach(), spans.detach()
+    beyond = (fixed[..., :-1] + length - fixed[..., 1:]) * length.sign() > 0
+    if not bool(beyond.any()):
+        return spans
+    return spans - torch.where(beyond, length - torch.nextafter(length, torch.zeros_like(length)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -68,18 +79,27 @@ class Segments:
     Attributes:
         bounds: ends of the intervals, `(count + 1,)` or `(batch, count + 1)`, in the direction of the times.
         paths: the input on each interval.
+        clock: the type of the times at which the paths are asked for, where these are tensors.
         places: index of each time among the bounds, `(times,)` or `(batch, times)`; None where they are the bounds.
     """
 
     bounds: Tensor
     paths: Sequence[ControlPath]
+    clock: torch.dtype
     places: Tensor | None = None
 
     @classmethod
-    def of(cls, times: Tensor, control: ControlPath | Sampled) -> Segments:
-        """The intervals between times, cut where a sampled input may jump."""
+    def of(cls, times: Tensor, control: ControlPath | Sampled, dtype: torch.dtype) -> Segments:
+        """The intervals between times, cut where a sampled input may jump.
+
+        Their clock is of type `dtype`, or of the type of the times where `dtype` does not tell apart those within an
+        interval.
+        """
+        count = max(1, times.shape[-1] - 1, control.times.shape[-1] - 1 if isinstance(control, Sampled) else 0)
+        span = (times[..., -1] - times[..., 0]) / count
+        clock = times.dtype if working(dtype) != dtype or is_late(times[..., 0], span, dtype) else dtype
         if not isinstance(control, Sampled):
-            return cls(times, [control] * (times.shape[-1] - 1))
+            return cls(times, [control] * (times.shape[-1] - 1), clock)
         knots = control.times.to(times)
         if times.dim() == knots.dim() == 1:
             low, high = times.detach().min(), times.detach().max()
@@ -96,9 +116,9 @@ class Segments:
         index = torch.searchsorted(
             control.times.detach().to(times).expand(*shape, -1).contiguous(), middle.contiguous()
         )
-        paths = control.paths(per_sample=len(shape) > 0)
+        paths = control.paths(len(shape) > 0, clock)
         chosen = [_chosen(paths, i) for i in index.unbind(-1)]
-        return cls(bounds, chosen, order.argsort(dim=-1)[..., : times.shape[-1]])
+        return cls(bounds, chosen, clock, order.argsort(dim=-1)[..., : times.shape[-1]])
 
     def driven(self, solver: Solver, dtype: torch.dtype) -> Segments:
         """The segments with the noise that a solver wants: what a later cut into steps leaves the same."""
@@ -112,10 +132,10 @@ class Segments:
 
     def columns(self, dtype: torch.dtype) -> Iterator[tuple[Time, Time]]:
         """Start and span of each interval: numbers where they are shared and fixed, else tensors that broadcast."""
-        spans = self.bounds.diff(dim=-1)
+        spans = spans_of(self.bounds)
         if self.bounds.dim() == 1 and not followed(self.bounds):
             return zip(host(self.bounds).tolist(), host(spans).tolist(), strict=False)
-        starts, spans = self.bounds.to(dtype), spans.to(dtype)
+        starts, spans = self.bounds.to(self.clock), spans.to(dtype)
         if self.bounds.dim() == 2:
             starts, spans = starts.unsqueeze(-1), spans.unsqueeze(-1)
         axis = self.bounds.dim() - 1

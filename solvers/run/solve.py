@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.base.clock import Clock
 from solvers.base.control import Control, Paths
-from solvers.base.counted import Counted, Tally
+from solvers.base.counted import Converted, Counted, Tally
 from solvers.base.gradient import Gradient
 from solvers.base.loop import Loop
 from solvers.base.pairing import check
@@ -131,6 +131,10 @@ def _stepped(
     tally: Tally | None = None,
 ) -> Trajectory:
     counted = Counted(bind(field))
+    finer = clock.finer(state.dtype)
+    if finer or not clock.tensors:
+        late = clock.late(state.dtype)
+        counted = Converted(counted.field, state.dtype, late) if finer or late else counted
     counted.tally = tally
     paths = solver.driven(paths, clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.base.clock import Clock
 from solvers.base.control import entries, with_path_tensors
-from solvers.base.counted import uncounted
+from solvers.base.counted import bare
 from solvers.base.leaves import Key
 from solvers.base.loop import Loop
 from solvers.base.modules import parameters_of
@@ -143,7 +143,7 @@ class Call:
             path = loop.paths[s // sub]
             fields = {n: value(("path", n), s, getattr(path, n)) for n in entries(path)}
             paths.append(with_path_tensors(path, fields))
-        field = uncounted(loop.field)
+        field = bare(loop.field)
         if hasattr(field, "constants"):
             constants = {key[1]: tensor for key, tensor in named.items() if key[0] == "constant"}
             field = field.bind({**field.constants, **constants})

@@ -16,7 +16,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from solvers.base.counted import Counted, uncounted
+from solvers.base.counted import Counted, bare
 from solvers.base.leaves import Key, Leaves
 from solvers.base.loop import Loop
 from solvers.compiled.step.arrays import NodeArray, ParameterMatrix, entries_of
@@ -90,7 +90,7 @@ def trace(loop: Loop, layout: Layout, state: Tensor, items: tuple[Item, ...]) ->
             named[("path", 0, item.key[1]) if item.key[0] == "path" else (item.key[0], 0)] = value
         constants = {key: value for key, value in leaves.tensors.items() if key[0] == "constant"}
         once = leaves.rebuilt({**constants, **named})
-        field = uncounted(once.field)
+        field = bare(once.field)
         counted = Counted(field)
         start, span = once.clock.starts[0], once.clock.spans[0]
         with unwritten(field), observed() as seen:

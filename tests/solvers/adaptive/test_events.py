@@ -151,7 +151,7 @@ class TestRecording:
 
     def test_single_precision(self):
         result = integrate(fall, ball(1.0).float(), [0.0, 1.0], events=GROUND, rtol=1e-4, atol=1e-5)
-        assert result.events[0].time.dtype == torch.float32
+        assert result.events[0].time.dtype == result.times.dtype
         assert float(result.events[0].time[0, 0]) == pytest.approx(math.sqrt(2 / 9.81), abs=1e-6)
 
 
@@ -278,3 +278,69 @@ class TestRoots:
     def test_a_zero_at_the_end_of_the_bracket(self):
         roots = find_roots(lambda x: x - 1, np.zeros(1), np.ones(1), -np.ones(1), np.zeros(1), np.ones(1, dtype=bool))
         assert roots[0] == 1
+
+
+def decay(t, x, u):
+    return -x
+
+
+@pytest.mark.parametrize("method", ["native_dopri5", "native_kencarp4"])
+def test_times_and_states_of_events_have_second_derivatives(method):
+    # x = p e^-t reaches c = 0.4 at t = log(p / c), where it does not move with p, and e^-t is c / p.
+    p = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    x = torch.stack((p, p.new_tensor(1.0))).reshape(1, 1, 2)
+    event = Event(lambda t, x: x[:, 0, 0] - 0.4)
+    found = integrate(decay, x, [0.0, 2.0], method=method, events=event, rtol=1e-10, atol=1e-10).events[0]
+    for value, first, second in ((found.time, 1 / 0.7, -1 / 0.7**2), (found.state[..., 1], -0.4 / 0.49, 0.8 / 0.343)):
+        (slope,) = torch.autograd.grad(value.sum(), p, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, p, retain_graph=True)
+        assert float(slope.detach()) == pytest.approx(first, rel=1e-6)
+        assert float(bend) == pytest.approx(second, rel=1e-5)
+    (fixed,) = torch.autograd.grad(found.state[..., 0].sum(), p)
+    assert abs(float(fixed)) < 1e-8
+
+
+@pytest.mark.parametrize("function", [torch.sign, lambda x: (x > 0).to(x.dtype) - 0.5])
+def test_an_event_without_a_slope_is_found_and_has_no_derivative(function):
+    found = []
+    for recorded in (False, True):
+        x = torch.full((1, 1, 1), -0.3, dtype=F64, requires_grad=recorded)
+        event = Event(lambda t, x: function(x[:, 0, 0]), terminal=False)
+        result = integrate(lambda t, x, u: torch.ones_like(x), x, [0.0, 1.0], events=event)
+        found.append(result)
+    assert float(found[0].events[0].time) == pytest.approx(0.3, abs=1e-12)
+    assert torch.equal(found[1].events[0].time, found[0].events[0].time)
+    found[1].states.sum().backward()
+    with pytest.raises(solvers.InputError, match="no slope in time"):
+        found[1].events[0].time.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("direction", [0, 1])
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_a_solve_that_starts_at_an_event_goes_on(dtype, direction, shift):
+    # sin t rises through zero at 2 pi, and falls at pi.
+    def turn(t, x, u):
+        return torch.stack((x[:, 1], -x[:, 0]), 1)
+
+    event, x, t, found = Event(lambda t, x: x[:, 0, 0], direction), torch.zeros(1, 2, 1, dtype=dtype), shift, []
+    x[:, 1] = 1.0
+    for _ in range(3):
+        stop = integrate(turn, x, [t, shift + 30.0], events=event, rtol=1e-7, atol=1e-9).events[0]
+        x, t = stop.state[:, 0], float(stop.time)
+        found.append(t - shift)
+    step = 1 if direction == 0 else 2
+    assert found == pytest.approx([k * step * math.pi for k in (1, 2, 3)], abs=1e-4)
+
+
+def test_what_is_no_event_is_refused_in_one_line():
+    def g(t, x):
+        return x[:, 0, 0]
+
+    for events in (g, [g], [Event(g), g]):
+        with pytest.raises(solvers.InputError, match="wrap each function"):
+            integrate(decay, torch.ones(1, 1, 1), [0.0, 1.0], events=events)
+    with pytest.raises(solvers.InputError, match=r"expected \(t, state\)"):
+        Event(lambda t, x, u: x[:, 0, 0])
+    with pytest.raises(solvers.InputError, match=r"expected \(t, state, u\)"):
+        integrate(lambda t, x: -x, torch.ones(1, 1, 1), [0.0, 1.0])
