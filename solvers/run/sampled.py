@@ -48,8 +48,12 @@ class Sampled:
             raise InputError("times of an input must be finite and not decrease: sort the samples by time")
         get_control(self.control)
 
-    def paths(self, per_sample: bool, clock: torch.dtype) -> Sequence[ControlPath]:
-        """The path before the first sample, those between two, the one after the last; for times of type `clock`."""
+    def paths(self, per_sample: bool) -> Sequence[ControlPath]:
+        """The path before the first sample, those between two, and the one after the last."""
+        return self.paths_on(self.samples.dtype, per_sample)
+
+    def paths_on(self, clock: torch.dtype, per_sample: bool) -> Sequence[ControlPath]:
+        """The same, to be asked at times of type `clock`."""
         times = self.times.to(exact(self.times.device, self.times.dtype))
         spans = torch.nn.functional.pad(times.diff(dim=-1), (1, 1), value=1.0)
         starts = torch.cat((times[..., :1] - 1, times), -1)
@@ -116,7 +120,7 @@ class Segments:
         index = torch.searchsorted(
             control.times.detach().to(times).expand(*shape, -1).contiguous(), middle.contiguous()
         )
-        paths = control.paths(len(shape) > 0, clock)
+        paths = control.paths_on(clock, len(shape) > 0)
         chosen = [_chosen(paths, i) for i in index.unbind(-1)]
         return cls(bounds, chosen, clock, order.argsort(dim=-1)[..., : times.shape[-1]])
 

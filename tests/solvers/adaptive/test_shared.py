@@ -86,6 +86,16 @@ def test_a_sample_that_fails_takes_no_other_with_it(method):
     torch.testing.assert_close(gradient[[0, 2], 0, 0], torch.tensor([1.5625, 6.25], dtype=F64), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_the_gradient_of_a_sample_sees_no_other(method):
+    # The worst sample decides on the steps, of which nothing is differentiated.
+    x = torch.tensor([0.3, 2.0, 0.1], dtype=F64).reshape(3, 1, 1).requires_grad_()
+    solved = integrate(lambda t, x, u: x * x, x, [0.0, 0.2, 0.9], method=method, throw=False)
+    assert [status == Status.SUCCESS for status in solved.status] == [True, False, True]
+    (gradient,) = torch.autograd.grad(solved.states[[0, 2], -1].sum(), x)
+    assert float(gradient[1]) == 0.0
+
+
 @pytest.mark.parametrize("method", ["implicit_euler", "gauss_legendre4", "radau_iia3", "native_kencarp4"])
 @pytest.mark.parametrize("linear_solver", ["simplified", "newton"])
 def test_a_derivative_that_is_nan_is_called_so(method, linear_solver, one_line):
