@@ -189,11 +189,11 @@ def _native(
     bounds = segments.bounds.expand(batch, -1)
     bound, x = Counted(bind(field)), state.to(working(state.dtype))
     for j in range(segments.count):
-        start, span = bounds[:, j : j + 1], spans_of(bounds[:, j : j + 2])
-        still = span == 0
-        fractions = (per_sample - start) / torch.where(still, 1.0, span)
+        start, whole = bounds[:, j : j + 1], bounds[:, j : j + 2].diff()
+        still = whole == 0
+        fractions = (per_sample - start) / torch.where(still, 1.0, whole)
         outputs.enter(torch.where(still, -1.0, fractions))
-        x = driver.advance(Rows(bound, start, span, state, segments.paths[j], late), x)
+        x = driver.advance(Rows(bound, start, spans_of(bounds[:, j : j + 2]), state, segments.paths[j], late), x)
     occurrences = watch.collect(state) if watch is not None else ()
     status = tuple(Status(int(value)) for value in driver.tally.status)
     return Integration(times, outputs.collect().to(state.dtype), status, _statistics(driver.tally, state), occurrences)

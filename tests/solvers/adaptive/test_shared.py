@@ -86,6 +86,14 @@ def test_a_sample_that_fails_takes_no_other_with_it(method):
     torch.testing.assert_close(gradient[[0, 2], 0, 0], torch.tensor([1.5625, 6.25], dtype=F64), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("method", ["native_bosh3", "dopri5", "rk4"])
+def test_the_last_time_is_reached_however_the_span_is_rounded(method):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(200, 3, generator=generator, dtype=F64).sort().values * 3 - 1
+    solved = integrate(lambda t, x, u: -x, torch.ones(200, 1, 1, dtype=F64), times, method=method)
+    assert solved.success and bool(solved.states.isfinite().all())
+
+
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_the_gradient_of_a_sample_sees_no_other(method):
     # The worst sample decides on the steps, of which nothing is differentiated.
