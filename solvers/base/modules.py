@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -55,10 +56,12 @@ class Likeness:
             # Not by copy.copy, which a parametrized module refuses.
             copied = self._copies[id(module)] = object.__new__(type(module))
             for name, value in vars(module).items():
-                # What a bound field remembers of its constants is computed, and no state.
-                if name == "operators" or not _left_out(value, self._needed):
-                    shared = name == "operators" or type(value) not in (list, dict)
-                    copied.__dict__[name] = value if shared else value.copy()
+                if not _left_out(value, self._needed):
+                    copied.__dict__[name] = value.copy() if type(value) in (list, dict) else value
+            # What a bound field has beside its attributes: its constants, and what it remembers of them.
+            for name in slots_of(type(module)):
+                if hasattr(module, name):
+                    object.__setattr__(copied, name, getattr(module, name))
             for slots in ("_parameters", "_buffers"):
                 copied.__dict__[slots] = dict(vars(module)[slots])
             inner = vars(module)["_modules"].items()
@@ -89,6 +92,12 @@ class Likeness:
                     own = vars(module).get(name)
                     if now[name] != before[name] and type(own) is type(now[name]):
                         setattr(module, name, own + now[name] - before[name])
+
+
+def slots_of(kind: type) -> list[str]:
+    """The names of what the objects of a class hold in slots."""
+    members = (item for base in kind.__mro__ for item in vars(base).items())
+    return [name for name, member in members if isinstance(member, types.MemberDescriptorType)]
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solvers.base.modules import has_hooks
+from solvers.base.modules import has_hooks, slots_of
 from solvers.compiled.step.code import DYNAMIC, UNBOUNDED, names, own, own_names, trusted
 from solvers.compiled.step.refused import Refused
 
@@ -277,7 +277,7 @@ class Survey:
         if home in _OPAQUE:
             return Same(value)
         parts: list[Hashable] = [self._key(kind), self._extra(value)]
-        slots = [name for base in kind.__mro__ for name in _slots(base)]
+        slots = slots_of(kind)
         if slots and home != "builtins":
             found = tuple([getattr(value, name, _MISSING) for name in slots])
             self.watches.append(lambda: all(map(is_, [getattr(value, name, _MISSING) for name in slots], found)))
@@ -383,11 +383,6 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _MISSING
-
-
-def _slots(kind: type) -> list[str]:
-    """The names of what the instances of a class hold in slots."""
-    return [name for name, member in vars(kind).items() if isinstance(member, types.MemberDescriptorType)]
 
 
 def _like(tensor: Tensor | None) -> Hashable:
