@@ -229,6 +229,11 @@ def _folded(program: ExportedProgram) -> fx.GraphModule:
                 # What is changed in place is made anew in each call.
                 for source in node.all_input_nodes:
                     known.pop(source, None)
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default and node in known:
+            # Of a conversion of a constant, and true; it would keep alive what the constant was made of.
+            module.graph.erase_node(node)
+            del known[node]
     for number, (node, value) in enumerate(list(known.items())):
         if node.op == "call_function" and isinstance(value, Tensor) and not all(user in known for user in node.users):
             name = f"constant_{number}"

@@ -22,6 +22,9 @@ def is_late(first: Time, span: Time, dtype: torch.dtype) -> bool:
     So are stamps in seconds since 1970 in float32, whose neighbours are 128 seconds apart. Of half precision, which
     resolves no time to a thousandth, a few of its own units are asked.
     """
+    if torch.compiler.is_compiling():
+        # No value is known then.
+        return False
     eps = torch.finfo(dtype).eps
     needed = max(RESOLUTION, 4 * eps)
     if not isinstance(first, Tensor) and not isinstance(span, Tensor):

@@ -130,10 +130,6 @@ class Converted(Counted):
         super().__init__(field)
         self.dtype, self.late = dtype, late
 
-    def again(self, field: Any) -> Converted:
-        """The same around another field."""
-        return Converted(field, self.dtype, self.late)
-
     def __call__(self, t: Time, state: Tensor, u: Any) -> Tensor:
         """The right-hand side, counted."""
         return super().__call__(self.time(t), state.to(self.dtype), self._own(u)).to(state.dtype)
@@ -179,6 +175,13 @@ def bare(field: Any) -> Any:
     while isinstance(field, Counted):
         field = field.field
     return field
+
+
+def again(counted: Any, field: Any) -> Counted:
+    """What counts, and converts, around another field."""
+    if isinstance(counted, Converted):
+        return Converted(field, counted.dtype, counted.late)
+    return Counted(field)
 
 
 def enter(field: Any, steps: Any, rejections: Any, evaluations: Any) -> None:

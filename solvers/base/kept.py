@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from solvers.base.counted import Counted, bare
+from solvers.base.counted import again, bare
 from solvers.base.hidden import Watch, lost
 from solvers.base.leaves import Leaves
 from solvers.base.loop import Loop
@@ -119,7 +119,7 @@ class Kept:
 
     def _settle(self, loop: Loop, i: int, carried: Any, watch: Watch) -> None:
         self.snapshot = Snapshot(loop.field, watch, _known(loop, i, carried), self._buffers)
-        self.loop = dataclasses.replace(loop, field=Counted(self.snapshot.field))
+        self.loop = dataclasses.replace(loop, field=again(loop.field, self.snapshot.field))
 
     def leaves(self, first: int, last: int) -> Leaves:
         """What intervals `first` to `last` - 1 depend on."""

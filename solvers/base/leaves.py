@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from solvers.base.clock import Clock
 from solvers.base.control import path_tensors, with_path_tensors
-from solvers.base.counted import Converted, Counted, bare
+from solvers.base.counted import again, bare
 from solvers.base.hidden import Replacing, lost, strange
 from solvers.base.loop import Loop
 from solvers.base.modules import Likeness, parameters_of
@@ -75,8 +75,7 @@ class Leaves:
             # Bound anew even where no constant changes: what a bound field remembers belongs to one graph.
             constants = {str(key[1]): value for key, value in values.items() if key[0] == "constant"}
             field = field.bind({**field.constants, **constants})
-        converted = isinstance(self.loop.field, Converted)
-        field = self.loop.field.again(field) if converted else Counted(field)
+        field = again(self.loop.field, field)
         stretch = self.loop.stretch(self.first, self.last)
         starts = [values.get(("start", i), t) for i, t in self._numbered(stretch.clock.starts)]
         spans = [values.get(("span", i), dt) for i, dt in self._numbered(stretch.clock.spans)]

@@ -105,14 +105,21 @@ class _Segment:
     def __init__(self, loop: Loop, kept: Kept, first: int, last: int) -> None:
         self.loop: Loop | None = loop
         self.kept, self.first, self.last = kept, first, last
+        self.running = False
 
     def __call__(self, carried: Any) -> list[Any]:
         """The carried states after each."""
-        # Not held any longer: the field may hold the states, and with them what steps again.
-        loop, self.loop = self.loop, None
-        kept = self.kept
+        loop, kept = self.loop, self.kept
+        if loop is not None and self.running:
+            # A step that differentiates by itself asks for what it has computed up to there.
+            return loop.advance(carried, self.first, self.last)
         if loop is not None:
-            states = loop.advance(carried, self.first, self.last, partial(self._interval, loop))
+            self.running = True
+            try:
+                states = loop.advance(carried, self.first, self.last, partial(self._interval, loop))
+            finally:
+                # Not held any longer: the field may hold the states, and with them what steps again.
+                self.loop = None
             self.versions = Versions.of(kept.leaves(self.first, self.last))
             return states
         kept.check(self.versions)

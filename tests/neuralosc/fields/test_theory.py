@@ -32,7 +32,7 @@ def transition(rnn, state, x):
 
 def cornn(dt, hidden=16, scale=1.0, gamma=1.0, epsilon=1.0):
     """The paper's IMEX step, weights of a given size."""
-    rnn = neuralosc.CoRNN(2, hidden, dt, gamma, epsilon, solver="imex_euler").double()
+    rnn = neuralosc.CoRNN(2, hidden, dt=dt, gamma=gamma, epsilon=epsilon, solver="imex_euler").double()
     with torch.no_grad():
         for parameter in rnn.parameters():
             parameter.mul_(scale)
