@@ -13,10 +13,10 @@ from typing import Any
 _OWN = ("solvers", "neuralosc")
 
 #: Packages whose code is taken to stay as it is: a function of theirs is looked at no further.
-TRUSTED = sys.stdlib_module_names | {"torch", "numpy", "scipy", "triton", "torchdiffeq", "torchsde", *_OWN}
+TRUSTED = sys.stdlib_module_names | {"torch", "numpy", "scipy", "triton", "torchdiffeq", "torchsde", "_pytest", *_OWN}
 
 #: Names by which code reaches whatever it likes.
-UNBOUNDED = frozenset({"eval", "exec", "globals", "locals", "__import__", "import_module"})
+UNBOUNDED = frozenset({"eval", "exec", "globals", "__import__", "import_module"})
 
 #: Names by which code asks an object for attributes that are not written out in it.
 DYNAMIC = frozenset({"getattr", "hasattr", "vars", "dir", "__dict__", "__getattribute__", "attrgetter", "methodcaller"})

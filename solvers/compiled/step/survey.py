@@ -39,7 +39,15 @@ _MODULE_STATE = frozenset(vars(nn.Module())) - {"training"}
 KEPT = frozenset({"_bound", "operators", "_fingerprint"})
 #: Packages whose objects are taken as they are: what a logger, a lock or a file holds is nothing a step computes with.
 _OPAQUE = frozenset({"logging", "threading", "_thread", "io", "_io", "socket", "asyncio", "subprocess", "warnings"})
-_UNREAD = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__"})
+#: What a class defines that no step asks for: how its objects are made, shown, told apart and kept.
+_UNREAD = frozenset(
+    {
+        *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__", "__match_args__"),
+        *("__init__", "__post_init__", "__init_subclass__", "__dataclass_fields__", "__dataclass_params__"),
+        *("__repr__", "__str__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"),
+        *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"),
+    }
+)
 
 
 class Same:
@@ -325,8 +333,8 @@ class Survey:
         if space.of_class:
             asked = asked | own_names()
             if not space.trusted:
-                dunders = {n for n in space.values if n.startswith("__") and n not in _UNREAD}
-                asked = asked | (set(space.values) - _UNREAD if self._dynamic else dunders)
+                asked = asked | {n for n in space.values if self._dynamic or n.startswith("__")}
+            asked = asked - _UNREAD
         return asked & space.values.keys() - space.seen.keys()
 
     def _member(self, value: Any, known: bool) -> Hashable:
