@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import solvers
 from solvers.errors import ConvergenceError, InputError, NonFiniteStateError
 from solvers.numerics.jacobian import DenseSystem, KrylovSystem, StageEquations, gmres
-from solvers.numerics.newton import DENSE_LIMIT, LINEAR_SOLVERS, Newton, _Inverse
+from solvers.numerics.newton import DENSE_LIMIT, LINEAR_SOLVERS, Newton, _Inverse, _snapshot
 
 F64 = torch.float64
 METHODS = ["newton", "simplified", "krylov", "auto"]
@@ -366,9 +366,9 @@ def test_the_factors_are_not_kept_for_the_backward_pass():
 def test_a_singular_system_of_the_gradient_is_an_error(one_line):
     """The first and last sample have dG/dk = 1 - h = 0."""
     h = torch.tensor([1.0, 0.5, 1.0], dtype=F64).reshape(3, 1, 1)
-    inverse = _Inverse(
-        Newton("test"), stage(lambda t, x, u: x, torch.zeros(3, 1, dtype=F64), h), torch.zeros(3, 1).double()
-    )
+    equations, k = stage(lambda t, x, u: x, torch.zeros(3, 1, dtype=F64), h), torch.zeros(3, 1, dtype=F64)
+    snapshot, _ = _snapshot(equations, k)
+    inverse = _Inverse(Newton("test"), equations, k, snapshot)
     with pytest.raises(ConvergenceError) as error:
         inverse.solve(torch.ones(3, 1, dtype=F64), transposed=True)
     assert error.value.samples == (0, 2)
