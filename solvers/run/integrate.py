@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -296,7 +297,10 @@ def _clock(times: Any, state: Tensor) -> Tensor:
     precision = exact(state.device, state.dtype)
     # A list is not made a tensor of the default dtype on the way: that would round it to float32.
     dtype = times.dtype if isinstance(times, Tensor) else precision
-    clock = torch.as_tensor(times, dtype=dtype, device=state.device)
+    try:
+        clock = torch.as_tensor(times, dtype=dtype, device=state.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"times are {reprlib.repr(times)}, expected numbers: a tensor or a list of them") from None
     if clock.dim() not in (1, 2) or (clock.dim() == 2 and len(clock) != len(state)) or not clock.shape[-1]:
         raise InputError(f"times have shape {tuple(clock.shape)}, expected (time,) or ({len(state)}, time)")
     clock = clock.to(precision)
