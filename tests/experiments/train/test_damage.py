@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from experiments.command.cli import main
-from experiments.files import write_atomically
 from experiments.train import checkpoints, curves
 from experiments.train.checkpoints import SEAL, _checksum, load_checkpoint, newest, sealed
 from experiments.train.config import RunConfig, load_yaml
@@ -285,16 +284,3 @@ def test_events_that_were_removed_are_written_again(tmp_path):
                 file.write(b"half")
     points = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/train")
     assert [(point.step, point.value) for point in points] == [(i, pytest.approx(1 / i)) for i in range(1, 5)]
-
-
-def test_a_full_disk_leaves_the_file_that_was_there_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    write_atomically(path, b"whole")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"last\.ckpt cannot be written: No space left on device"):
-        write_atomically(path, b"another")
-    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]

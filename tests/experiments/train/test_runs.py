@@ -120,7 +120,7 @@ def test_atomic_write_leaves_the_old_content_when_it_fails(tmp_path, monkeypatch
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InputError, match="file cannot be written: No space left on device"):
         write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     monkeypatch.undo()
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and [file.name for file in tmp_path.iterdir()] == ["file"]
