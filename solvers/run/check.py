@@ -15,7 +15,7 @@ from solvers.base.loop import Loop
 from solvers.compiled.passes import precision
 from solvers.compiled.passes.checked import Checked
 from solvers.compiled.step.layout import Layout
-from solvers.compiled.step.observed import undrawn
+from solvers.compiled.step.observed import Undrawn
 from solvers.compiled.step.refused import Refused
 from solvers.run.choice import WORTHWHILE
 
@@ -53,7 +53,7 @@ def self_check(field: Any, call: Solve, make: Callable[..., Solve], run: Run, la
         noise = torch.rand(start.shape, generator=generator, dtype=start.dtype).to(start.device) - 0.5
         state = (start.detach() + 0.1 * noise).requires_grad_(start.requires_grad and kernel.backward is not None)
         # A generator belongs to the process: what draws from it is left to the plain path.
-        with undrawn():
+        with Undrawn():
             plain = loop.advance(layout.taken(state), 0, count)
         expected = torch.stack([layout.packed(carried) for carried in plain])
         trial = make(field, loop, layout, state)

@@ -35,8 +35,8 @@ class _Values(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Undrawn(TorchDispatchMode):
-    """Refuses what draws random numbers, before it does."""
+class Undrawn(TorchDispatchMode):
+    """Refuses what draws random numbers, before it does: what asks for them is left to the plain path."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -55,10 +55,5 @@ def observed() -> Iterator[dict[int, Tensor]]:
         Refused: random numbers were asked for. None are drawn: a generator belongs to the process, and putting it back
             would take away what another thread has drawn.
     """
-    with _Values() as values, _Undrawn():
+    with _Values() as values, Undrawn():
         yield values.read
-
-
-def undrawn() -> TorchDispatchMode:
-    """A mode in which nothing draws random numbers: what tries to is refused."""
-    return _Undrawn()

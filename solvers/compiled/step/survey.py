@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import itertools
 import sys
 import types
 import weakref
@@ -76,21 +77,23 @@ class Survey:
     Attributes:
         watches: each is False once something it looks at was replaced or changed.
         held: the objects that were walked through, by address.
-        named: the name of each tensor of the field, which a step is given anew at each solve.
         read: names of those whose values the step read nevertheless.
     """
 
     def __init__(self, module: nn.Module, read: frozenset[str] = frozenset()) -> None:
         self.watches: list[Callable[[], bool]] = []
         self.held: dict[int, tuple[int, Any]] = {}
-        self.named: dict[int, str] = {}
-        self.read = read
-        for kept in (module.named_parameters(), module.named_buffers()):
-            self.named.update({id(tensor): name for name, tensor in kept})
+        self.module, self.read = module, read
         self._attributes: set[str] = set()
         self._spaces: list[_Space] = []
         self._classes: dict[int, type] = {}
         self._dynamic = False
+
+    @functools.cached_property
+    def named(self) -> dict[int, str]:
+        """The name of each tensor of the field, by its `id`: a step is given these anew at each solve."""
+        kept = itertools.chain(self.module.named_parameters(), self.module.named_buffers())
+        return {id(tensor): name for name, tensor in kept}
 
     def key(self, *values: Any) -> Hashable:
         """What the values are made of and reach.
