@@ -68,6 +68,11 @@ class NumericalError(RuntimeError):
 class NonFiniteStateError(NumericalError):
     """A state that became NaN or infinite."""
 
+    def adaptively(self) -> NonFiniteStateError:
+        """The same under a solver that has chosen its steps: shorter ones are no help then."""
+        self.__dict__.setdefault("advice", "the solution may leave every bound here, or the field be undefined: end before")
+        return self
+
 
 class StepLimitError(NumericalError):
     """An adaptive solver that used up its steps inside one interval."""

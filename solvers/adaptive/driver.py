@@ -234,6 +234,8 @@ class Driver:
             error = (
                 ConvergenceError(message, samples=(sample,)) if unsolved else _ERRORS[status](message, sample=sample)
             )
+            if isinstance(error, NonFiniteStateError):
+                error.adaptively()
             error.time = time
             raise error
         self.tally.status[self.controller.ids[rows]] = status

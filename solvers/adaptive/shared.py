@@ -206,7 +206,8 @@ class _Watched:
         sample = non_finite_sample(value)
         if sample is not None:
             name = self.tolerances.name
-            raise NonFiniteStateError(f"the {what} became non-finite under solver {name!r}", sample=sample)
+            message = f"the {what} became non-finite under solver {name!r}"
+            raise NonFiniteStateError(message, sample=sample).adaptively()
 
     def callback_step(self, s: Tensor, x: Any, ds: Tensor) -> None:
         """Called by the driver before each attempted step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +149,8 @@ def _integrated(spec: _Spec, end: Tensor, grad: Tensor) -> tuple[Tensor | None, 
     try:
         with leaves.reading(values):
             if isinstance(backward, Stochastic):
-                grad_x, grads = stochastic.adjoint(backward, slope.loop, end, grad, slope.wanted)
+                check = functools.partial(leaves.check, values)
+                grad_x, grads = stochastic.adjoint(backward, slope.loop, end, grad, slope.wanted, check)
             else:
                 solve = _by_quadrature if gradient.quadrature else _along
                 grad_x, grads = solve(gradient, backward, slope, end, grad)

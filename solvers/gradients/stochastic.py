@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torchsde._brownian import ReverseBrownian
@@ -14,8 +16,31 @@ from solvers.methods.brownian import Driven, rows_of
 from solvers.methods.stochastic import Equation, Stochastic, Watched, motion, scheme, unit_span
 
 
+#: Refuses outputs that depend on more than some inputs and what is wanted; the last argument makes them again.
+Check = Callable[[Sequence[Tensor], Sequence[Tensor], Callable[[], Sequence[Tensor]]], None]
+
+
+class Checked(Equation):
+    """An equation that refuses to lose the gradient of a tensor which its field reads."""
+
+    check: Check
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """The drift."""
+        return self._seen(super().f, s, y)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """The diffusion."""
+        return self._seen(super().g, s, y)
+
+    def _seen(self, function: Callable[[Tensor, Tensor], Tensor], s: Tensor, y: Tensor) -> Tensor:
+        value = function(s, y)
+        self.check([y], [value], lambda: [function(s, y)])
+        return value
+
+
 def adjoint(
-    solver: Stochastic, loop: Loop, end: Tensor, grad: Tensor, wanted: list[Tensor]
+    solver: Stochastic, loop: Loop, end: Tensor, grad: Tensor, wanted: list[Tensor], check: Check
 ) -> tuple[Tensor, list[Tensor]]:
     """The stochastic adjoint of a loop of one interval.
 
@@ -28,6 +53,7 @@ def adjoint(
         end: its last state.
         grad: gradient of the loss with respect to that.
         wanted: tensors that the loop depends on.
+        check: is shown each drift and diffusion.
 
     Returns:
         The gradients with respect to the first state, and to the tensors.
@@ -36,7 +62,8 @@ def adjoint(
     assert isinstance(control, Driven)
     with torch.enable_grad():
         t, dt = loop.clock.starts[0], loop.clock.spans[0]
-        equation = Equation(solver, loop.field, t, dt, end.shape, control, steps)
+        equation = Checked(solver, loop.field, t, dt, end.shape, control, steps)
+        equation.check = check
     parts = [rows_of(end), rows_of(grad), *(torch.zeros_like(w) for w in wanted)]
     shapes = [part.shape for part in parts]
     backwards = ReverseBrownian(motion(solver, control, parts[0], steps))

@@ -312,7 +312,8 @@ class Watched:
         try:
             end: Tensor = self.scheme.integrate(y, times, ())[0][-1]
         except AssertionError:
-            raise NonFiniteStateError(f"the state became non-finite under solver {self.solver.name!r}") from None
+            message = f"the state became non-finite under solver {self.solver.name!r}"
+            raise NonFiniteStateError(message).adaptively() from None
         if self.solver.book is not None:
             self.solver.book[0] += self.accepted
             self.solver.book[1] += self.attempts - self.accepted
@@ -343,7 +344,8 @@ class Watched:
         end, extra = self.take(t0, t1, y, extra)
         sample = non_finite_sample(end)
         if sample is not None:
-            raise NonFiniteStateError(f"the state became non-finite under solver {name!r}", sample=sample)
+            message = f"the state became non-finite under solver {name!r}"
+            raise NonFiniteStateError(message, sample=sample).adaptively()
         return end, extra
 
 

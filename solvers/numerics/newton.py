@@ -169,11 +169,13 @@ class Newton:
         # not.
         ones, products = torch.ones_like(search.k), (search.equations.product(search.k, way) for way in (False, True))
         if not all(bool(product(ones)[samples[0]].isfinite().all()) for product in products):
-            return NonFiniteStateError(
+            error = NonFiniteStateError(
                 f"the derivative of the field at a stage of solver {self.name!r} is not finite, though its value is "
                 "(as that of a torch.where around a singularity)",
                 sample=samples[0],
             )
+            error.advice = "keep what is not selected regular, as in sqrt(where(x > 0, x, 1)), or use an explicit solver"
+            return error
         return ConvergenceError(
             f"Newton's method of solver {self.name!r} did not converge: residual {left:.3g} after "
             f"{self.max_iterations} iterations",

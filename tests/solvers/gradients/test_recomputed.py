@@ -144,6 +144,25 @@ def test_a_tensor_that_is_read_later_only_is_refused(gradient):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("method", ["euler_maruyama", "milstein", "stochastic_heun"])
+@pytest.mark.parametrize("late", ["drift", "diffusion"])
+def test_such_a_tensor_is_refused_by_the_stochastic_adjoint(method, late, one_line):
+    a = torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    class Late:
+        structure = frozenset({"stochastic"})
+
+        def __call__(self, t, x, u):
+            return -a * x if late == "drift" and t > 0.4 else -x
+
+        def diffusion(self, t, x, u):
+            return 0.1 * a * x if late == "diffusion" and t > 0.4 else 0.1 * x
+
+    with pytest.raises(solvers.PairingError) as refused:
+        solved(Late(), {"name": method, "noise_seed": 1}, "adjoint").backward()
+    one_line(refused, "not seen in its first step")
+
+
 def test_a_leaf_that_a_field_makes_for_itself_is_no_hidden_tensor():
     def gradient_of_its_energy(t, x, u):
         with torch.enable_grad():
