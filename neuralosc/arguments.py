@@ -65,6 +65,12 @@ HINTS = {
     "dtype": "use .to(dtype)",
     "mode": "the network of torch's kind 'mode' is chosen by its own name",
     "output_size": "put a neuralosc.Readout behind it",
+    "hx": "it is called state",
+    "h0": "it is called state",
+    "h_0": "it is called state",
+    "input": "it is called x",
+    "times": "give timespans, the time since the sample before",
+    "mask": "give lengths where samples follow the end of a sequence, and NaN with missing='hold' where values lack",
 }
 
 

@@ -70,7 +70,9 @@ class NonFiniteStateError(NumericalError):
 
     def adaptively(self) -> NonFiniteStateError:
         """The same under a solver that has chosen its steps: shorter ones are no help then."""
-        self.__dict__.setdefault("advice", "the solution may leave every bound here, or the field be undefined: end before")
+        self.__dict__.setdefault(
+            "advice", "the solution may leave every bound here, or the field be undefined: end before"
+        )
         return self
 
 

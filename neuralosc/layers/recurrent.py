@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
@@ -59,6 +61,14 @@ class RecurrentLayer(nn.Module):
     def output_size(self) -> int:
         """Features of the output: `hidden_size` from each direction."""
         return self.directions * self.hidden_size
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `forward`; a keyword that it does not take is refused with the one that was meant."""
+        if kwargs and not torch.compiler.is_compiling():
+            names = _keywords(type(self))
+            if names is not None:
+                arguments.known(f"a call of {type(self).__name__}", kwargs, names)
+        return super().__call__(*args, **kwargs)
 
     @overload
     def forward(
@@ -152,6 +162,14 @@ class RecurrentLayer(nn.Module):
 def gathered(states: Sequence[Tensor]) -> Tensor:
     """The states of all layers and directions as one tensor, without a leading axis where there is only one."""
     return torch.stack(tuple(states)) if len(states) > 1 else states[0]
+
+
+@functools.cache
+def _keywords(kind: type[RecurrentLayer]) -> tuple[str, ...] | None:
+    """The names of what a call of such a layer takes, or None if it takes any."""
+    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return None if anything else tuple(parameter.name for parameter in parameters)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class NativeImplicit(Native):
                 unsolved[list(error.samples)] = True
             except NonFiniteStateError as error:
                 if error.sample is None or still[error.sample]:
-                    raise error.adaptively()
+                    raise error.adaptively() from None
                 infinite[error.sample] = True
         attempt.error[torch.from_numpy(still).to(x.device)] = torch.nan
         return attempt._replace(unsolved=unsolved, evaluations=rows.field.evaluations - before)

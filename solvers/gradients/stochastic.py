@@ -15,7 +15,6 @@ from solvers.base.loop import Loop
 from solvers.methods.brownian import Driven, rows_of
 from solvers.methods.stochastic import Equation, Stochastic, Watched, motion, scheme, unit_span
 
-
 #: Refuses outputs that depend on more than some inputs and what is wanted; the last argument makes them again.
 Check = Callable[[Sequence[Tensor], Sequence[Tensor], Callable[[], Sequence[Tensor]]], None]
 

@@ -174,7 +174,9 @@ class Newton:
                 "(as that of a torch.where around a singularity)",
                 sample=samples[0],
             )
-            error.advice = "keep what is not selected regular, as in sqrt(where(x > 0, x, 1)), or use an explicit solver"
+            error.advice = (
+                "keep what is not selected regular, as in sqrt(where(x > 0, x, 1)), or use an explicit solver"
+            )
             return error
         return ConvergenceError(
             f"Newton's method of solver {self.name!r} did not converge: residual {left:.3g} after "

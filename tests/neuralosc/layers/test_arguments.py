@@ -131,3 +131,25 @@ def test_a_weight_that_is_no_number_is_named(name, one_line):
         with pytest.raises(solvers.NonFiniteStateError) as caught:
             rnn(x)
         one_line(caught, broken.split("rnn.")[-1], "finite weights")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("time_spans", "did you mean timespans?"), ("hx", "it is called state"), ("mask", "lengths"), ("zzz", "leave it")],
+)
+@pytest.mark.parametrize("name", ["cornn", "linoss", "gru", "lstm"])
+def test_keywords_of_a_call(name, wrong, words, one_line):
+    rnn, x = neuralosc.make(name, input_size=2, hidden_size=4), torch.randn(3, 5, 2)
+    with pytest.raises(neuralosc.InputError) as caught:
+        rnn(x, **{wrong: torch.ones(3, 5)})
+    one_line(caught, "takes x, state, timespans, lengths", wrong, words)
+
+
+def test_a_layer_of_ones_own_may_take_more():
+    class Scaled(neuralosc.ContinuousRNN):
+        def forward(self, x, state=None, timespans=None, lengths=None, gain=1.0):
+            return super().forward(gain * x, state, timespans, lengths)
+
+    rnn, x = neuralosc.CoRNN(2, 4), torch.randn(3, 5, 2)
+    rnn.__class__ = Scaled
+    torch.testing.assert_close(rnn(x, gain=2.0)[0], rnn(2 * x)[0])
