@@ -1,5 +1,6 @@
 """Continuous-time recurrent networks: a vector field, a solver and a gradient, chosen independently."""
 
+from neuralosc.data.collate import Batch, Collator, collate
 from neuralosc.field import Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
@@ -61,8 +62,10 @@ __all__ = [
     "Antisymmetric",
     "AntisymmetricRNN",
     "Baseline",
+    "Batch",
     "CayleyRNN",
     "CoRNN",
+    "Collator",
     "ContinuousRNN",
     "DenseHamiltonian",
     "ExpRNN",
@@ -98,6 +101,7 @@ __all__ = [
     "UnICORNN",
     "VectorField",
     "__version__",
+    "collate",
     "export",
     "export_onnx",
     "from_reference",

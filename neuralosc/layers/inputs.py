@@ -82,10 +82,11 @@ def _last_seen(x: Tensor) -> Tensor:
     return torch.where(last > 0, x.nan_to_num(0.0, math.inf, -math.inf).gather(1, (last - 1).clamp_min(0)), 0.0)
 
 
-def without_padding(x: Tensor, valid: Tensor) -> Tensor:
-    """x with the last valid sample repeated in the padding."""
-    last = (valid.sum(1) - 1).view(-1, 1, 1)
-    return torch.where(valid.unsqueeze(-1), x, x.gather(1, last.expand(-1, 1, x.shape[2])))
+def without_padding(x: Tensor, valid: Tensor, empty: Tensor | float = 0.0) -> Tensor:
+    """x with the last valid sample repeated in the padding; where there is none, `empty`, which broadcasts to x."""
+    count = valid.sum(1).view(-1, 1, 1)
+    last = torch.where(count > 0, x.gather(1, (count - 1).clamp_min(0).expand(-1, 1, x.shape[2])), empty)
+    return torch.where(valid.unsqueeze(-1), x, last)
 
 
 def pack_like(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
@@ -108,7 +109,7 @@ def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
     """True for samples within `lengths`, `(batch, time)`.
 
     Raises:
-        InputError: a wrong number of lengths, or one outside 1 .. time.
+        InputError: a wrong number of lengths, or one outside 0 .. time.
     """
     batch, time = x.shape[:2]
     lengths = _as_tensor("lengths", lengths, f"{batch} integers, one per sample").to(x.device)
@@ -119,12 +120,11 @@ def valid_steps(lengths: Lengths, x: Tensor) -> Tensor:
             f"lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}, "
             f"expected {batch} integers, one per sample"
         )
-    wrong = (lengths < 1) | (lengths > time)
+    wrong = (lengths < 0) | (lengths > time)
     if concrete(lengths) and bool(wrong.any()):
         sample = int(wrong.nonzero()[0])
         raise InputError(
-            f"lengths[{sample}] is {int(lengths[sample])}, expected between 1 and {time}, the padded length: "
-            "leave out empty sequences"
+            f"lengths[{sample}] is {int(lengths[sample])}, expected between 0 and {time}, the padded length"
         )
     return torch.arange(time, device=x.device) < lengths.unsqueeze(-1)
 
@@ -158,6 +158,21 @@ def check_timespans(timespans: Tensor, x: Tensor, valid: Tensor | None = None) -
             "time must not run backwards"
         )
     return spans.to(x.dtype)
+
+
+def without_effect(spans: Tensor, valid: Tensor | None) -> int:
+    """How many samples take the place of another in no time at all; 0 where no value is known."""
+    still = spans.detach() == 0
+    if valid is not None:
+        still = still & valid
+    return int(still.sum()) if concrete(still) else 0
+
+
+def instant(spans: Tensor, valid: Tensor | None) -> Tensor:
+    """The spans, where they are 0 at a valid sample so short that a state does not move, and yet no padding."""
+    tiny = 2.0**-14 if spans.dtype == torch.float16 else 2.0**-100
+    still = spans == 0 if valid is None else (spans == 0) & valid
+    return torch.where(still, spans + tiny, spans)
 
 
 def check_per_sample(name: str, value: Tensor | float, x: Tensor) -> Time:

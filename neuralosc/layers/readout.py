@@ -77,7 +77,7 @@ class Mean(Pooling):
         """The value."""
         if valid is None:
             return output.mean(1)
-        return torch.where(valid.unsqueeze(-1), output, 0).sum(1) / valid.sum(1, keepdim=True)
+        return torch.where(valid.unsqueeze(-1), output, 0).sum(1) / valid.sum(1, keepdim=True).clamp_min(1)
 
 
 @pooling("attention")
@@ -97,7 +97,11 @@ class Attention(Pooling):
     def weights(self, output: Tensor, valid: Tensor | None) -> Tensor:
         """a_t, `(batch, time)`, which sum to 1 over the valid samples and are 0 elsewhere."""
         score: Tensor = self.score(torch.tanh(self.hidden(output))).squeeze(-1)
-        return (score if valid is None else score.masked_fill(~valid, -torch.inf)).softmax(dim=1)
+        if valid is None:
+            return score.softmax(dim=1)
+        # Without any valid sample all are taken, and then none.
+        taken = valid | ~valid.any(dim=1, keepdim=True)
+        return torch.where(valid, score.masked_fill(~taken, -torch.inf).softmax(dim=1), 0.0)
 
     def forward(self, output: Tensor, valid: Tensor | None) -> Tensor:
         """The value."""
@@ -118,7 +122,7 @@ class Every(Pooling):
 class Readout(nn.Linear):
     """Answer = W p + b, where p is read off the outputs of a recurrent layer.
 
-    Padding does not count, whatever it holds.
+    Padding does not count, whatever it holds. Of a sequence without any sample (length 0) p is zero, and the answer b.
 
     Args:
         features: features of an output, `rnn.output_size`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -65,7 +65,7 @@ class RecurrentLayer(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `forward`; a keyword that it does not take is refused with the one that was meant."""
         if kwargs and not torch.compiler.is_compiling():
-            names = _keywords(type(self))
+            names = _keywords(type(self).forward)
             if names is not None:
                 arguments.known(f"a call of {type(self).__name__}", kwargs, names)
         return super().__call__(*args, **kwargs)
@@ -100,9 +100,11 @@ class RecurrentLayer(nn.Module):
                 directions of each (layer 0, layer 0 reversed, layer 1, ...); zeros when left out. A `ContinuousRNN`
                 takes a `Stream`, too, and then gives one; see `ContinuousRNN.begin`.
             timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
-                left out.
-            lengths: number of valid samples of each sequence, `(batch,)`. No time passes in padded samples: the state
-                stays, and so does the output.
+                left out. The first is the time for which the first sample acts on the initial state. Under control
+                "hold" a sample acts during the timespan before it, so that one of 0 takes its effect away, of which a
+                network warns once; a field that jumps at samples does so whatever the timespan.
+            lengths: number of valid samples of each sequence, `(batch,)`, 0 for one without any. No time passes in
+                padded samples: the state stays, and so does the output.
 
         Returns:
             output `(batch, time, hidden)`, position after every sample, and the state after the last valid sample. Of a
@@ -139,7 +141,7 @@ class RecurrentLayer(nn.Module):
         spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
         if valid is not None:
             # Padding may hold anything, NaN included; it must not reach the arithmetic.
-            x = inputs.without_padding(x, valid)
+            x = inputs.without_padding(x, valid, 0.0 if seen is None else seen.unsqueeze(1))
             spans = valid.to(x.dtype) if spans is None else spans
         if seen is None:
             return inputs.filled(x, self.missing), spans, valid
@@ -165,9 +167,9 @@ def gathered(states: Sequence[Tensor]) -> Tensor:
 
 
 @functools.cache
-def _keywords(kind: type[RecurrentLayer]) -> tuple[str, ...] | None:
-    """The names of what a call of such a layer takes, or None if it takes any."""
-    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+def _keywords(forward: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The names of what such a function takes after the module, or None if it takes any."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     return None if anything else tuple(parameter.name for parameter in parameters)
 

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import solvers
 from neuralosc import arguments
 from neuralosc.field import VectorField
+from neuralosc.layers import inputs
+from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
 from solvers.errors import InputError
-from solvers.protocol import ControlPath
+from solvers.protocol import ControlPath, structure
 from solvers.run.solve import solve_paths
 
 #: What a recurrent layer takes besides its fields and the options of its solver.
 CHOICES = (
     "solver", "dt", "substeps", "gradient", "control", "dropout", "missing", "max_dt", "bidirectional", "residual",
 )  # fmt: skip
+
+#: Networks that have warned of samples without effect.
+_WARNED: weakref.WeakSet[RecurrentLayer] = weakref.WeakSet()
 
 
 class Stack(RecurrentLayer):
@@ -92,6 +100,34 @@ class Stack(RecurrentLayer):
             "control": self.control.name,
             "max_dt": self.max_dt,
         }
+
+    @property
+    def jumps(self) -> bool:
+        """Whether a field jumps at the samples."""
+        return any("impulsive" in structure(field) for field in self.fields)
+
+    def checked(
+        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See `RecurrentLayer.checked`; at a timespan of 0 a field still jumps, and without jumps a warning is due."""
+        x, spans, valid = super().checked(x, timespans, lengths, seen)
+        return x, spans if timespans is None or spans is None else self.felt(spans, valid, len(x)), valid
+
+    def felt(self, spans: Tensor, valid: Tensor | None, batch: int) -> Tensor:
+        """Timespans `(time,)` or `(batch, time)` under which samples are felt, or a warning that some are not."""
+        if self.jumps:
+            return inputs.instant(spans, valid)
+        if self.control.name != "hold" or torch.compiler.is_compiling() or self in _WARNED:
+            return spans
+        count = inputs.without_effect(spans, valid) * (batch if spans.dim() == 1 else 1)
+        if count:
+            _WARNED.add(self)
+            warnings.warn(
+                f"{count} samples have timespan 0 and no effect, since a sample acts during the timespan before it: "
+                "give the first sample a timespan (1, say), merge samples of one time, or use control 'linear'",
+                stacklevel=2,
+            )
+        return spans
 
     def run_layer(
         self,

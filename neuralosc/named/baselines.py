@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.recurrent import RecurrentLayer
+from neuralosc.layers.recurrent import RecurrentLayer, gathered
 from neuralosc.named.cards import named
 from solvers.errors import InputError
 
@@ -111,10 +111,14 @@ class Baseline(RecurrentLayer):
         if valid is None or not len(x):
             output, end = self.core(x, start)
             return output, self._whole(end)
-        packed = pack_padded_sequence(x, valid.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        # What is packed has a sample; of sequences without any it is left out again.
+        packed = pack_padded_sequence(x, valid.sum(1).clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
         output, end = self.core(packed, start)
         padded, _ = pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])
-        return inputs.without_padding(padded, valid), self._whole(end)
+        begun = gathered(self.initial(state, x))
+        shown = begun if begun.dim() == 3 else torch.cat(tuple(begun[-self.directions :]), -1)
+        whole = torch.where(valid.any(1).view(-1, 1, 1), self._whole(end), begun)
+        return inputs.without_padding(padded, valid, shown[:, :1]), whole
 
     def _parts(self, state: Tensor) -> Any:
         """The state `(layers * directions, batch, components, hidden)` as torch takes it."""

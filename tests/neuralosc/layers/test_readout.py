@@ -131,7 +131,7 @@ def test_bad_arguments(one_line):
         (lambda: Readout(4, 3, bidirectional=1), ["bidirectional is 1"]),
         (lambda: Readout(4, 3)(h[..., :3]), ["(2, 5, 3)", "(batch, time, 4)"]),
         (lambda: Readout(4, 3)(h[:, -1]), ["(2, 4)", "(batch, time, 4)"]),
-        (lambda: Readout(4, 3)(h, [5, 6]), ["lengths[1] is 6", "between 1 and 5"]),
+        (lambda: Readout(4, 3)(h, [5, 6]), ["lengths[1] is 6", "between 0 and 5"]),
         (lambda: Readout(4, 3)(h.double()), ["float64", "float32"]),
         (
             lambda: Readout(4, 3)(pack_padded_sequence(h, torch.tensor([5, 5]), batch_first=True), [5, 5]),

@@ -1,0 +1,1 @@
+"""From somebody's timestamps to what a network takes."""
