@@ -235,7 +235,7 @@ def _failure(row: Row, solver: str) -> str:
     network = row.make(Adding.input_size, HIDDEN)
     readout = neuralosc.Readout(network.output_size, Adding.output_size)
     method = solvers.get(solver)
-    # Whether a cell works is seen at loose tolerances, too; at its own a method of second order takes thousands of steps.
+    # A cell works or not whatever the tolerance; at its own a method of second order takes thousands of steps.
     method = method.with_options(rtol=1e-4, atol=1e-6) if method.adaptive else method
     model = SequenceModel(network.with_solver(method), readout).double()
     x, y = (part.double() for part in Adding(LENGTH, BATCH, 1, 1).splits()[0][:])
