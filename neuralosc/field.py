@@ -12,7 +12,7 @@ from solvers.base.precision import unlowered
 from solvers.base.series import Mapped, Series
 from solvers.base.sharing import refresh, view
 from solvers.errors import InputError
-from solvers.numerics.linear import LinearOperator, linear_part
+from solvers.numerics.linear import DiagonalOperator, LinearOperator, linear_part
 from solvers.protocol import Time
 
 if TYPE_CHECKING:
@@ -187,6 +187,35 @@ class Partitioned(VectorField):
         """(velocity, force)."""
         q, p = state.unbind(-2)
         return torch.stack((self.velocity(t, q, p, u), self.force(t, q, p, u)), dim=-2)
+
+
+class Relaxing(VectorField):
+    """A field whose components relax, each towards a target at a rate: x' = r(t, state, u) (m(t, state, u) - x)."""
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Adds relaxing, and quasilinear where there is one component."""
+        return super().structure | ({"relaxing"} if self.components > 1 else {"relaxing", "quasilinear"})
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
+        """Rate r and target m of the component at a place, `(*batch, hidden)` each; r may be a number.
+
+        Args:
+            place: which component.
+            t: time, a number or a tensor `(*batch, 1)`.
+            components: the state, taken apart; of those after `place` a solver gives what they have become.
+            u: input current at t, `(*batch, channels)`.
+        """
+        raise InputError(
+            f"{type(self).__name__} defines no relaxation(place, t, components, u): return rate and target"
+        )
+
+    def frozen(self, t: Time, state: Tensor, u: Tensor) -> tuple[DiagonalOperator, Tensor]:
+        """-r and r m of the one component."""
+        rate, target = self.relaxation(0, t, state.unbind(-2), u)
+        if isinstance(rate, Tensor):
+            rate = rate.unsqueeze(-2)
+        return DiagonalOperator(-rate), rate * target.unsqueeze(-2)
 
 
 class Semilinear(VectorField):

@@ -9,6 +9,7 @@ package names no network and can be used without any.
 # isort: off
 from solvers.methods import explicit as explicit
 from solvers.methods import exponential as exponential
+from solvers.methods import relaxing as relaxing
 from solvers.methods import imex as imex
 from solvers.methods import implicit as implicit
 from solvers.adaptive import native_implicit as native_implicit

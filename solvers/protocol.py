@@ -33,6 +33,7 @@ STRUCTURES = {
     "semilinear": "operator(terms) and nonlinear(t, state, u, terms) of f = L x + N(t, x, u)",
     "quasilinear": "semilinear, or frozen(t, state, u) with the L and N of f = L x + N at that state",
     "linear": "a semilinear field whose N(t, u) does not see the state",
+    "relaxing": "relaxation(place, t, components, u), rate r and target m of the component x' = r (m - x) at a place",
     "hamiltonian": "a scalar energy(state, u)",
     "impulsive": "jump(t, state, u), the state after a sample from the one before it",
     "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",

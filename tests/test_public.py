@@ -33,6 +33,7 @@ SOLVERS = [
     "etd4rk",
     "lawson4",
     "strang",
+    "relaxation_euler",
     "imex_euler",
     "imex_midpoint",
     "ars222",

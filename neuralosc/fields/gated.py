@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralosc import arguments
-from neuralosc.field import LinearDrive, Semilinear
+from neuralosc.field import LinearDrive, Relaxing, Semilinear
 from neuralosc.fields.parameters import uniform_
 from solvers.base.state import affine
 from solvers.errors import unknown
@@ -43,7 +43,7 @@ class TorchWeights(LinearDrive):
         uniform_([self.V.weight, self.W.weight, self.V.bias, self.W.bias], self.hidden_size)
 
 
-class Relaxation(TorchWeights, Semilinear):
+class Relaxation(TorchWeights, Relaxing, Semilinear):
     """The vanilla RNN as a field: the state relaxes towards what the network would jump to.
 
         dh = -h + phi(W h + b + u),    u = V x + c
@@ -82,12 +82,15 @@ class Relaxation(TorchWeights, Semilinear):
 
     def nonlinear(self, t: Time, state: Tensor, u: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """phi(W h + b + u)."""
-        (h,) = state.unbind(-2)
+        return self.relaxation(0, t, state.unbind(-2), u)[1].unsqueeze(-2)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
+        """1 and phi(W h + b + u)."""
         u = u if self.W.bias is None else u + self.W.bias
-        return NONLINEARITIES[self.nonlinearity](affine(u, h, self.constants["W"])).unsqueeze(-2)
+        return 1.0, NONLINEARITIES[self.nonlinearity](affine(u, components[0], self.constants["W"]))
 
 
-class GatedRelaxation(TorchWeights):
+class GatedRelaxation(TorchWeights, Relaxing):
     """The GRU as a field: the update gate z slows down how the state relaxes towards the candidate n.
 
         dh = (1 - z) (n - h),    (u_r, u_z, u_n) = V x + c
@@ -112,7 +115,12 @@ class GatedRelaxation(TorchWeights):
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The right-hand side."""
         (h,) = state.unbind(-2)
-        hidden_r, hidden_z, hidden_n = self.W(h).chunk(3, dim=-1)
+        rate, target = self.relaxation(0, t, (h,), u)
+        return (rate * (target - h)).unsqueeze(-2)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
+        """1 - z and n."""
+        hidden_r, hidden_z, hidden_n = self.W(components[0]).chunk(3, dim=-1)
         u_r, u_z, u_n = u.chunk(3, dim=-1)
         r, z = torch.sigmoid(u_r + hidden_r), torch.sigmoid(u_z + hidden_z)
-        return ((1 - z) * (torch.tanh(u_n + r * hidden_n) - h)).unsqueeze(-2)
+        return 1 - z, torch.tanh(u_n + r * hidden_n)

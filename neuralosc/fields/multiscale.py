@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralosc.field import LinearDrive, Partitioned
+from neuralosc.field import LinearDrive, Partitioned, Relaxing
 from solvers.protocol import Time
 
 
-class Multiscale(LinearDrive, Partitioned):
+class Multiscale(LinearDrive, Relaxing, Partitioned):
     """The LEM field: a fast and a slow state that set each other's pace.
 
         dq = g1 (tanh(Z p + u_z) - q),    g1 = sigmoid(W1 q + u_1)
@@ -57,14 +57,20 @@ class Multiscale(LinearDrive, Partitioned):
 
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """g1 (tanh(Z p + u_z) - q)."""
-        constants, (u1, _, uz, _) = self.constants, u.chunk(4, dim=-1)
-        b1, _, bz = constants["bias"].chunk(3)
-        gate = torch.sigmoid(q @ constants["W1"] + (u1 + b1))
-        return gate * (torch.tanh(p @ constants["Z"] + (uz + bz)) - q)
+        gate, target = self.relaxation(0, t, (q, p), u)
+        return gate * (target - q)
 
     def force(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """g2 (tanh(W q + u_y) - p)."""
-        constants, (_, u2, _, uy) = self.constants, u.chunk(4, dim=-1)
-        b2 = constants["bias"].chunk(3)[1]
-        gate = torch.sigmoid(q @ constants["W2"] + (u2 + b2))
-        return gate * (torch.tanh(q @ constants["W"] + (uy + constants["bias_y"])) - p)
+        gate, target = self.relaxation(1, t, (q, p), u)
+        return gate * (target - p)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
+        """g1 and tanh(Z p + u_z) of q, g2 and tanh(W q + u_y) of p."""
+        constants, (q, p), (u1, u2, uz, uy) = self.constants, components, u.chunk(4, dim=-1)
+        b1, b2, bz = constants["bias"].chunk(3)
+        if place:
+            gate = torch.sigmoid(q @ constants["W2"] + (u2 + b2))
+            return gate, torch.tanh(q @ constants["W"] + (uy + constants["bias_y"]))
+        gate = torch.sigmoid(q @ constants["W1"] + (u1 + b1))
+        return gate, torch.tanh(p @ constants["Z"] + (uz + bz))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralosc.field import LinearDrive, Semilinear
+from neuralosc.field import LinearDrive, Relaxing, Semilinear
 from neuralosc.fields.parameters import Coefficient, Value, choice, uniform_
 from solvers.base.state import affine, axpy
 from solvers.numerics.linear import DiagonalOperator
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LeakyIntegrator(LinearDrive, Semilinear):
+class LeakyIntegrator(LinearDrive, Relaxing, Semilinear):
     """The field of the continuous-time RNN: leaky integrators that see each other through an activation.
 
         tau dh = -h + W sigma(h) + u,    u = V x + b
@@ -76,8 +76,11 @@ class LeakyIntegrator(LinearDrive, Semilinear):
 
     def nonlinear(self, t: Time, state: Tensor, u: Tensor, terms: frozenset[str] | None = None) -> Tensor:
         """W sigma(h) + u."""
-        (h,) = state.unbind(-2)
-        return affine(u, ACTIVATIONS[self.activation](h), self.constants["W"]).unsqueeze(-2)
+        return self.relaxation(0, t, state.unbind(-2), u)[1].unsqueeze(-2)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
+        """1 and W sigma(h) + u."""
+        return 1.0, affine(u, ACTIVATIONS[self.activation](components[0]), self.constants["W"])
 
 
 class LiquidTimeConstant(LinearDrive):

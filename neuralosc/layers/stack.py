@@ -101,6 +101,10 @@ class Stack(RecurrentLayer):
             "max_dt": self.max_dt,
         }
 
+    def _method(self, index: int) -> solvers.Solver:
+        """The solver of a field: with noise and a step of its own."""
+        return self.solver.branch(index).paced(self.dts[index // self.directions] / self.substeps)
+
     @property
     def jumps(self) -> bool:
         """Whether a field jumps at the samples."""
@@ -143,7 +147,7 @@ class Stack(RecurrentLayer):
         with weights_blamed(self):
             return solvers.solve(
                 self.layer(index),
-                self.solver.branch(index),
+                self._method(index),
                 self.gradient,
                 control,
                 clock,
@@ -159,7 +163,7 @@ class Stack(RecurrentLayer):
         self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
     ) -> solvers.Trajectory:
         """Like `run_layer`, where the path of the input current on each interval is there already."""
-        field, solver = self.layer(index), self.solver.branch(index)
+        field, solver = self.layer(index), self._method(index)
         with weights_blamed(self):
             return solve_paths(
                 field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps

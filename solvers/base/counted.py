@@ -38,8 +38,9 @@ class Tally:
 class Counted:
     """A field that counts evaluations of its right-hand side; everything else is passed on to the field.
 
-    A partitioned method evaluates `force`, an implicit-explicit one `nonlinear` (or `frozen`), all others the field
-    itself: one evaluation each. The velocity of an oscillator and the solves with its linear part are not counted.
+    A partitioned method evaluates `force`, an implicit-explicit one `nonlinear` (or `frozen`), that of relaxing fields
+    the `relaxation` of all components, all others the field itself: one evaluation each. The velocity of an oscillator
+    and the solves with its linear part are not counted.
     """
 
     def __init__(self, field: Any) -> None:
@@ -82,6 +83,22 @@ class Counted:
         """The linear operator and the rest at a state, counted."""
         self.evaluations += 1
         return self._guarded(self.field.frozen, t, state, u)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Any) -> tuple[Time, Tensor]:
+        """Rate and target of a component; those of the first are counted, for all."""
+        self.evaluations += place == 0
+
+        def relax(*tensors: Any) -> tuple[Time, Tensor]:
+            rate, target = self.field.relaxation(place, t, tensors[:-1], tensors[-1])
+            if target.shape != components[place].shape:
+                raise InputError(
+                    f"the relaxation of {describe(self.field)} gave a target of shape {tuple(target.shape)} for a "
+                    f"component of shape {tuple(components[place].shape)}: return the shape of the component"
+                )
+            return rate, target
+
+        both: tuple[Time, Tensor] = self._guarded(relax, *components, u)
+        return both
 
     def _guarded(self, evaluate: Any, *arguments: Any) -> Any:
         """What an evaluation returns, copied where it lies in memory that the next evaluation may write over.
@@ -151,6 +168,13 @@ class Converted(Counted):
         """The linear operator and the rest at a state, counted."""
         operator, rest = super().frozen(self.time(t), state, self._own(u))
         return operator, rest.to(state.dtype)
+
+    def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Any) -> tuple[Time, Tensor]:
+        """Rate and target of a component, counted."""
+        own = tuple(component.to(self.dtype) for component in components)
+        rate, target = super().relaxation(place, self.time(t), own, self._own(u))
+        kind = components[place].dtype
+        return rate.to(kind) if isinstance(rate, Tensor) else rate, target.to(kind)
 
     def diffusion(self, t: Time, state: Tensor, u: Any) -> Tensor:
         """The noise of a stochastic field."""

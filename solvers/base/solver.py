@@ -93,6 +93,10 @@ class Solver:
         """The same method for one of several solves that must not share their noise, such as the layers of a stack."""
         return self
 
+    def paced(self, dt: float) -> Solver:
+        """The same method in a network whose step has the length dt at a timespan of 1."""
+        return self
+
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         """Names of the options a user may set."""

@@ -22,7 +22,9 @@ def parts_of(carried: Any) -> tuple[Tensor, ...]:
 
 def packed(state: State) -> Tensor:
     """The state as one tensor `(*batch, components, hidden)`."""
-    return torch.stack(state, dim=-2) if isinstance(state, tuple) else state
+    if not isinstance(state, tuple):
+        return state
+    return torch.stack(state, dim=-2) if len(state) > 1 else state[0].unsqueeze(-2)
 
 
 def increment(field: Any, dt: Time) -> Time:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.base.solver import Solver
+from solvers.base.state import packed
 from solvers.compiled.step.refused import Refused
 
 
@@ -45,7 +46,7 @@ class Layout:
             whole: Tensor = carried
             return whole
         if not any(self.counts):
-            return torch.stack(carried, -2)
+            return packed(carried)
         return torch.cat([part if n else part.unsqueeze(-2) for part, n in zip(carried, self.counts, strict=True)], -2)
 
     def taken(self, packed: Tensor) -> Any:
