@@ -118,7 +118,7 @@ def cases(draw):
     spans = None if clock == "none" else torch.rand(*([] if clock == "shared" else [batch]), length, dtype=F64) + 0.05
     if clock == "empty":
         spans[torch.rand(batch, length) < 0.3] = 0.0
-    lengths = torch.randint(1, length + 1, (batch,)) if draw(st.booleans()) else None
+    lengths = torch.randint(0, length + 1, (batch,)) if draw(st.booleans()) else None
     layers = rnn.num_layers * rnn.directions
     state = torch.randn(*([layers] if layers > 1 else []), batch, rnn.components, rnn.hidden_size, dtype=F64)
     backend = draw(st.sampled_from(["torch", "torch", "torch", "compiled"]))
