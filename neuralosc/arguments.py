@@ -121,6 +121,17 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def longest_step(value: Any) -> float | str | None:
+    """A bound on the steps: a positive number, "auto", or None (also infinity) for none."""
+    if value is None or (isinstance(value, float) and value == float("inf")):
+        return None
+    if value == "auto" and isinstance(value, str):
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InputError(f"max_dt is {reprlib.repr(value)}, expected a positive number, 'auto' or None")
+    return float(value)
+
+
 def steps(dt: float | Sequence[float], count: int) -> tuple[float, ...]:
     """One dt per layer."""
     values = tuple(dt) if isinstance(dt, Sequence) and not isinstance(dt, str) else (dt,) * count

@@ -289,7 +289,7 @@ DRAWN_CALLS = {
         st.lists(st.floats(max_value=-0.5, width=32), min_size=4, max_size=4).map(torch.tensor),
     ),
     "lengths": st.one_of(
-        st.lists(st.one_of(st.integers(max_value=0), st.integers(5)), min_size=3, max_size=3),
+        st.lists(st.one_of(st.integers(max_value=-1), st.integers(5)), min_size=3, max_size=3),
         st.lists(st.integers(1, 4), max_size=6).filter(lambda n: len(n) != 3),
         st.lists(st.floats(), min_size=3, max_size=3),
     ),

@@ -43,7 +43,7 @@ WORDING = {
     "dropout": "probability of dropping a channel after each layer, one mask per sequence; in a baseline as in torch",
     "solver": "how a step is taken; see `list solvers`",
     "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
-    "max_dt": "the longest step, in the units of dt: longer intervals are split",
+    "max_dt": "the longest step, as a timespan (1 is dt): longer intervals are split",
     "missing": "what to do with missing values (NaN) in the input: error or hold (the last value seen)",
     "control": f"the input between two samples: {', '.join(solvers.CONTROLS)}",
     "implicit_terms": f"terms that are solved for: {', '.join(IMPLICIT_TERMS)}",

@@ -17,7 +17,9 @@ from neuralosc.named.cards import make
 from neuralosc.version import __version__
 from solvers.errors import InputError
 
-FORMAT = "neuralosc 1"
+FORMAT = "neuralosc 2"
+#: The one before, in which max_dt was in units of time and not a timespan.
+EARLIER = "neuralosc 1"
 
 
 def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> Path:
@@ -69,6 +71,8 @@ def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> Co
     """
     source = Path(path)
     tensors, header = _read(source)
+    if header.get("format") == EARLIER:
+        header = _renewed(header)
     if header.get("format") != FORMAT:
         raise InputError(
             f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
@@ -97,6 +101,20 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{source} cannot be read as a safetensors file ({type(error).__name__}: {error}): "
             "give a file that neuralosc.save wrote"
         ) from error
+
+
+def _renewed(header: dict[str, str]) -> dict[str, str]:
+    """A header of the earlier format as one of this format."""
+    changed = dict(header, format=FORMAT)
+    for name in ("config", "settings"):
+        try:
+            stored = json.loads(header.get(name, "null"))
+        except ValueError:
+            continue  # said where it is read
+        dt = stored.get("dt") if isinstance(stored, dict) else None
+        if isinstance(dt, int | float) and isinstance(stored.get("max_dt"), int | float):
+            changed[name] = json.dumps({**stored, "max_dt": stored["max_dt"] / dt})
+    return changed
 
 
 def _rebuild(source: Path, written: str, tensors: dict[str, Any]) -> RecurrentLayer:

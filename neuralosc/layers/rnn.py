@@ -38,8 +38,10 @@ class ContinuousRNN(Stack):
             over time.
         missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
             seen, and zero before there was one.
-        max_dt: the longest step, in the units of dt. An interval that is longer for a sample is split into equal steps
-            of that sample.
+        max_dt: the longest step, as a timespan: 1 is a step of dt. An interval that is longer for a sample is split
+            into equal steps of that sample. "auto" is 1, and no bound where a method needs none (it chooses its own
+            steps, or is as good over a long gap as over a short one) or where a field jumps at the samples, of which
+            all in a batch take as many steps as any one has to. None is no bound.
         bidirectional: run every layer in both directions and give the next one both outputs beside each other.
         residual: add what goes into a layer to what it gives, through a linear map where the sizes differ.
         options: options of the solver, by name, such as `rtol`; see `solvers.available`.
@@ -70,7 +72,7 @@ class ContinuousRNN(Stack):
         substeps: int | None = None,
         gradient: str | solvers.Gradient | None = None,
         control: str | solvers.Control | None = None,
-        max_dt: float | None = None,
+        max_dt: float | str | None = None,
         **options: Any,
     ) -> ContinuousRNN:
         """The same weights (shared, not copied) under another solver; what is not given stays (max_dt: inf for none).

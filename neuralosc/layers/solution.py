@@ -147,7 +147,8 @@ def run(
         outputs = []
         for way in ways:
             index, seen = len(inputs), way.turned(x)
-            trajectory = rnn.run_from(index, seen, starts[index], way.spans, positions_only)
+            gaps = timespans is not None
+            trajectory = rnn.run_from(index, seen, starts[index], way.spans, positions_only, gaps)
             inputs.append(seen)
             trajectories.append(trajectory)
             outputs.append(way.turned(trajectory.positions()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
+from solvers.base.series import Series
+from solvers.base.values import concrete
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, structure
 from solvers.run.solve import solve_paths
@@ -29,6 +30,9 @@ CHOICES = (
 
 #: Networks that have warned of samples without effect.
 _WARNED: weakref.WeakSet[RecurrentLayer] = weakref.WeakSet()
+
+#: Steps in one interval, beyond which a unit of time is wrong rather than a gap long.
+MOST_STEPS = 10_000
 
 
 class Stack(RecurrentLayer):
@@ -44,7 +48,7 @@ class Stack(RecurrentLayer):
         control: str | solvers.Control = "hold",
         dropout: float = 0.0,
         missing: str = "error",
-        max_dt: float | None = None,
+        max_dt: float | str | None = "auto",
         bidirectional: bool = False,
         residual: bool = False,
         **options: Any,
@@ -67,7 +71,7 @@ class Stack(RecurrentLayer):
         self.control = solvers.get_control(control)
         self.dts = arguments.steps(dt, self.num_layers)
         self.substeps = arguments.count("substeps", substeps)
-        self.max_dt = None if max_dt in (None, math.inf) else arguments.positive("max_dt", max_dt)
+        self.max_dt = arguments.longest_step(max_dt)
         for field in self.fields:
             solvers.check(field, self.solver, self.gradient)
 
@@ -105,6 +109,34 @@ class Stack(RecurrentLayer):
         """The solver of a field: with noise and a step of its own."""
         return self.solver.branch(index).paced(self.dts[index // self.directions] / self.substeps)
 
+    def _longest(self, index: int, clock: Clock | None) -> float | None:
+        """The longest step of a field, in units of time; None where no interval of a clock is longer than that.
+
+        Without a clock none is longer than the dt of the layer.
+
+        Raises:
+            InputError: timespans whose values are not known, or that take very many steps.
+        """
+        bound = self.max_dt
+        if bound == "auto":
+            field = self.layer(index)
+            # Where a state jumps at samples all of a batch would take as many steps as any has to.
+            free = self.solver.adaptive or self.solver.exact(field) or "impulsive" in structure(field)
+            bound = None if free else 1.0
+        if bound is None or (clock is not None and not len(clock)):
+            return None
+        dt = self.dts[index // self.directions]
+        longest, span = float(bound) * dt, dt if clock is None else _longest_span(clock)
+        count = span / longest
+        if count > MOST_STEPS:
+            raise InputError(
+                f"timespans go up to {span / dt:.3g}, which are {count:.3g} steps in "
+                f"one interval under max_dt={self.max_dt!r}, expected at most {MOST_STEPS}: give them in a longer "
+                "unit, such as the usual gap, or max_dt=None for one step whatever the gap"
+            )
+        # What is rounding of a timespan asks for no second step.
+        return longest if count > 1 + 1e-6 else None
+
     @property
     def jumps(self) -> bool:
         """Whether a field jumps at the samples."""
@@ -115,7 +147,7 @@ class Stack(RecurrentLayer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `RecurrentLayer.checked`; at a timespan of 0 a field still jumps, and without jumps a warning is due."""
         x, spans, valid = super().checked(x, timespans, lengths, seen)
-        return x, spans if timespans is None or spans is None else self.felt(spans, valid, len(x)), valid
+        return x, spans if timespans is None or spans is None else self.felt(spans, valid, x.shape[0]), valid
 
     def felt(self, spans: Tensor, valid: Tensor | None, batch: int) -> Tensor:
         """Timespans `(time,)` or `(batch, time)` under which samples are felt, or a warning that some are not."""
@@ -142,8 +174,12 @@ class Stack(RecurrentLayer):
         state: Tensor,
         positions_only: bool = False,
         jumps: bool = True,
+        gaps: bool = True,
     ) -> solvers.Trajectory:
-        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`."""
+        """Step one of `fields`, with the choices of this network, from `state` over a clock; see `solvers.solve`.
+
+        Without `gaps` no interval is longer than the dt of the layer.
+        """
         with weights_blamed(self):
             return solvers.solve(
                 self.layer(index),
@@ -154,7 +190,7 @@ class Stack(RecurrentLayer):
                 samples,
                 state,
                 self.substeps,
-                self.max_dt,
+                self._longest(index, clock if gaps else None),
                 positions_only,
                 jumps,
             )
@@ -163,19 +199,45 @@ class Stack(RecurrentLayer):
         self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
     ) -> solvers.Trajectory:
         """Like `run_layer`, where the path of the input current on each interval is there already."""
-        field, solver = self.layer(index), self._method(index)
+        field, solver, longest = self.layer(index), self._method(index), self._longest(index, clock)
         with weights_blamed(self):
-            return solve_paths(
-                field, solver, self.gradient, paths, clock, state, self.substeps, self.max_dt, jumps=jumps
-            )
+            return solve_paths(field, solver, self.gradient, paths, clock, state, self.substeps, longest, jumps=jumps)
 
     def run_from(
-        self, index: int, x: Tensor, state: Tensor, spans: Tensor | None, positions_only: bool = False
+        self,
+        index: int,
+        x: Tensor,
+        state: Tensor,
+        spans: Tensor | None,
+        positions_only: bool = False,
+        gaps: bool = True,
     ) -> solvers.Trajectory:
-        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt."""
+        """Step one of `fields` from `state` over what goes into it, `(batch, time, features)`; spans in units of dt.
+
+        Without `gaps` none of them exceeds 1.
+        """
         dt = self.dts[index // self.directions]
         clock = Clock.uniform(x.shape[1], dt) if spans is None else Clock.of_spans(spans * dt)
-        return self.run_layer(index, self.control, clock, self.layer(index).currents(x), state, positions_only)
+        currents, gaps = self.layer(index).currents(x), gaps and spans is not None
+        return self.run_layer(index, self.control, clock, currents, state, positions_only, gaps=gaps)
+
+
+def _longest_span(clock: Clock) -> float:
+    """The longest interval of a clock.
+
+    Raises:
+        InputError: its values are not known.
+    """
+    spans = clock.spans
+    if not isinstance(spans, Series) and not any(isinstance(span, Tensor) for span in spans):
+        return max(spans)  # type: ignore[return-value]
+    whole = spans.whole if isinstance(spans, Series) else torch.stack([torch.as_tensor(span) for span in spans])
+    if not concrete(whole):
+        raise InputError(
+            "max_dt bounds the steps by the timespans, whose values are not known in an exported, compiled or "
+            "transformed function: make the network with max_dt=None, whose steps are as long as the timespans"
+        )
+    return float(whole.detach().max()) if whole.numel() else 0.0
 
 
 def skip_map(field: nn.Module, input_size: int, output_size: int) -> nn.Linear | None:

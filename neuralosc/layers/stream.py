@@ -135,7 +135,7 @@ def step(
     sample = _sample(rnn, x, before)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
     if isinstance(span, Tensor) or not span:
-        span = rnn.felt(torch.as_tensor(span).to(sample).expand(len(x), 1), None, 1)
+        span = rnn.felt(torch.as_tensor(span).to(sample).expand(x.shape[0], 1), None, 1)
     known = 0.0 if before is None else before.time
     started = known if time is None else inputs.check_per_sample("time", time, x)
     starts = rnn.initial(state.state if isinstance(state, Stream) else state, sample)

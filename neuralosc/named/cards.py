@@ -25,7 +25,7 @@ class Choices(TypedDict, total=False):
     gradient: str | solvers.Gradient
     control: str | solvers.Control
     missing: str
-    max_dt: float | None
+    max_dt: float | str | None
     bidirectional: bool
     residual: bool
 
@@ -38,7 +38,7 @@ STANDARD: Choices = {
     "gradient": "backprop",
     "control": "hold",
     "missing": "error",
-    "max_dt": None,
+    "max_dt": "auto",
     "bidirectional": False,
     "residual": False,
 }

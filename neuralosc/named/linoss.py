@@ -46,7 +46,7 @@ def linoss(
     substeps: int = 1,
     gradient: str | solvers.Gradient = "backprop",
     control: str | solvers.Control = "hold",
-    max_dt: float | None = None,
+    max_dt: float | str | None = "auto",
     projection_margin: float = 0.0,
     **options: Any,
 ) -> LinOSSNetwork:

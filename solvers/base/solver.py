@@ -93,6 +93,10 @@ class Solver:
         """The same method for one of several solves that must not share their noise, such as the layers of a stack."""
         return self
 
+    def exact(self, field: Any) -> bool:
+        """Whether a step on this field may be of any length, being as good over a long one as over a short one."""
+        return False
+
     def paced(self, dt: float) -> Solver:
         """The same method in a network whose step has the length dt at a timespan of 1."""
         return self

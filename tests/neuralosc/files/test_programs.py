@@ -29,7 +29,7 @@ def exported(rnn, x, **kwargs):
 
 @pytest.mark.parametrize("solver", ["rk4", "imex_euler", "stormer_verlet"])
 def test_a_program_takes_other_batches_and_clocks(solver):
-    rnn = network().with_solver(solver)
+    rnn = network(max_dt=None).with_solver(solver)
     x, spans = torch.randn(3, 4, 2), torch.rand(3, 4)
     with torch.no_grad():
         uniform, irregular = exported(rnn, x), exported(rnn, x, timespans=spans)
@@ -146,7 +146,7 @@ def test_a_program_for_inference_computes_matrix_functions_once(length):
 
 
 def test_the_network_is_left_as_it_was():
-    rnn = network(dropout=0.5).train()
+    rnn = network(dropout=0.5, max_dt=None).train()
     before = {name: value.clone() for name, value in rnn.state_dict().items()}
     program = neuralosc.export(rnn, 3, timespans=True)
     assert rnn.training and all(torch.equal(value, before[name]) for name, value in rnn.state_dict().items())
@@ -223,15 +223,21 @@ def test_bad_arguments_are_one_line_each(one_line, tmp_path, monkeypatch):
 
 
 def test_max_dt_is_refused_where_it_would_look_at_timespans(one_line):
-    with pytest.raises(neuralosc.InputError) as error:
-        neuralosc.export(network(max_dt=0.01), 3, timespans=True)
-    one_line(error, "max_dt", "timespans")
+    for settings in ({}, {"max_dt": 0.01}):
+        with pytest.raises(neuralosc.InputError) as error:
+            neuralosc.export(network(**settings), 3, timespans=True)
+        one_line(error, "max_dt=None", "timespans")
+    # One that is exact over a gap of any length needs none.
+    lem = network("lem").with_solver("relaxation_euler")
+    program, spans = neuralosc.export(lem, 3, timespans=True).module(), 5 * torch.rand(4, 3)
+    x, state = torch.randn(4, 3, 2), torch.zeros(4, 2, 4)
+    torch.testing.assert_close(program(x, state, spans), lem(x, state, spans))
 
 
 @pytest.mark.slow
 def test_what_onnx_has_no_operator_for_is_said(one_line, tmp_path):
     """A linear system of its own for each sample."""
-    rnn = neuralosc.ContinuousRNN(neuralosc.Lipschitz(2, 4), "ars222", 0.1)
+    rnn = neuralosc.ContinuousRNN(neuralosc.Lipschitz(2, 4), "ars222", 0.1, max_dt=None)
     with pytest.raises(PairingError) as error:
         neuralosc.export_onnx(rnn, tmp_path / "a.onnx", timespans=True)
     one_line(error, "no operator", "aten._linalg_solve", "timespans", "neuralosc.export")
@@ -239,7 +245,7 @@ def test_what_onnx_has_no_operator_for_is_said(one_line, tmp_path):
 
 def test_an_onnx_file_says_what_it_takes(tmp_path):
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(neuralosc.export_onnx(network(num_layers=2), tmp_path / "rnn.onnx", timespans=True))
+    model = onnx.load(neuralosc.export_onnx(network(num_layers=2, max_dt=None), tmp_path / "rnn.onnx", timespans=True))
 
     def shapes(values):
         kinds = [(value.name, value.type.tensor_type.shape.dim) for value in values]

@@ -1,9 +1,11 @@
 """Samples one at a time, states between the samples, gaps cut into steps, missing values."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import neuralosc
 import solvers
@@ -149,7 +151,7 @@ class TestTrajectory:
             torch.testing.assert_close(states[i][order], alone, rtol=1e-7, atol=1e-9)
 
     def test_after_the_last_sample_there_is_no_input(self):
-        rnn, (x, spans) = network(solver="rk4", max_dt=0.01), sequence()
+        rnn, (x, spans) = network(solver="rk4", max_dt=0.05), sequence()
         end = spans.sum(1, keepdim=True)
         forecast = rnn.trajectory(x, spans, at=end + 3.0)
         padded = torch.cat((x, torch.zeros(3, 1, 2, dtype=F64)), 1)
@@ -212,9 +214,9 @@ class TestTrajectory:
 class TestMaxDt:
     def test_equal_steps_each_sample_its_own(self):
         """One sample needs 4 steps in a gap, another 1, another none: each as if alone with its own substeps."""
-        rnn, x = network(solver="rk4"), torch.randn(3, 2, 2, dtype=F64)
+        rnn, x = network(solver="rk4", max_dt=None), torch.randn(3, 2, 2, dtype=F64)
         spans = torch.tensor([[1.0, 3.7], [1.0, 0.9], [1.0, 0.0]], dtype=F64)
-        output = rnn.with_solver("rk4", max_dt=0.2)(x, timespans=spans)[0]
+        output = rnn.with_solver("rk4", max_dt="auto")(x, timespans=spans)[0]
         for i, substeps in enumerate((4, 1, 1)):
             first = rnn(x[i : i + 1, :1], timespans=spans[i, :1])
             last, _ = rnn.with_solver("rk4", substeps=substeps)(x[i : i + 1, 1:], first[1], spans[i, 1:])
@@ -224,20 +226,20 @@ class TestMaxDt:
         for dtype in (torch.float32, torch.float64):
             rnn = network(dt=0.1, solver="rk4").to(dtype)
             x, spans = torch.randn(1, 3, 2, dtype=dtype), torch.tensor([1.0, 11.0, 3.0], dtype=dtype)
-            assert rnn.with_solver("rk4", max_dt=0.1).solve(x, timespans=spans).evaluations == 4 * 15
+            assert rnn.with_solver("rk4", max_dt=1).solve(x, timespans=spans).evaluations == 4 * 15
 
     def test_a_long_gap_stays_accurate(self):
         rnn, x = network(solver="rk4"), torch.randn(2, 3, 2, dtype=F64)
         spans = torch.tensor([[1.0, 40.0, 1.0], [25.0, 1.0, 0.5]], dtype=F64)
         tight = rnn.with_solver({"name": "dopri8", "rtol": 1e-10, "atol": 1e-12})(x, timespans=spans)[0]
-        bounded = rnn.with_solver("rk4", max_dt=0.05)(x, timespans=spans)[0]
+        bounded = rnn.with_solver("rk4", max_dt=0.25)(x, timespans=spans)[0]
         torch.testing.assert_close(bounded, tight, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
     def test_gradients(self, gradient):
         spans = torch.tensor([[0.5, 2.3], [1.9, 0.2]], dtype=F64, requires_grad=True)
         x = torch.randn(2, 2, 2, dtype=F64, requires_grad=True)
-        rnn = network(solver="rk4", max_dt=0.1, gradient=gradient)
+        rnn = network(solver="rk4", max_dt=0.5, gradient=gradient)
         loss = rnn(x, timespans=spans)[0].square().sum()
         reference = rnn.with_solver("rk4", gradient="backprop")(x, timespans=spans)[0].square().sum()
         wanted = [x, spans, *rnn.parameters()]
@@ -268,6 +270,62 @@ class TestMaxDt:
             with pytest.raises(InputError) as error:
                 network(max_dt=wrong)
             one_line(error, "max_dt is", "positive")
+
+    @pytest.mark.parametrize("name", [card.name for card in neuralosc.models() if card.field])
+    def test_ordinary_gaps_leave_every_network_bounded(self, name):
+        """Exponential gaps of mean 1, whose largest is about 10, under the defaults; one step a gap gave GRU 1e15."""
+        torch.manual_seed(0)
+        rnn, x = neuralosc.make(name, input_size=4, hidden_size=16).eval(), torch.randn(16, 60, 4)
+        gaps = torch.empty(16, 60).exponential_()
+        assert 6 < float(gaps.max()) < 14
+        with torch.no_grad():
+            assert float(rnn(x, timespans=gaps)[0].abs().max()) <= 10 * float(rnn(x)[0].abs().max())
+
+    @pytest.mark.parametrize("name", ["gru", "lem", "cornn", "linoss", "rnn"])
+    def test_a_gap_is_as_good_as_as_many_steps_under_the_input_held(self, name):
+        torch.manual_seed(0)
+        rnn = neuralosc.make(name, input_size=3, hidden_size=4, num_layers=1).double().eval()
+        x = torch.randn(2, 3, 3, dtype=F64)
+        spans = torch.tensor([[1.0, 3.0, 1.0], [2.0, 1.0, 4.0]], dtype=F64)
+        output = rnn(x, timespans=spans)[0]
+        for i in range(2):
+            counts = spans[i].long()
+            alone = rnn(x[i : i + 1].repeat_interleave(counts, 1))[0]
+            torch.testing.assert_close(output[i], alone[0, counts.cumsum(0) - 1], rtol=1e-11, atol=1e-12)
+
+    def test_what_needs_no_bound_has_none_under_auto(self):
+        x, spans = torch.randn(2, 3, 2, dtype=F64), torch.full((2, 3), 7.0, dtype=F64)
+        rnn = neuralosc.GRU(2, 4).double()
+        counts = {
+            solver: rnn.with_solver(solver).solve(x, timespans=spans).evaluations
+            for solver in ("euler", "relaxation_euler", "exponential_euler")
+        }
+        assert counts == {"euler": 21, "relaxation_euler": 3, "exponential_euler": 21}
+        assert rnn.with_solver("euler", max_dt=float("inf")).solve(x, timespans=spans).evaluations == 3
+        # The rotation of an interval is exact, whatever its length.
+        assert neuralosc.ExpRNN(2, 4).double().solve(x, timespans=spans).evaluations == 3
+
+    @pytest.mark.parametrize("way", ["call", "step", "trajectory"])
+    def test_a_wrong_unit_is_said_at_once(self, way, one_line):
+        rnn, x = network(), torch.randn(2, 3, 2, dtype=F64)
+        with pytest.raises(InputError) as error:
+            if way == "call":
+                rnn(x, timespans=torch.tensor([1.0, 86400e3, 1.0]))
+            elif way == "step":
+                rnn.step(x[:, 0], timespan=3e6)
+            else:
+                rnn.trajectory(x, at=[3e6])
+        one_line(error, "timespans go up to", "longer unit", "max_dt=None")
+
+    def test_a_file_from_before_has_its_bound_in_units_of_time(self, tmp_path):
+        rnn = network(max_dt=0.5)
+        path = neuralosc.save(rnn, tmp_path / "net")
+        tensors, header = (
+            load_file(path),
+            {"format": "neuralosc 1", "config": json.dumps({**rnn.config, "max_dt": 0.1})},
+        )
+        save_file(tensors, path, header)
+        assert neuralosc.load(path).max_dt == 0.5
 
 
 class TestMissing:
