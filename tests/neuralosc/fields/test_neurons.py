@@ -37,7 +37,8 @@ PUBLISHED = {"ctrnn": (leaky_step, 1), "ltc": (fused_step, 6)}
 def test_the_published_loop(name, relative_error):
     """Outputs and every gradient, with time constants of their own, on irregular samples."""
     step, unfolds = PUBLISHED[name]
-    rnn = neuralosc.make(name, input_size=2, hidden_size=5, dt=0.7, tau=[0.3, 0.5, 1.0, 2.0, 4.0]).double()
+    tau = [0.3, 0.5, 1.0, 2.0, 4.0]
+    rnn = neuralosc.make(name, input_size=2, hidden_size=5, dt=0.7, tau=tau, max_dt=None).double()
     assert rnn.substeps == unfolds
     x, spans, weight = (torch.randn(3, 12, k, dtype=F64) for k in (2, 1, 5))
     h, outputs = torch.zeros(3, 5, dtype=F64), []

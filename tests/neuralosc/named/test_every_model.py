@@ -22,9 +22,9 @@ def x():
     return torch.rand(3, 6, 2)
 
 
-def network(name):
+def network(name, **settings):
     """In evaluation mode: without noise, dropout or statistics of a batch."""
-    rnn = neuralosc.make(name, input_size=2, hidden_size=4).eval()
+    rnn = neuralosc.make(name, input_size=2, hidden_size=4, **settings).eval()
     noisy = getattr(rnn, "solver", None) is not None and rnn.solver.family == "stochastic"
     return rnn.with_solver("euler") if noisy else rnn
 
