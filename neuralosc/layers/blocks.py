@@ -13,8 +13,8 @@ from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.linoss import LinOSS, replaced
-from neuralosc.layers.recurrent import RecurrentLayer, gathered, weights_blamed
-from neuralosc.layers.stream import Stream, single
+from neuralosc.layers.recurrent import RecurrentLayer, gathered, single, weights_blamed
+from neuralosc.layers.stream import Stream
 from solvers.base.values import finite
 from solvers.errors import InputError, NonFiniteStateError
 

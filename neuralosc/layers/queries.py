@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neuralosc import arguments
 from neuralosc.layers import inputs
+from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import beside
 from solvers.base.clock import Clock
 from solvers.base.control import Held, mixed
+from solvers.base.sharing import refresh
 from solvers.base.values import working
 from solvers.errors import InputError
 from solvers.protocol import ControlPath
@@ -21,12 +24,24 @@ if TYPE_CHECKING:
     from neuralosc.layers.stack import Stack
 
 
-def states_at(rnn: Stack, solution: Solution, at: Tensor | Sequence[float]) -> Tensor:
+#: What a network is driven by where there is no sample.
+FUTURES = {"zero": "an input of zero", "hold": "the last sample, held"}
+
+
+def states_at(
+    rnn: Stack, solution: Solution, at: Tensor | Sequence[float], causal: bool = False, future: str = "zero"
+) -> Tensor:
     """States of the last layer at times `at`, `(times,)` or `(batch, times)`: `(batch, times, components, channels)`.
 
     Those of the reverse direction, whose clock starts at the timespan of the first sample after the last one and runs
     backwards, follow those of the forward one.
     """
+    arguments.choice("future", future, FUTURES)
+    if arguments.flag("causal", causal) and rnn.bidirectional:
+        raise InputError(
+            "causal is True, and the reverse direction of a bidirectional network has seen all that follows: leave it "
+            "out, or make the network with bidirectional=False"
+        )
     if rnn.solver.stochastic:
         raise InputError(
             f"solver {rnn.solver.name!r} draws noise from sample to sample, not to times between them: use a solver "
@@ -40,8 +55,39 @@ def states_at(rnn: Stack, solution: Solution, at: Tensor | Sequence[float]) -> T
         if solution.direction(index).reverse:
             spans = _exact(solution.timespans)
             times = (spans[..., :1] + spans.sum(-1, keepdim=True) - wanted).clamp_min(0)
-        states.append(_states(rnn, solution, index, times))
+        states.append(_states(rnn, solution, index, times, causal, future))
     return beside(states)
+
+
+def advance(
+    rnn: Stack, state: Tensor, timespan: Tensor | float, x: Tensor | None, time: Tensor | float | None
+) -> Tensor:
+    """See `ContinuousRNN.advance`."""
+    if rnn.bidirectional:
+        raise InputError(
+            "advance goes on in time, which a reverse direction does not: make it with bidirectional=False"
+        )
+    if rnn.solver.stochastic:
+        raise InputError(f"solver {rnn.solver.name!r} draws noise from sample to sample: use a solver without noise")
+    if not isinstance(state, Tensor):
+        raise InputError(f"state is a {type(state).__name__}, expected a tensor: give the state of a stream")
+    stacked = rnn.num_layers > 1
+    if state.dim() != 3 + stacked:
+        raise InputError(f"state has shape {tuple(state.shape)}, expected ([layers,] batch, components, hidden)")
+    refresh(rnn)
+    batch = state.shape[1] if stacked else state.shape[0]
+    sample = state.new_zeros(batch, rnn.input_size) if x is None else single(x, rnn).squeeze(1)
+    span = inputs.check_per_sample("timespan", timespan, sample)
+    started = inputs.check_per_sample("time", 0.0 if time is None else time, sample)
+    value, ends = sample, []
+    for layer, start in enumerate(rnn.initial(state, sample)):
+        dt = rnn.dts[layer]
+        current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
+        clock = Clock((started * dt,), (span * dt,))
+        ends.append(rnn.run_paths(layer, [Held(current)], clock, start, jumps=False).end())
+        # What a layer gives is no sample of the next one.
+        value = sample.new_zeros(batch, rnn.hidden_size)
+    return gathered(ends)
 
 
 def _exact(spans: Tensor) -> Tensor:
@@ -49,7 +95,7 @@ def _exact(spans: Tensor) -> Tensor:
     return spans.double() if spans.device.type != "mps" else spans
 
 
-def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tensor:
+def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor, causal: bool, future: str) -> Tensor:
     """States of one field at times `(batch, times)` of its own clock.
 
     Every query is a row of its own: it starts at the sample before its time, and all rows take one interval together.
@@ -62,7 +108,8 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tenso
     times = torch.nn.functional.pad(exact.cumsum(-1), (1, 0))
     field = rnn.layer(index)
     samples, asked = times[:, 1:].detach().contiguous(), wanted.detach().to(times).contiguous()
-    place = torch.searchsorted(samples, asked, right="impulsive" in field.structure)
+    # The sample at a time itself is known then.
+    place = torch.searchsorted(samples, asked, right=causal or "impulsive" in field.structure)
     rows = torch.arange(batch, device=x.device).unsqueeze(1).expand_as(place).reshape(-1)
     interval, count = place.reshape(-1), exact.shape[1]
     run_through = solution.trajectories[index].states()
@@ -77,12 +124,15 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor) -> Tenso
         return rnn.run_paths(index, [path], clock, states[chosen], jumps=False).end()
 
     ends = states.new_empty(0, *states.shape[1:])
-    between, after = (interval < count).nonzero().squeeze(-1), (interval == count).nonzero().squeeze(-1)
+    on_its_own = torch.full_like(interval, True, dtype=torch.bool) if causal else interval == count
+    between, after = (~on_its_own).nonzero().squeeze(-1), on_its_own.nonzero().squeeze(-1)
     if len(between):
         paths = rnn.control.paths(field.drive(x).unbind(1), Clock.of_spans(spans * dt))
         ends = run(mixed(paths, interval[between], rows[between]), between)
     if len(after):
-        silence = field.drive(torch.zeros_like(x[:, :1])).squeeze(1)
-        ends = torch.cat((ends, run(Held(silence[rows[after]]), after)))
+        # Of each sequence what drives it after none, one, .. of its samples.
+        last = torch.nn.functional.pad(x, (0, 0, 1, 0)) if future == "hold" else torch.zeros_like(x[:, :1])
+        seen = interval[after] if future == "hold" else torch.zeros_like(after)
+        ends = torch.cat((ends, run(Held(field.drive(last)[rows[after], seen]), after)))
     order = torch.cat((between, after)).argsort()
     return ends[order].reshape(batch, -1, *states.shape[1:])

@@ -166,6 +166,17 @@ def gathered(states: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(states)) if len(states) > 1 else states[0]
 
 
+def single(x: Tensor, rnn: RecurrentLayer) -> Tensor:
+    """One sample `(batch, input)`, checked, as a sequence of one; finite where the layer fills no missing values."""
+    if not isinstance(x, Tensor) or x.is_nested or x.dim() != 2 or x.shape[1] != rnn.input_size:
+        shape = "is a nested tensor" if isinstance(x, Tensor) and x.is_nested else None
+        got = shape or (f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}")
+        raise InputError(f"x {got}, expected one sample (batch, {rnn.input_size}): call the layer for whole sequences")
+    series = x.unsqueeze(1)
+    inputs.check_sequence(series, rnn.input_size, rnn)
+    return series if rnn.missing == "hold" else inputs.filled(series, rnn.missing)
+
+
 @functools.cache
 def _keywords(forward: Callable[..., Any]) -> tuple[str, ...] | None:
     """The names of what such a function takes after the module, or None if it takes any."""

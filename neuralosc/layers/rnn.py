@@ -122,24 +122,55 @@ class ContinuousRNN(Stack):
         at: Tensor | Sequence[float] = (),
         state: Tensor | None = None,
         lengths: Lengths | None = None,
+        causal: bool = False,
+        future: str = "zero",
     ) -> Tensor:
         """States of the last layer at any times: between the samples, and after the last one, where there is no input.
 
         The run from sample to sample is the one of `forward`, whatever times are asked for; a time between two samples
-        is reached by a step (or `substeps`, or as many as `max_dt` asks for) from the sample before it. After the last
-        sample x is zero.
+        is reached by a step (or `substeps`, or as many as `max_dt` asks for) from the sample before it.
+
+        **Between two samples the input is what the control makes of it, and so knows the next sample**: "hold" is that
+        sample, "linear" and "cubic" go towards it, and "linear_noncausal" knows the one after, too; "rectilinear" alone
+        is the sample before (and, before the first one, that). For what could be said at the time, as a forecast has
+        to, ask with `causal=True`.
 
         Args:
             x, timespans, state, lengths: see `forward`.
             at: times since the start, in units of dt, `(times,)` or one row per sample `(batch, times)`, in any order.
                 Sample i was taken at the sum of the timespans up to its own.
+            causal: use no sample after the time that is asked for: from the last sample before it on, the input is that
+                of the `future`.
+            future: the input after the last sample: "zero", or "hold" for that sample's; before the first one zero. In
+                a stack it is what goes into the last layer.
 
         Returns:
             `(batch, times, components, hidden)`, differentiable also in `at`. In a bidirectional network the channels
             of the reverse direction follow: its run goes from the last sample, before which it rests for the timespan
             of the first, to the first, before which there is no input.
         """
-        return queries.states_at(self, self.solve(x, state, timespans, lengths), at)
+        return queries.states_at(self, self.solve(x, state, timespans, lengths), at, causal, future)
+
+    def advance(
+        self,
+        state: Tensor,
+        timespan: Tensor | float,
+        x: Tensor | None = None,
+        time: Tensor | float | None = None,
+    ) -> Tensor:
+        """The state after some time in which no sample is taken: what is believed meanwhile.
+
+        Args:
+            state: as a call returns it.
+            timespan: how long, in units of dt, a number or `(batch,)`.
+            x: an input `(batch, input)` that is held meanwhile; zero when left out. The layers after the first have
+                none.
+            time: time of the state, in units of dt; only a field that depends on time sees it.
+
+        Returns:
+            the state, of the same shape. A field that jumps at samples does not.
+        """
+        return queries.advance(self, state, timespan, x, time)
 
     def begin(self, batch: int, state: Tensor | None = None, time: Tensor | float = 0.0) -> Stream:
         """The beginning of a stream, whose chunks together are the whole sequence:

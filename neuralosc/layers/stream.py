@@ -12,7 +12,7 @@ from torch import Tensor
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.recurrent import RecurrentLayer, gathered
+from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
 from solvers.base.sharing import refresh
@@ -157,17 +157,6 @@ def step(
         return value, end
     kept = tuple(window[len(window) - memory :] if memory else () for window in currents)
     return value, Stream(end, kept, spans[-memory:] if memory else (), sample, started + span)
-
-
-def single(x: Tensor, rnn: RecurrentLayer) -> Tensor:
-    """One sample `(batch, input)`, checked, as a sequence of one; finite where the layer fills no missing values."""
-    if not isinstance(x, Tensor) or x.is_nested or x.dim() != 2 or x.shape[1] != rnn.input_size:
-        shape = "is a nested tensor" if isinstance(x, Tensor) and x.is_nested else None
-        got = shape or (f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}")
-        raise InputError(f"x {got}, expected one sample (batch, {rnn.input_size}): call the layer for whole sequences")
-    series = x.unsqueeze(1)
-    inputs.check_sequence(series, rnn.input_size, rnn)
-    return series if rnn.missing == "hold" else inputs.filled(series, rnn.missing)
 
 
 def _sample(rnn: Stack, x: Tensor, before: Stream | None) -> Tensor:

@@ -211,6 +211,81 @@ class TestTrajectory:
         assert rnn.trajectory(x, spans, at=[]).shape == (3, 0, 2, 4)
 
 
+class TestCausal:
+    @pytest.mark.parametrize("control", list(solvers.CONTROLS))
+    @pytest.mark.parametrize("future", ["zero", "hold"])
+    def test_nothing_after_the_asked_time_is_used(self, control, future):
+        rnn, (x, spans) = network(solver="rk4", control=control), sequence()
+        times = spans.cumsum(1)
+        for i in range(7):
+            at = times[:, i : i + 1] + 0.9 * (spans[:, i + 1 : i + 2] if i < 6 else 1.0)
+            asked = rnn.trajectory(x, spans, at=at, causal=True, future=future)
+            short = rnn.trajectory(x[:, : i + 1], spans[:, : i + 1], at=at, future=future)
+            if control != "linear_noncausal":
+                torch.testing.assert_close(asked, short, rtol=1e-12, atol=1e-13)
+            seen = i + 1 + (control == "linear_noncausal")
+            changed = torch.cat((x[:, :seen], 100 + x[:, seen:]), 1)
+            assert torch.equal(rnn.trajectory(changed, spans, at=at, causal=True, future=future), asked)
+        # Without it every control but one looks ahead.
+        changed = torch.cat((x[:, :3], 100 + x[:, 3:]), 1)
+        at = times[:, 2:3] + 0.5 * spans[:, 3:4]
+        moved = [not torch.equal(rnn.trajectory(c, spans, at=at), rnn.trajectory(x, spans, at=at)) for c in (changed,)]
+        assert moved == [control != "rectilinear"]
+
+    def test_at_a_sample_it_is_the_run(self):
+        rnn, (x, spans) = network(num_layers=2), sequence()
+        states = rnn.trajectory(x, spans, at=spans.cumsum(1), causal=True)
+        expected = rnn.solve(x, timespans=spans).states
+        expected[1, 2] = expected[1, 3]  # both samples of this time are known at it
+        torch.testing.assert_close(states, expected, rtol=1e-12, atol=1e-13)
+
+    def test_before_the_first_sample_nothing_is_known(self):
+        rnn, x = network(solver="rk4", max_dt=0.05), torch.randn(2, 3, 2, dtype=F64)
+        start = torch.randn(2, 2, 4, dtype=F64)
+        for future in ("zero", "hold"):
+            early = rnn.trajectory(x, at=[0.5], state=start, causal=True, future=future)[:, 0]
+            torch.testing.assert_close(early, rnn.advance(start, 0.5), rtol=1e-9, atol=1e-10)
+
+    def test_the_last_sample_is_held(self):
+        rnn, x = network(solver="rk4"), torch.randn(2, 3, 2, dtype=F64)
+        held = rnn.trajectory(x, at=[4.0, 5.0], future="hold")
+        longer = torch.cat((x, x[:, -1:], x[:, -1:]), 1)
+        torch.testing.assert_close(held, rnn.solve(longer).states[:, 3:], rtol=1e-12, atol=1e-13)
+
+    @pytest.mark.parametrize("name", ["lem", "exprnn", "gru"])
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_a_state_advanced_without_a_sample(self, name, layers):
+        rnn = neuralosc.make(name, input_size=2, hidden_size=4, num_layers=layers).double()
+        x, gaps = torch.randn(3, 5, 2, dtype=F64), torch.tensor([0.5, 2.0, 3.5], dtype=F64)
+        state = rnn(x)[1]
+        end = rnn.advance(state, gaps)
+        last = end if layers == 1 else end[-1]
+        torch.testing.assert_close(last, rnn.trajectory(x, at=5 + gaps[:, None])[:, 0], rtol=1e-11, atol=1e-12)
+        assert end.shape == state.shape and torch.equal(rnn.advance(state, 0.0), state)
+        held = rnn.advance(state, 1.0, x[:, -1])
+        if layers == 1 and name != "exprnn":
+            torch.testing.assert_close(held, rnn(torch.cat((x, x[:, -1:]), 1))[1], rtol=1e-11, atol=1e-12)
+
+    def test_what_cannot_be_asked(self, one_line):
+        rnn, x = network(), torch.randn(2, 3, 2, dtype=F64)
+        both, state = network(bidirectional=True), rnn(x)[1]
+        cases = [
+            (lambda: rnn.trajectory(x, at=[1.0], future="mean"), ["future is 'mean'", "'hold'"]),
+            (lambda: rnn.trajectory(x, at=[1.0], causal="yes"), ["causal is 'yes'", "True or False"]),
+            (lambda: both.trajectory(x, at=[1.0], causal=True), ["causal is True", "bidirectional=False"]),
+            (lambda: both.advance(both(x)[1], 1.0), ["advance", "bidirectional=False"]),
+            (lambda: rnn.advance(None, 1.0), ["state is a NoneType", "expected a tensor"]),
+            (lambda: rnn.advance(state[0], 1.0), ["state has shape (2, 4)"]),
+            (lambda: rnn.advance(state, -1.0), ["timespan is -1"]),
+            (lambda: rnn.advance(state, 1.0, x), ["x has shape (2, 3, 2)"]),
+            (lambda: rnn.advance(state, 3e6), ["timespans go up to"]),
+        ]
+        for act, words in cases:
+            with pytest.raises(InputError) as error:
+                act()
+            one_line(error, *words)
+
+
 class TestMaxDt:
     def test_equal_steps_each_sample_its_own(self):
         """One sample needs 4 steps in a gap, another 1, another none: each as if alone with its own substeps."""
