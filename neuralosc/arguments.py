@@ -14,7 +14,14 @@ from neuralosc.field import VectorField
 from solvers.errors import InputError, listed
 
 #: What to do with NaN in an input; before anything was seen, the last value is zero.
-MISSING = {"error": "refuse NaN in x", "hold": "the last value seen"}
+MISSING = {
+    "error": "refuse NaN in x",
+    "hold": "the last value seen",
+    "mask": "that, whether it was seen now and the time since",
+    "decay": "that, going to the mean with time, and whether it was seen now",
+}
+#: Those under which a network is shown as many values as a sample has.
+HELD = {name: MISSING[name] for name in ("error", "hold")}
 
 
 def layers(field: VectorField | Sequence[VectorField], directions: int = 1) -> list[VectorField]:

@@ -279,7 +279,7 @@ DRAWN_SETTINGS = {
     "solver": unknown({info.name for info in solvers.available()}),
     "gradient": unknown({"backprop", "checkpoint", "reversible", "adjoint"}),
     "control": unknown(set(solvers.CONTROLS)),
-    "missing": unknown({"error", "hold", "zero"}),
+    "missing": unknown({"error", "hold", "mask", "decay"}),
 }
 DRAWN_CALLS = {
     "x": SHAPES.filter(lambda s: len(s) != 3 or s[2] != 2 or 0 in s).map(torch.ones),

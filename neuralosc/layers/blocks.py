@@ -116,6 +116,7 @@ class LinOSSNetwork(RecurrentLayer):
     ) -> None:
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             arguments.count(name, size)
+        arguments.choice("missing", missing, arguments.HELD)
         super().__init__(input_size, hidden_size, 2, num_layers, False, dropout, missing)
         steps = arguments.steps(dt, num_layers)
         self.encoder = nn.Linear(input_size, hidden_size)

@@ -66,7 +66,8 @@ class LinOSS(RecurrentLayer):
         projection_margin: float = 0.0,
         **choices: Any,
     ) -> None:
-        super().__init__(features, features, 2, 1, False, 0.0, choices.get("missing", "error"))
+        missing = arguments.choice("missing", choices.get("missing", "error"), arguments.HELD)
+        super().__init__(features, features, 2, 1, False, 0.0, missing)
         size, steps = (
             arguments.count("state_size", state_size),
             discretizations.solver(discretization, arguments.flag("damped", damped)),

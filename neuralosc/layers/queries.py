@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuralosc import arguments
 from neuralosc.layers import inputs
+from neuralosc.layers.missing import filled
 from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import beside
 from solvers.base.clock import Clock
@@ -76,8 +77,9 @@ def advance(
         raise InputError(f"state has shape {tuple(state.shape)}, expected ([layers,] batch, components, hidden)")
     refresh(rnn)
     batch = state.shape[1] if stacked else state.shape[0]
-    sample = state.new_zeros(batch, rnn.input_size) if x is None else single(x, rnn).squeeze(1)
-    span = inputs.check_per_sample("timespan", timespan, sample)
+    silence = state.new_zeros(batch, rnn.layer(0).input_size)
+    span = inputs.check_per_sample("timespan", timespan, silence)
+    sample = silence if x is None else filled(single(x, rnn), rnn.missing, span, None, rnn.decay)[0].squeeze(1)
     started = inputs.check_per_sample("time", 0.0 if time is None else time, sample)
     value, ends = sample, []
     for layer, start in enumerate(rnn.initial(state, sample)):

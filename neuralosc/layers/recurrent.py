@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.missing import Decay, Memory, filled
 from solvers.base.values import finite
 from solvers.errors import InputError, NonFiniteStateError
 
@@ -50,6 +51,7 @@ class RecurrentLayer(nn.Module):
         self.num_layers, self.directions = num_layers, 2 if bidirectional else 1
         self.dropout = arguments.probability("dropout", dropout)
         self.missing = arguments.choice("missing", missing, arguments.MISSING)
+        self.decay = Decay(input_size) if missing == "decay" else None
         self.config = None
 
     @property
@@ -129,25 +131,31 @@ class RecurrentLayer(nn.Module):
         raise NotImplementedError
 
     def checked(
-        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None, seen: Tensor | None = None
+        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x without padding and missing values, the timespans if any are needed, and which samples are valid if given.
+        """What the first layer is shown of x, the timespans if any are needed, and which samples are valid if given.
 
-        Timespans are `(time,)` or `(batch, time)`; with lengths they are `(batch, time)`, 0 in the padding. `seen` are
-        the last values of x before.
+        Timespans are `(time,)` or `(batch, time)`; with lengths they are `(batch, time)`, 0 in the padding.
         """
+        return self.checked_after(None, x, timespans, lengths)[:3]
+
+    def checked_after(
+        self, memory: Memory | None, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Memory]:
+        """The same after earlier samples, and what is known after these."""
         inputs.check_sequence(x, self.input_size, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, x)
         spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
         if valid is not None:
             # Padding may hold anything, NaN included; it must not reach the arithmetic.
-            x = inputs.without_padding(x, valid, 0.0 if seen is None else seen.unsqueeze(1))
+            x = inputs.without_padding(x, valid, 0.0 if memory is None else memory.last.unsqueeze(1))
             spans = valid.to(x.dtype) if spans is None else spans
-        if seen is None:
-            return inputs.filled(x, self.missing), spans, valid
-        if seen.shape != x[:, 0].shape:
-            raise InputError(f"x has samples {tuple(x[:, 0].shape)}, the stream goes on from {tuple(seen.shape)}")
-        return inputs.filled(torch.cat((seen.unsqueeze(1), x), 1), self.missing)[:, 1:], spans, valid
+        if memory is not None and memory.last.shape != x[:, 0].shape:
+            raise InputError(
+                f"x has samples {tuple(x[:, 0].shape)}, the stream goes on from {tuple(memory.last.shape)}"
+            )
+        x, after = filled(x, self.missing, spans, memory, self.decay)
+        return x, spans, valid, after
 
     def initial(self, state: Tensor | None, x: Tensor) -> Sequence[Tensor]:
         """The state of each layer and direction to start from: the one given, checked, or zeros."""
@@ -174,7 +182,7 @@ def single(x: Tensor, rnn: RecurrentLayer) -> Tensor:
         raise InputError(f"x {got}, expected one sample (batch, {rnn.input_size}): call the layer for whole sequences")
     series = x.unsqueeze(1)
     inputs.check_sequence(series, rnn.input_size, rnn)
-    return series if rnn.missing == "hold" else inputs.filled(series, rnn.missing)
+    return series if rnn.missing != "error" else inputs.filled(series, rnn.missing)
 
 
 @functools.cache

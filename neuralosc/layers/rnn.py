@@ -37,7 +37,10 @@ class ContinuousRNN(Stack):
         dropout: probability of dropping a channel after each layer, the last included; one mask per sequence, shared
             over time.
         missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
-            seen, and zero before there was one.
+            seen, and zero before there was one; "mask" adds to that, for each feature, 1 where it was seen now, else 0,
+            and the time since it was seen, in units of dt; "decay" lets the last value go to the mean of the feature at
+            a rate that is learned (`rnn.decay`, see `Decay`), and adds whether it was seen. A field is shown 3 times
+            the features under "mask" and twice as many under "decay"; named networks see to that.
         max_dt: the longest step, as a timespan: 1 is a step of dt. An interval that is longer for a sample is split
             into equal steps of that sample. "auto" is 1, and no bound where a method needs none (it chooses its own
             steps, or is as good over a long gap as over a short one) or where a field jumps at the samples, of which

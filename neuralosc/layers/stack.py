@@ -15,6 +15,7 @@ from neuralosc import arguments
 from neuralosc.field import VectorField
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.missing import Memory, features_of
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
 from solvers.base.series import Series
@@ -56,10 +57,12 @@ class Stack(RecurrentLayer):
         directions = 2 if arguments.flag("bidirectional", bidirectional) else 1
         fields = arguments.layers(field, directions)
         first, layers = fields[0], len(fields) // directions
-        super().__init__(first.input_size, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
+        arguments.choice("missing", missing, arguments.MISSING)
+        features = features_of(missing, first.input_size)
+        super().__init__(features, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
         self.fields = nn.ModuleList(fields)
         self.residual = arguments.flag("residual", residual)
-        self.skip = skip_map(first, self.input_size, self.output_size) if residual else None
+        self.skip = skip_map(first, first.input_size, self.output_size) if residual else None
         self._choose(solver, dt, substeps, gradient, control, max_dt, options)
 
     def _choose(
@@ -142,12 +145,13 @@ class Stack(RecurrentLayer):
         """Whether a field jumps at the samples."""
         return any("impulsive" in structure(field) for field in self.fields)
 
-    def checked(
-        self, x: Tensor, timespans: Tensor | None, lengths: Lengths | None, seen: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See `RecurrentLayer.checked`; at a timespan of 0 a field still jumps, and without jumps a warning is due."""
-        x, spans, valid = super().checked(x, timespans, lengths, seen)
-        return x, spans if timespans is None or spans is None else self.felt(spans, valid, x.shape[0]), valid
+    def checked_after(
+        self, memory: Memory | None, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Memory]:
+        """See `RecurrentLayer`; at a timespan of 0 a field still jumps, and without jumps a warning is due."""
+        x, spans, valid, after = super().checked_after(memory, x, timespans, lengths)
+        spans = spans if timespans is None or spans is None else self.felt(spans, valid, x.shape[0])
+        return x, spans, valid, after
 
     def felt(self, spans: Tensor, valid: Tensor | None, batch: int) -> Tensor:
         """Timespans `(time,)` or `(batch, time)` under which samples are felt, or a warning that some are not."""

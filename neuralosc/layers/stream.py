@@ -12,6 +12,7 @@ from torch import Tensor
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.missing import Memory, filled
 from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
@@ -32,22 +33,27 @@ class Stream:
         state: `([layers,] batch, components, hidden)`.
         currents: the last input currents of each layer, `(batch, channels)` each: as many as the control looks back on.
         timespans: the spans before those samples, in units of dt.
-        seen: the last value of each input, `(batch, input)`.
+        memory: of the samples: the last value of each feature, and the time since.
         time: time of the last sample, in units of dt, a number or `(batch, 1)`.
     """
 
     state: Tensor
     currents: tuple[tuple[Tensor, ...], ...]
     timespans: tuple[Time, ...]
-    seen: Tensor
+    memory: Memory
     time: Time = 0.0
+
+    @property
+    def seen(self) -> Tensor:
+        """The last value of each feature, `(batch, input)`."""
+        return self.memory.last
 
     def detach(self) -> Stream:
         """The same, cut off from the steps it came from: for truncated backpropagation through time."""
         currents = tuple(tuple(u.detach() for u in layer) for layer in self.currents)
         spans = tuple(span.detach() if isinstance(span, Tensor) else span for span in self.timespans)
         time = self.time.detach() if isinstance(self.time, Tensor) else self.time
-        return Stream(self.state.detach(), currents, spans, self.seen.detach(), time)
+        return Stream(self.state.detach(), currents, spans, self.memory.detach(), time)
 
 
 def begin(rnn: Stack, batch: int, state: Tensor | None, time: Tensor | float) -> Stream:
@@ -55,7 +61,8 @@ def begin(rnn: Stack, batch: int, state: Tensor | None, time: Tensor | float) ->
     like = next(rnn.parameters(), torch.empty(0) if state is None else state)
     seen = like.detach().new_zeros(arguments.count("batch", batch), rnn.input_size)
     start = gathered(rnn.initial(state, seen))
-    return Stream(start, ((),) * rnn.num_layers, (), seen, inputs.check_per_sample("time", time, seen))
+    first = inputs.check_per_sample("time", time, seen)
+    return Stream(start, ((),) * rnn.num_layers, (), Memory.none(seen), first)
 
 
 def _allowed(rnn: Stack, what: str) -> None:
@@ -86,7 +93,7 @@ def run_chunk(
             f"lengths was given with a Stream, of whose last samples control {rnn.control.name!r} needs {memory}: give "
             "chunks of whole samples, or use control 'hold'"
         )
-    x, spans, _ = rnn.checked(x, timespans, lengths, before.seen)
+    x, spans, _, memory_after = rnn.checked_after(before.memory, x, timespans, lengths)
     chunk: Sequence[Time] = _per_sample(spans, x)
     window_spans = (*before.timespans, *chunk)
     value, currents, ends = x, [], []
@@ -101,7 +108,7 @@ def run_chunk(
         currents.append(window[len(window) - memory :] if memory else ())
     passed = sum(chunk[1:], chunk[0])
     kept_spans = window_spans[-memory:] if memory else ()
-    return value, Stream(gathered(ends), tuple(currents), kept_spans, x[:, -1], before.time + passed), x
+    return value, Stream(gathered(ends), tuple(currents), kept_spans, memory_after, before.time + passed), x
 
 
 def _per_sample(spans: Tensor | None, x: Tensor) -> Sequence[Time]:
@@ -132,10 +139,14 @@ def step(
     _allowed(rnn, "step")
     refresh(rnn)
     before = state if isinstance(state, Stream) else None
-    sample = _sample(rnn, x, before)
+    series = single(x, rnn)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
     if isinstance(span, Tensor) or not span:
-        span = rnn.felt(torch.as_tensor(span).to(sample).expand(x.shape[0], 1), None, 1)
+        span = rnn.felt(torch.as_tensor(span).to(x).expand(x.shape[0], 1), None, 1)
+    if before is not None and before.seen.shape != x.shape:
+        raise InputError(f"x has shape {tuple(x.shape)}, the stream goes on from samples {tuple(before.seen.shape)}")
+    shown, seen = filled(series, rnn.missing, span, before.memory if before else None, rnn.decay)
+    sample = shown.squeeze(1)
     known = 0.0 if before is None else before.time
     started = known if time is None else inputs.check_per_sample("time", time, x)
     starts = rnn.initial(state.state if isinstance(state, Stream) else state, sample)
@@ -156,14 +167,4 @@ def step(
     if not memory and rnn.missing == "error" and before is None:
         return value, end
     kept = tuple(window[len(window) - memory :] if memory else () for window in currents)
-    return value, Stream(end, kept, spans[-memory:] if memory else (), sample, started + span)
-
-
-def _sample(rnn: Stack, x: Tensor, before: Stream | None) -> Tensor:
-    """The sample, checked, its missing values taken from those before."""
-    series = single(x, rnn)
-    if before is None:
-        return inputs.filled(series, rnn.missing).squeeze(1)
-    if before.seen.shape != x.shape:
-        raise InputError(f"x has shape {tuple(x.shape)}, the stream goes on from samples {tuple(before.seen.shape)}")
-    return inputs.filled(torch.stack((before.seen, x), 1), rnn.missing)[:, 1]
+    return value, Stream(end, kept, spans[-memory:] if memory else (), seen, started + span)

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from neuralosc import arguments
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.missing import shown as seen_as
 from neuralosc.layers.recurrent import RecurrentLayer, gathered
 from neuralosc.named.cards import named
 from solvers.errors import InputError
@@ -70,7 +71,7 @@ class Baseline(RecurrentLayer):
         )
         self.timespans = arguments.choice("timespans", timespans, TIMESPANS)
         self.core = self.kind(
-            input_size + (timespans == "feature"),
+            seen_as(missing, input_size) + (timespans == "feature"),
             hidden_size,
             num_layers,
             bias=arguments.flag("bias", bias),

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 import solvers
 from neuralosc import arguments
 from neuralosc.field import VectorField
+from neuralosc.layers.missing import shown
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.stack import CHOICES
 from solvers.base.registry import Registry
@@ -148,8 +149,9 @@ def equal_fields(
     arguments.count("input_size", input_size), arguments.count("hidden_size", hidden_size)
     layers = arguments.count("num_layers", settings.pop("num_layers"))
     directions = 2 if arguments.flag("bidirectional", settings["bidirectional"]) else 1
+    features = shown(arguments.choice("missing", settings["missing"], arguments.MISSING), input_size)
     fields = [
-        field(directions * hidden_size if layer else input_size, hidden_size, **hyperparameters)
+        field(directions * hidden_size if layer else features, hidden_size, **hyperparameters)
         for layer in range(layers)
         for _ in range(directions)
     ]

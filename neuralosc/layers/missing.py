@@ -1,0 +1,129 @@
+"""What a network is shown of samples of which some features are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuralosc.layers import inputs
+from solvers.errors import InputError
+from solvers.protocol import Time
+
+#: What is shown for each feature of a sample, by what `missing` says.
+SHOWN = {"error": 1, "hold": 1, "mask": 3, "decay": 2}
+
+
+def shown(missing: str, features: int) -> int:
+    """Features of what a network is shown of a sample of so many."""
+    return features * SHOWN.get(missing, 1)
+
+
+def features_of(missing: str, shown: int) -> int:
+    """The inverse: features of a sample, for a field that takes so many.
+
+    Raises:
+        InputError: there are none.
+    """
+    each = SHOWN.get(missing, 1)
+    if shown % each:
+        raise InputError(
+            f"missing={missing!r} shows {each} values for each feature of a sample, and the field takes {shown}, "
+            f"expected a multiple of {each}: make it with {each} times the features"
+        )
+    return shown // each
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is known of the samples so far.
+
+    Attributes:
+        last: the last value of each feature, 0 before there was one, `(batch, features)`.
+        since: the time since, in units of dt; of a feature that was never seen, since the beginning.
+    """
+
+    last: Tensor
+    since: Tensor
+
+    @classmethod
+    def none(cls, x: Tensor) -> Memory:
+        """Of nothing, for samples like these `(batch, .., features)`."""
+        empty = x.new_zeros(x.shape[0], x.shape[-1])
+        return cls(empty, empty)
+
+    def detach(self) -> Memory:
+        """The same, cut off from what it came from."""
+        return Memory(self.last.detach(), self.since.detach())
+
+
+class Decay(nn.Module):
+    """What stands for a missing value: the last one, and with time the mean of the feature.
+
+        x = c last + (1 - c) mean,    c = exp(-max(0, w since + b))
+
+    Attributes:
+        w, b: rates and offsets, per feature; trained, and 0 at first, when x is the last value.
+        mean: of each feature, a buffer: 0 until it is set, which suits standardized data.
+
+    Source: Che, Purushotham, Cho, Sontag, Liu, Recurrent Neural Networks for Multivariate Time Series with Missing
+    Values, Scientific Reports 8 (2018), eq. 3, 4 and 6.
+    """
+
+    mean: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
+        self.register_buffer("mean", torch.zeros(features))
+
+    def forward(self, last: Tensor, since: Tensor) -> Tensor:
+        """What stands for values that were last seen some time ago."""
+        kept = torch.exp(-torch.relu(self.w * since + self.b))
+        return self.mean + kept * (last - self.mean)
+
+
+def filled(
+    x: Tensor, missing: str, spans: Tensor | Time | None, memory: Memory | None, decay: Decay | None
+) -> tuple[Tensor, Memory]:
+    """What is shown of samples `(batch, time, features)` in which NaN is missing, and what is known after them.
+
+        error   x, and NaN is refused
+        hold    the last value of each feature
+        mask    that, beside it 1 where it was seen now, else 0, and the time since it was
+        decay   x where it was seen, else what `Decay` makes of the last value, and the same 1 or 0 beside it
+
+    Args:
+        x: the samples.
+        missing: one of these.
+        spans: time before each sample, `(time,)`, `(batch, time)`, a number or None for ones.
+        memory: of samples before these.
+        decay: the module of "decay".
+
+    Raises:
+        InputError: infinite values, or NaN under "error".
+    """
+    known = Memory.none(x) if memory is None else memory
+    if missing in ("error", "hold"):
+        held = inputs.filled(x if memory is None else torch.cat((known.last.unsqueeze(1), x), 1), missing)
+        held = held if memory is None else held[:, 1:]
+        return held, Memory(held[:, -1], known.since)
+    seen = ~x.isnan()
+    held = inputs.filled(torch.cat((known.last.unsqueeze(1), x), 1), "hold")[:, 1:]
+    since = _since(seen, spans, known.since)
+    after, mask = Memory(held[:, -1], since[:, -1]), seen.to(x.dtype)
+    if missing == "mask":
+        return torch.cat((held, mask, since), -1), after
+    assert decay is not None
+    return torch.cat((torch.where(seen, held, decay(held, since)), mask), -1), after
+
+
+def _since(seen: Tensor, spans: Tensor | Time | None, before: Tensor) -> Tensor:
+    """The time since each feature was seen, at each sample, `(batch, time, features)`."""
+    batch, time, _ = seen.shape
+    gaps = before.new_ones(()) if spans is None else torch.as_tensor(spans).to(before)
+    clock = gaps.expand(batch, time).cumsum(1).unsqueeze(-1).expand(seen.shape)
+    steps = torch.arange(1, time + 1, device=seen.device).view(-1, 1)
+    last = torch.where(seen, steps, 0).cummax(1).values
+    return clock - torch.where(last > 0, clock.gather(1, (last - 1).clamp_min(0)), -before.unsqueeze(1))
