@@ -30,6 +30,40 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("pairing", [_pair(*pair) for pair in pairs])
 
 
+#: Walks over many like cases: of each, one in so many is tried each time, and all in the slow run.
+THINNED = {
+    "neuralosc/fields/test_time_scale.py::test_compiled_reversible_and_checkpointed_paths_respect_it": 2,
+    "neuralosc/layers/test_agreement.py::test_every_solver_that_fits_converges_to_that_solution": 6,
+    "neuralosc/layers/test_agreement.py::test_tight_dopri5_and_rk4_with_many_substeps": 6,
+    "neuralosc/layers/test_gradients.py::test_backprop_against_finite_differences": 4,
+    "neuralosc/layers/test_gradients.py::test_second_derivatives_by_backprop": 3,
+    "neuralosc/layers/test_gradients.py::test_the_adjoint_against_backprop": 4,
+    "neuralosc/named/test_every_model.py::test_torch_export": 3,
+    "experiments/train/test_training.py::test_every_network_trains": 4,
+    "solvers/base/test_controls_and_clocks.py::test_clocks_per_sample_equal_each_sample_alone": 4,
+    "solvers/compiled/test_checkpoint.py::test_fields_solvers_and_clocks": 3,
+    "solvers/compiled/test_operations.py::test_the_step_is_that_of_the_plain_path": 3,
+    "solvers/gradients/test_gradcheck.py::test_against_finite_differences": 3,
+    "solvers/gradients/test_gradcheck.py::test_second_derivatives_against_finite_differences": 3,
+    "solvers/gradients/test_recomputed.py::test_a_module_that_keeps_its_states_is_freed": 5,
+    "solvers/methods/test_symplectic.py::test_the_energy_stays_bounded_over_a_hundred_thousand_steps": 4,
+    "solvers/test_order.py::test_declared_order_is_measured": 5,
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave most cases of the long walks to the slow run; before pytest chooses by marks."""
+    met = dict.fromkeys(THINNED, 0)
+    for item in items:
+        walk = item.nodeid.partition("tests/")[2].partition("[")[0]
+        if walk not in met or item.get_closest_marker("slow"):
+            continue
+        if met[walk] % THINNED[walk]:
+            item.add_marker(pytest.mark.slow)
+        met[walk] += 1
+
+
 #: Solvers that are tried with every field each time; the others with one field each, and with all in the slow run.
 CORE = {"euler", "rk4", "semi_implicit_euler", "imex_euler", "stormer_verlet", "dopri5", "implicit_midpoint"}
 

@@ -194,6 +194,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_weights(whole, tmp_path)
         assert_same(outcome(folder), expected, name)
 
 
+@pytest.mark.slow
 def test_killed_from_outside_a_run_goes_on_to_the_same_weights(tmp_path):
     values = {**VALUES, "epochs": 12, "limit_evaluation_batches": 1}
     folder = RunFolder(tmp_path / "killed")

@@ -109,6 +109,7 @@ def one_interval(gradient, steps, dtype, solver="stormer_verlet"):
     return memory.peak, grads
 
 
+@pytest.mark.slow
 def test_reversible_memory_does_not_depend_on_the_number_of_steps():
     peaks = [one_interval("reversible", steps, torch.float32)[0] for steps in (1_000, 3_000)]
     assert peaks[1] <= 1.1 * peaks[0]
