@@ -282,7 +282,7 @@ DRAWN_SETTINGS = {
     "missing": unknown({"error", "hold", "mask", "decay"}),
 }
 DRAWN_CALLS = {
-    "x": SHAPES.filter(lambda s: len(s) != 3 or s[2] != 2 or 0 in s).map(torch.ones),
+    "x": SHAPES.filter(lambda s: len(s) != 3 or s[2] != 2 or s[1] == 0).map(torch.ones),
     "state": SHAPES.filter(lambda s: len(s) != 3).map(torch.ones),
     "timespans": st.one_of(
         SHAPES.filter(lambda s: s not in ((4,), (3, 4))).map(torch.ones),
