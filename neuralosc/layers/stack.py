@@ -155,18 +155,25 @@ class Stack(RecurrentLayer):
 
     def felt(self, spans: Tensor, valid: Tensor | None, batch: int) -> Tensor:
         """Timespans `(time,)` or `(batch, time)` under which samples are felt, or a warning that some are not."""
-        if self.jumps:
+        held = self.control.name == "hold"
+        if self.jumps and held:
+            # Other controls divide by the spans between samples.
             return inputs.instant(spans, valid)
-        if self.control.name != "hold" or torch.compiler.is_compiling() or self in _WARNED:
+        if not (held or self.jumps) or torch.compiler.is_compiling() or self in _WARNED:
             return spans
         count = inputs.without_effect(spans, valid) * (batch if spans.dim() == 1 else 1)
         if count:
             _WARNED.add(self)
-            warnings.warn(
-                f"{count} samples have timespan 0 and no effect, since a sample acts during the timespan before it: "
-                "give the first sample a timespan (1, say), merge samples of one time, or use control 'linear'",
-                stacklevel=2,
+            reason = (
+                "a sample acts during the timespan before it: give the first sample a timespan (1, say), merge samples "
+                "of one time, or use control 'linear'"
             )
+            if self.jumps:
+                reason = (
+                    f"no jump is made in no time under control {self.control.name!r}: merge samples of one time, or "
+                    "use control 'hold'"
+                )
+            warnings.warn(f"{count} samples have timespan 0 and no effect, since {reason}", stacklevel=2)
         return spans
 
     def run_layer(

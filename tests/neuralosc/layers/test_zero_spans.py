@@ -43,6 +43,22 @@ def test_a_jump_at_a_timespan_of_zero_has_the_gradient_of_the_flow():
         torch.testing.assert_close(at_zero, near, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("control", [name for name in solvers.CONTROLS if name != "hold"])
+def test_where_an_input_is_drawn_between_samples_no_jump_is_made_in_no_time(control, one_line):
+    """Its slope would be infinite: a span of 2^-100 in the place of 0 made the next interval 1e12 times as large."""
+    torch.manual_seed(0)
+    rnn, x = (
+        neuralosc.make("exprnn", input_size=3, hidden_size=8, control=control).double(),
+        torch.randn(2, 4, 3).double(),
+    )
+    spans = torch.tensor([0.0, 0.7, 0.0, 1.0], dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"^4 samples have timespan 0 .* no jump") as said:
+        output, _ = rnn(x, timespans=spans)
+    one_line(str(said[0].message), control, "'hold'")
+    assert float(output.detach().abs().max()) < 20 and not output[:, 0].any()
+    torch.testing.assert_close(output[:, 2], output[:, 1])
+
+
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in JUMPING])
 def test_samples_without_effect_are_said_once(name):
     rnn, x = neuralosc.make(name, input_size=3, hidden_size=8).eval(), torch.randn(2, 4, 3)
