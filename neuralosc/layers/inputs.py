@@ -76,10 +76,14 @@ def filled(x: Tensor, missing: str) -> Tensor:
 
 def _last_seen(x: Tensor) -> Tensor:
     """The last value of each feature that is not NaN, zero before there is one."""
-    seen = ~x.isnan()
-    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(-1, 1)
+    return at_last_seen(x.nan_to_num(0.0, math.inf, -math.inf), ~x.isnan(), 0.0)
+
+
+def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
+    """Values `(batch, time, features)` where each feature was seen last; `before` until it was seen."""
+    steps = torch.arange(1, seen.shape[1] + 1, device=seen.device).view(-1, 1)
     last = torch.where(seen, steps, 0).cummax(1).values
-    return torch.where(last > 0, x.nan_to_num(0.0, math.inf, -math.inf).gather(1, (last - 1).clamp_min(0)), 0.0)
+    return torch.where(last > 0, values.gather(1, (last - 1).clamp_min(0)), before)
 
 
 def without_padding(x: Tensor, valid: Tensor, empty: Tensor | float = 0.0) -> Tensor:

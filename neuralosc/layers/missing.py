@@ -124,6 +124,4 @@ def _since(seen: Tensor, spans: Tensor | Time | None, before: Tensor) -> Tensor:
     batch, time, _ = seen.shape
     gaps = before.new_ones(()) if spans is None else torch.as_tensor(spans).to(before)
     clock = gaps.expand(batch, time).cumsum(1).unsqueeze(-1).expand(seen.shape)
-    steps = torch.arange(1, time + 1, device=seen.device).view(-1, 1)
-    last = torch.where(seen, steps, 0).cummax(1).values
-    return clock - torch.where(last > 0, clock.gather(1, (last - 1).clamp_min(0)), -before.unsqueeze(1))
+    return clock - inputs.at_last_seen(clock, seen, -before.unsqueeze(1))
