@@ -23,6 +23,7 @@ from rich.table import Table
 
 import neuralosc
 import solvers
+from experiments.bench import irregular
 from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape, Subject, training_step
 from experiments.bench.loops import CoRNNLoop
 from experiments.bench.timing import Report, empty_table, interleaved, silent
@@ -207,6 +208,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "memory": lambda case, gradient, shape: measure_memory(case, gradient, Shape(**shape)),
     "gradients": lambda shape: measure_gradients(Shape(**shape)),
     "vanishing": lambda shape: measure_vanishing(Shape(**shape)),
+    "irregular": lambda shape: irregular.measure(Shape(**shape)),
     "following": lambda shape: measure_following(Shape(**shape)),
     "first": lambda case, shape: measure_first(case, Shape(**shape)),
     "growth": measure_growth,
@@ -261,6 +263,13 @@ def _vanishing(shape: Shape) -> list[Cost]:
     return [Cost("gradient that vanishes", name, ratio, unit, words[treatment]) for name, treatment, ratio in times]
 
 
+def _irregular(shape: Shape) -> list[Cost]:
+    unit = f"x a regular step at {shape}"
+    return [
+        Cost("irregular batch", name, ratio, unit, what) for name, what, ratio in _asked("irregular", asdict(shape))
+    ]
+
+
 def _following(shape: Shape) -> list[Cost]:
     unit = f"x the same that does not, at {shape}"
     return [Cost("looking and comparing", COMPILED, _asked("following", asdict(shape)), unit)]
@@ -297,7 +306,10 @@ def run(quick: bool, report: Report = silent) -> list[Cost]:
     costs += _gradients((QUICK_MEMORY_SHAPES if quick else MEMORY_SHAPES)[0])
     report("gradients that vanish", 0.45)
     costs += _vanishing(QUICK_VANISHING if quick else VANISHING)
-    report("looking and comparing", 0.48)
+    report("irregular batches", 0.46)
+    for shape in (SHORT,) if quick else (VANISHING, SHORT):
+        costs += _irregular(shape)
+    report("looking and comparing", 0.49)
     costs += _following(SHORT)
     report("first use", 0.5)
     costs += _first(SHORT)

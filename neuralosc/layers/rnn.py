@@ -42,9 +42,9 @@ class ContinuousRNN(Stack):
             a rate that is learned (`rnn.decay`, see `Decay`), and adds whether it was seen. A field is shown 3 times
             the features under "mask" and twice as many under "decay"; named networks see to that.
         max_dt: the longest step, as a timespan: 1 is a step of dt. An interval that is longer for a sample is split
-            into equal steps of that sample. "auto" is 1, and no bound where a method needs none (it chooses its own
-            steps, or is as good over a long gap as over a short one) or where a field jumps at the samples, of which
-            all in a batch take as many steps as any one has to. None is no bound.
+            into equal steps of that sample, whose steps are a list of its own: a batch takes as many as the sample
+            with the most, whichever intervals they are in. "auto" is 1, and no bound where a method needs none (it
+            chooses its own steps, or is as good over a long gap as over a short one). None is no bound.
         bidirectional: run every layer in both directions and give the next one both outputs beside each other.
         residual: add what goes into a layer to what it gives, through a linear map where the sizes differ.
         options: options of the solver, by name, such as `rtol`; see `solvers.available`.

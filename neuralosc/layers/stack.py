@@ -122,10 +122,7 @@ class Stack(RecurrentLayer):
         """
         bound = self.max_dt
         if bound == "auto":
-            field = self.layer(index)
-            # Where a state jumps at samples all of a batch would take as many steps as any has to.
-            free = self.solver.adaptive or self.solver.exact(field) or "impulsive" in structure(field)
-            bound = None if free else 1.0
+            bound = None if self.solver.adaptive or self.solver.exact(self.layer(index)) else 1.0
         if bound is None or (clock is not None and not len(clock)):
             return None
         dt = self.dts[index // self.directions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from neuralosc.layers.missing import Memory, filled
 from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
+from solvers.base.gathered import gathered as gathered_rows
 from solvers.base.sharing import refresh
 from solvers.base.values import concrete
 from solvers.errors import InputError
@@ -35,6 +36,7 @@ class Stream:
         timespans: the spans before those samples, in units of dt.
         memory: of the samples: the last value of each feature, and the time since.
         time: time of the last sample, in units of dt, a number or `(batch, 1)`.
+        few: which samples of the batch have seen fewer than there are currents, `(batch,)`; None where none has.
     """
 
     state: Tensor
@@ -42,6 +44,7 @@ class Stream:
     timespans: tuple[Time, ...]
     memory: Memory
     time: Time = 0.0
+    few: Tensor | None = None
 
     @property
     def seen(self) -> Tensor:
@@ -53,7 +56,23 @@ class Stream:
         currents = tuple(tuple(u.detach() for u in layer) for layer in self.currents)
         spans = tuple(span.detach() if isinstance(span, Tensor) else span for span in self.timespans)
         time = self.time.detach() if isinstance(self.time, Tensor) else self.time
-        return Stream(self.state.detach(), currents, spans, self.memory.detach(), time)
+        return Stream(self.state.detach(), currents, spans, self.memory.detach(), time, self.few)
+
+    def check_known(self, going_on: Tensor | None) -> None:
+        """Refuse a sequence that goes on (all do for None) from fewer samples than a control looks back on.
+
+        Raises:
+            InputError: such a sequence.
+        """
+        if self.few is None:
+            return
+        wrong = self.few if going_on is None else self.few & going_on
+        if bool(wrong.any()):
+            raise InputError(
+                f"sequence {int(wrong.nonzero()[0])} goes on after chunks with fewer samples of it than the control "
+                "looks back on, where others have as many: give sequences their first samples in one chunk, or use "
+                "control 'hold'"
+            )
 
 
 def begin(rnn: Stack, batch: int, state: Tensor | None, time: Tensor | float) -> Stream:
@@ -87,28 +106,58 @@ def run_chunk(
     """A pass over the next samples of a stream: outputs, the stream after them, and x with missing values filled."""
     _allowed(rnn, "a chunk")
     refresh(rnn)
-    memory = rnn.control.memory
-    if memory and lengths is not None:
-        raise InputError(
-            f"lengths was given with a Stream, of whose last samples control {rnn.control.name!r} needs {memory}: give "
-            "chunks of whole samples, or use control 'hold'"
-        )
-    x, spans, _, memory_after = rnn.checked_after(before.memory, x, timespans, lengths)
+    x, spans, valid, memory_after = rnn.checked_after(before.memory, x, timespans, lengths)
+    before.check_known(None if valid is None else valid[:, 0])
     chunk: Sequence[Time] = _per_sample(spans, x)
     window_spans = (*before.timespans, *chunk)
+    kept = Kept.of(rnn.control.memory, len(before.timespans), len(chunk), valid)
     value, currents, ends = x, [], []
     for layer, start in enumerate(rnn.initial(before.state, x)):
         window = (*before.currents[layer], *rnn.layer(layer).currents(value))
         clock = _clock(rnn, layer, window_spans, len(before.timespans), before.time)
-        kept = len(window) - len(chunk)
-        paths, own = rnn.control.paths(window, clock)[kept:], Clock(clock.starts[kept:], clock.spans[kept:])
+        first = len(window) - len(chunk)
+        paths, own = rnn.control.paths(window, clock)[first:], Clock(clock.starts[first:], clock.spans[first:])
         trajectory = rnn.run_paths(layer, paths, own, start)
         value = joined(rnn, value, [trajectory.positions()])
         ends.append(trajectory.end())
-        currents.append(window[len(window) - memory :] if memory else ())
+        currents.append(kept.last(window))
     passed = sum(chunk[1:], chunk[0])
-    kept_spans = window_spans[-memory:] if memory else ()
-    return value, Stream(gathered(ends), tuple(currents), kept_spans, memory_after, before.time + passed), x
+    few = before.few if kept.few is None else kept.few if before.few is None else kept.few | before.few
+    spans_kept = kept.last(window_spans)
+    return value, Stream(gathered(ends), tuple(currents), spans_kept, memory_after, before.time + passed, few), x
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a window of samples, those of a chunk and the ones before, for the chunk that follows.
+
+    Attributes:
+        count: how many of the last ones.
+        places: which of the window they are in each sequence, `(batch, count)`; None for the last.
+        few: which sequences have fewer, `(batch,)`; None where none has.
+    """
+
+    count: int
+    places: Tensor | None = None
+    few: Tensor | None = None
+
+    @classmethod
+    def of(cls, memory: int, earlier: int, chunk: int, valid: Tensor | None) -> Kept:
+        """Of so many `earlier` samples and a chunk of which some are `valid`, `(batch, chunk)`, as many as `memory`."""
+        count = min(memory, earlier + chunk)
+        if valid is None or not count or bool(valid.all()):
+            return cls(count)
+        places = earlier + valid.sum(1, keepdim=True) - count + torch.arange(count, device=valid.device)
+        few = places[:, 0] < 0
+        return cls(count, places.clamp_min(0), few if bool(few.any()) else None)
+
+    def last(self, window: Sequence[Time]) -> tuple[Any, ...]:
+        """The last entries of a window, numbers or `(batch, ...)` each."""
+        if self.places is None or not self.count:
+            return tuple(window[len(window) - self.count :])
+        like = next(entry for entry in window if isinstance(entry, Tensor))
+        whole = [torch.as_tensor(entry).to(like).expand(len(self.places), -1) for entry in window]
+        return gathered_rows(torch.stack(whole, 1), self.places).unbind(1)
 
 
 def _per_sample(spans: Tensor | None, x: Tensor) -> Sequence[Time]:
@@ -139,6 +188,8 @@ def step(
     _allowed(rnn, "step")
     refresh(rnn)
     before = state if isinstance(state, Stream) else None
+    if before is not None:
+        before.check_known(None)
     series = single(x, rnn)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
     if isinstance(span, Tensor) or not span:

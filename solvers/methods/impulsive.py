@@ -9,49 +9,63 @@ Source: Lakshmikantham, Bainov, Simeonov, Theory of Impulsive Differential Equat
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.base.clock import Clock
-from solvers.base.control import part
+from solvers.base.control import Paths, part
 from solvers.base.loop import Loop
+from solvers.base.series import Series
 from solvers.base.solver import Solver
 from solvers.base.state import over_state
 from solvers.base.substeps import Division
 from solvers.protocol import ControlPath, Time
 
 
+@dataclass(eq=False)
+class Arriving:
+    """A control path during a step at whose end some samples of a batch jump, and others do not.
+
+    Attributes:
+        path: the control path.
+        at: 1 for a sample of the batch that jumps, else 0, `(batch, 1)`.
+    """
+
+    path: ControlPath
+    at: Tensor
+
+    def __call__(self, t: Time) -> object:
+        """u at a time."""
+        return self.path(t)
+
+
 @dataclass(frozen=True)
 class Impulsive(Solver):
-    """A whole interval of another method, and the jump of the field at its end; none where no time has passed.
+    """A step of another method, or a whole interval of several, and the jump of the field at the end of an interval.
+
+    None where no time has passed.
 
     Attributes:
         inner: the method.
-        substeps: its equal steps in an interval.
+        substeps: its equal steps in an interval; 1 where intervals are cut, and `Arriving` says where they end.
     """
 
     inner: Solver = field(kw_only=True)
     substeps: int = 1
 
     @classmethod
-    def over(
-        cls, inner: Solver, division: Division, clock: Clock, paths: Sequence[ControlPath]
-    ) -> tuple[Solver, Division]:
-        """The method with jumps, and the intervals of `clock`, in each of which it takes all of its steps.
-
-        Where a bound on the step has cut intervals into different numbers of steps, all take as many as any does.
-        """
-        steps = division.substeps
-        if len(division.clock) > len(clock):
-            steps = max(last - first for first, last in itertools.pairwise((0, *division.marks)))
-        marks = range(1, len(clock) + 1)
-        solver = cls(inner.name, inner.order, inner.stages, inner.needs, inner=inner, substeps=steps)
-        return solver, Division(clock, paths, 1, marks)
+    def over(cls, inner: Solver, division: Division, state: Tensor) -> tuple[Solver, Division]:
+        """The method with jumps, and what it steps over."""
+        solver = cls(inner.name, inner.order, inner.stages, inner.needs, inner=inner, substeps=division.substeps)
+        if division.marks is None:
+            return solver, dataclasses.replace(division, substeps=1)
+        last = torch.from_numpy(division.marks - 1).to(state.device).expand(len(state), -1)
+        at = state.new_zeros(len(state), len(division.clock)).scatter(1, last, 1.0)
+        return solver, dataclasses.replace(
+            division, paths=Paths(Arriving, path=division.paths, at=Series(at.unsqueeze(-1)))
+        )
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -83,9 +97,9 @@ class Impulsive(Solver):
     def step(self, field: Any, t: Time, dt: Time, state: Any, control: ControlPath) -> Any:
         """One interval; see `Solver.step`."""
         inner, carried, h = self.inner, state, dt / self.substeps
+        path = control.path if isinstance(control, Arriving) else control
         for j in range(self.substeps):
-            path = part(control, j, self.substeps)
-            carried = inner.step(field, t + j * h if j else t, h, carried, path)
+            carried = inner.step(field, t + j * h if j else t, h, carried, part(path, j, self.substeps))
         return inner.open(self.landed(field, t, dt, inner.close(state), inner.close(carried), control))
 
     def landed(self, field: Any, t: Time, dt: Time, start: Tensor, end: Tensor, control: ControlPath) -> Tensor:
@@ -93,8 +107,13 @@ class Impulsive(Solver):
         if not isinstance(dt, Tensor) and not dt:
             return start
         after: Tensor = field.jump(t + dt, end, control(t + dt))
+        if isinstance(control, Arriving):
+            after = torch.where(over_state(control.at != 0), after, end)
         return torch.where(torch.as_tensor(over_state(dt == 0)), start, after) if isinstance(dt, Tensor) else after
 
     def between(self, loop: Loop) -> Loop:
         """The loop without its jumps."""
-        return dataclasses.replace(loop, solver=self.inner, substeps=self.substeps)
+        paths = loop.paths
+        if isinstance(paths, Paths) and paths.kind is Arriving:
+            paths = paths.columns["path"]
+        return dataclasses.replace(loop, solver=self.inner, substeps=self.substeps, paths=paths)

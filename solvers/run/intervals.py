@@ -65,7 +65,7 @@ def by_intervals(
     Without `throw` a sample that fails is stopped before the interval in which it does, and the batch starts again.
     """
     division = plan.divided()
-    clock, marks = division.clock, division.marks
+    clock = division.clock
     status, stops = [Status.SUCCESS] * len(state), np.full(len(state), len(clock))
     while True:
         tally = Tally(len(state))
@@ -86,9 +86,12 @@ def by_intervals(
             if (stops < 0).any():
                 # Not even standing still works for this sample, so the batch cannot be stepped at all.
                 status = [Status.of(error) if one == Status.SUCCESS else one for one in status]
-                return _nothing(state, len(marks) + 1), tally, status
-    states = torch.stack([state, *(solver.close(trajectory.steps[mark - 1]) for mark in marks)], 1)
-    reached = np.array([0, *marks])[None] <= stops[:, None]
+                return _nothing(state, plan.segments.count + 1), tally, status
+    after = [division.ends(trajectory.states())] if len(clock) else []
+    states = torch.cat((state.unsqueeze(1), *after), 1)
+    marks = np.arange(1, len(clock) + 1) if division.marks is None else division.marks
+    marks = np.broadcast_to(marks, (len(state), marks.shape[-1]))
+    reached = np.pad(marks, ((0, 0), (1, 0))) <= stops[:, None]
     if not reached.all():
         states = torch.where(torch.from_numpy(reached).to(state.device)[..., None, None], states, torch.nan)
     if not tally.entered:

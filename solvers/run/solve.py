@@ -16,7 +16,7 @@ from solvers.base.gradient import Gradient
 from solvers.base.loop import Loop
 from solvers.base.pairing import check
 from solvers.base.solver import Solver
-from solvers.base.substeps import bounded
+from solvers.base.substeps import Division, bounded
 from solvers.base.values import finite, non_finite_sample
 from solvers.compiled.passes.states import States
 from solvers.errors import NonFiniteStateError, NumericalError
@@ -32,28 +32,31 @@ class Trajectory:
 
     Attributes:
         solver: what made them.
-        steps: the state after each interval, in the form the solver carries it.
+        steps: the state after each entry of the clock of `division`, in the form the solver carries it.
+        division: the intervals, cut into steps where these were bounded.
         evaluations: right-hand-side evaluations, each for the whole batch.
         record: which path computed them, and why.
     """
 
     solver: Solver
     steps: Sequence[Any]
+    division: Division
     evaluations: int
     record: Record = PLAIN
 
     def states(self) -> Tensor:
         """The state after each interval, `(batch, time, components, hidden)`."""
         if isinstance(self.steps, States):
-            return self.steps.states()
-        return torch.stack([self.solver.close(carried) for carried in self.steps], dim=1)
+            return self.division.ends(self.steps.states())
+        return self.division.ends(torch.stack([self.solver.close(carried) for carried in self.steps], dim=1))
 
     def positions(self) -> Tensor:
         """The first component after each interval, `(batch, time, hidden)`."""
         if isinstance(self.steps, States):
-            return self.steps.positions()
+            return self.division.ends(self.steps.positions())
         # Stacked time first, so that each step is one contiguous block, and seen batch first.
-        return torch.stack([self.solver.position(carried) for carried in self.steps]).transpose(0, 1)
+        stacked = torch.stack([self.solver.position(carried) for carried in self.steps])
+        return self.division.ends(stacked.transpose(0, 1))
 
     def end(self) -> Tensor:
         """The state after the last interval, `(batch, components, hidden)`."""
@@ -139,12 +142,11 @@ def _stepped(
     paths = solver.driven(paths, clock)
     division = bounded(clock, paths, substeps, max_dt, state.dtype, solver.alike)
     if jumps and "impulsive" in structure(field):
-        solver, division = Impulsive.over(solver, division, clock, paths)
+        solver, division = Impulsive.over(solver, division, state)
     loop = Loop(counted, solver, division.paths, division.clock, division.substeps)
     states: Sequence[Any] | None
     try:
-        whole = not positions_only or len(division.clock) > len(clock)
-        states, record = backend.attempt(field, loop, gradient, state, not whole)
+        states, record = backend.attempt(field, loop, gradient, state, positions_only)
         if states is None:
             if isinstance(loop.paths, Paths):
                 loop.paths.settle()
@@ -152,11 +154,9 @@ def _stepped(
         _check_finite(states, loop, state)
     except NumericalError as error:
         if error.step is not None:
-            error.step = division.owner(error.step)
+            error.step = division.owner(error.step, error.sample)
         raise
-    if len(division.clock) > len(clock):
-        states = [states[mark - 1] for mark in division.marks]
-    return Trajectory(solver, states, counted.evaluations, record)
+    return Trajectory(solver, states, division, counted.evaluations, record)
 
 
 def _check_finite(states: Sequence[Any], loop: Loop, start: Tensor) -> None:

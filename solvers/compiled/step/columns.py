@@ -77,24 +77,58 @@ def columns_of(paths: Sequence[Any]) -> dict[str, Sequence[Any]]:
     Raises:
         Refused: they are not all of one kind of dataclass.
     """
-    if isinstance(paths, Paths):
-        return paths.columns
-    path = paths[0]
-    if not dataclasses.is_dataclass(path):
-        raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
-    if len(set(map(type, paths))) > 1:
-        raise Refused("the paths of the intervals are of different types")
+    if not isinstance(paths, Paths):
+        paths = _as_columns(paths)
     columns: dict[str, Sequence[Any]] = {}
-    for name in entries(path):
-        values = [getattr(p, name) for p in paths]
-        inner = columns_of(values) if callable(values[0]) and not isinstance(values[0], Tensor) else None
+    for name, values in paths.columns.items():
+        inner = columns_of(values) if _are_paths(values) else None
         columns |= {name: values} if inner is None else {f"{name}.{field}": each for field, each in inner.items()}
     return columns
 
 
 def kind_of(paths: Sequence[Any]) -> Any:
-    """What makes a path of what changes from interval to interval."""
-    return paths.kind if isinstance(paths, Paths) else getattr(paths[0], "kind", type(paths[0]))
+    """What makes a path of what changes from interval to interval, by the names of `columns_of`."""
+    if not isinstance(paths, Paths):
+        return getattr(paths[0], "kind", None) or kind_of(_as_columns(paths))
+    inner = tuple((name, kind_of(values)) for name, values in paths.columns.items() if _are_paths(values))
+    return Nested(paths.kind, inner) if inner else paths.kind
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Makes a path of paths, of values whose names say which of them they are for.
+
+    Attributes:
+        kind: makes the path.
+        inner: names and kinds of the paths within.
+    """
+
+    kind: Any
+    inner: tuple[tuple[str, Any], ...]
+
+    def __call__(self, **values: Any) -> Any:
+        """The path of one interval."""
+        for name, kind in self.inner:
+            own = {key: values.pop(key) for key in list(values) if key.startswith(f"{name}.")}
+            values[name] = kind(**{key.removeprefix(f"{name}."): value for key, value in own.items()})
+        return self.kind(**values)
+
+
+def _are_paths(values: Sequence[Any]) -> bool:
+    """Whether a column holds paths."""
+    if isinstance(values, Paths | Series):
+        return isinstance(values, Paths)
+    return callable(values[0]) and not isinstance(values[0], Tensor)
+
+
+def _as_columns(paths: Sequence[Any]) -> Paths:
+    """A list of paths as columns."""
+    path = paths[0]
+    if not dataclasses.is_dataclass(path):
+        raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
+    if len(set(map(type, paths))) > 1:
+        raise Refused("the paths of the intervals are of different types")
+    return Paths(type(path), **{name: [getattr(p, name) for p in paths] for name in entries(path)})
 
 
 def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:

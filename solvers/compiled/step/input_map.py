@@ -16,6 +16,7 @@ from solvers.base.loop import Loop
 from solvers.base.modules import parameters_of
 from solvers.base.series import Mapped, Series
 from solvers.methods.brownian import Driven
+from solvers.methods.impulsive import Arriving
 from solvers.protocol import Time
 
 #: Features up to which the map is arithmetic between the products of a step; that of more is a product of its own.
@@ -63,9 +64,9 @@ class MappedPath:
 def with_input_map(loop: Loop, many: bool) -> Loop:
     """The loop with its currents computed inside the steps where they are linear; in `many` features too, if wanted."""
     paths = loop.paths
-    if isinstance(paths, Paths) and paths.kind is Driven:
+    if isinstance(paths, Paths) and paths.kind in (Arriving, Driven):
         inner = with_input_map(dataclasses.replace(loop, paths=paths.columns["path"]), many)
-        return dataclasses.replace(loop, paths=Paths(Driven, **{**paths.columns, "path": inner.paths}))
+        return dataclasses.replace(loop, paths=Paths(paths.kind, **{**paths.columns, "path": inner.paths}))
     if not isinstance(paths, Paths) or paths.kind is not Held:
         return loop
     samples = paths.columns["value"]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from rich.console import Console
 
+import neuralosc
 import solvers
-from experiments.bench import cost
+from experiments.bench import cost, irregular
 from experiments.bench.cases import COMPILED, LOOP, PLAIN, Shape
 from experiments.bench.cost import Cost
 from solvers.compiled.passes import denormals
@@ -37,6 +38,17 @@ def test_growth_gives_a_time_for_every_length():
 
 def test_what_following_a_field_costs_is_a_ratio():
     assert 0.3 < cost.measure_following(Shape("F", 64, 2, 4, 1)) < 30
+
+
+def test_irregular_batches_are_measured_against_regular_ones():
+    rows = irregular.measure(Shape("I", 70, 4, 4, 2))
+    assert len(rows) == 4 * len(irregular.NETWORKS) and all(ratio > 0 for *_, ratio in rows)
+    given = irregular.batches(Shape("I", 70, 4, 4, 2))
+    *_, (x, times), (long, spans) = given.values()
+    solution = neuralosc.GRU(2, 4).solve(x, **times)
+    # What it is compared with has as many steps.
+    assert solution.evaluations == long.shape[1] == spans["timespans"].shape[1]
+    assert float(spans["timespans"].max()) <= 1
 
 
 def test_gradients_that_vanish_are_measured_both_ways(monkeypatch):

@@ -333,6 +333,23 @@ class TestChunks:
         torch.testing.assert_close(torch.cat((first, second), 1), output, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(stream.state, end, rtol=1e-12, atol=1e-13)
 
+    @pytest.mark.parametrize("control", ["hold", "linear", "cubic", "rectilinear"])
+    def test_sequences_end_and_rest_in_any_chunk(self, control):
+        """Each goes on from its own last samples: after a pause, in the first place of the chunk that follows."""
+        rnn, (x, spans) = network(control=control, num_layers=2), sequence(4, 12)
+        counts = [[3, 3, 3, 3], [1, 3, 0, 3], [3, 2, 0, 0], [2, 0, 3, 0]]
+        stream, states, taken = rnn.begin(4), [], [0, 0, 0, 0]
+        for lengths in counts:
+            chunk, gaps = torch.full((4, 3, 2), NAN, dtype=F64), torch.full((4, 3), NAN, dtype=F64)
+            for b, n in enumerate(lengths):
+                chunk[b, :n], gaps[b, :n] = x[b, taken[b] : taken[b] + n], spans[b, taken[b] : taken[b] + n]
+                taken[b] += n
+            _, stream = rnn(chunk, stream, gaps, lengths=lengths)
+            states.append(stream.state)
+        whole = rnn(x, timespans=spans, lengths=taken)[1]
+        torch.testing.assert_close(stream.state, whole, rtol=1e-12, atol=1e-13)
+        assert taken == [9, 8, 6, 6] and torch.equal(states[1][:, 2], states[2][:, 2])
+
     @pytest.mark.parametrize("control", ["hold", "linear"])
     @pytest.mark.parametrize("name", ["layer", "network"])
     def test_linoss(self, name, control):
@@ -356,7 +373,8 @@ class TestChunks:
         rnn = network(control="linear")
         for call, words in (
             (lambda: rnn(x, rnn.begin(2)), ["stream", "(3, 2)", "(2, 2)"]),
-            (lambda: rnn(x, rnn.begin(3), lengths=[4, 3, 2]), ["lengths", "linear"]),
+            (lambda: rnn(x, rnn(x, rnn.begin(3), lengths=[4, 0, 2])[1]), ["sequence 1", "fewer samples"]),
+            (lambda: rnn.step(x[:, 0], rnn(x, rnn.begin(3), lengths=[4, 0, 2])[1]), ["sequence 1", "fewer samples"]),
             (lambda: rnn.begin(0), ["batch"]),
             (lambda: rnn.begin(3, time=-1.0), ["time"]),
         ):

@@ -143,7 +143,7 @@ class TestSteps:
         result = integrate(TimedOscillator(), starts(), times, wave, "rk4", dt=0.1)
         assert result.statistics.steps.tolist() == [11 + 3, 4, 1 + 7]
         # The batch goes on as long as any of its samples: standing still is evaluated too.
-        assert result.statistics.evaluations.tolist() == [4 * (11 + 7)] * 3
+        assert result.statistics.evaluations.tolist() == [4 * (11 + 3)] * 3
         assert result.statistics.rejections.tolist() == [0, 0, 0]
 
     @pytest.mark.parametrize("method", FIXED)
