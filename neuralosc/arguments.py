@@ -17,7 +17,7 @@ from solvers.errors import InputError, listed
 MISSING = {
     "error": "refuse NaN in x",
     "hold": "the last value seen",
-    "mask": "that, whether it was seen now and the time since",
+    "mask": "that, whether it was seen now, and the time since it was last seen before",
     "decay": "that, going to the mean with time, and whether it was seen now",
 }
 #: Those under which a network is shown as many values as a sample has.

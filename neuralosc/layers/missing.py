@@ -91,7 +91,8 @@ def filled(
 
         error   x, and NaN is refused
         hold    the last value of each feature
-        mask    that, beside it 1 where it was seen now, else 0, and the time since it was
+        mask    that, beside it 1 where it was seen now, else 0, and the time since it was last seen before this sample,
+                delta_i = span_i + (1 - mask_i-1) delta_i-1 (Che et al. 2018, eq. 2)
         decay   x where it was seen, else what `Decay` makes of the last value, and the same 1 or 0 beside it
 
     Args:
@@ -111,17 +112,23 @@ def filled(
         return held, Memory(held[:, -1], known.since)
     seen = ~x.isnan()
     held = inputs.filled(torch.cat((known.last.unsqueeze(1), x), 1), "hold")[:, 1:]
-    since = _since(seen, spans, known.since)
+    gaps = _gaps(spans, seen, known.since)
+    since = _since(seen, gaps, known.since)
     after, mask = Memory(held[:, -1], since[:, -1]), seen.to(x.dtype)
     if missing == "mask":
-        return torch.cat((held, mask, since), -1), after
+        earlier = torch.cat((known.since.unsqueeze(1), since[:, :-1]), 1)
+        return torch.cat((held, mask, gaps + earlier), -1), after
     assert decay is not None
     return torch.cat((torch.where(seen, held, decay(held, since)), mask), -1), after
 
 
-def _since(seen: Tensor, spans: Tensor | Time | None, before: Tensor) -> Tensor:
-    """The time since each feature was seen, at each sample, `(batch, time, features)`."""
-    batch, time, _ = seen.shape
-    gaps = before.new_ones(()) if spans is None else torch.as_tensor(spans).to(before)
-    clock = gaps.expand(batch, time).cumsum(1).unsqueeze(-1).expand(seen.shape)
+def _gaps(spans: Tensor | Time | None, seen: Tensor, like: Tensor) -> Tensor:
+    """The time before each sample, `(batch, time, features)`."""
+    gaps = like.new_ones(()) if spans is None else torch.as_tensor(spans).to(like)
+    return gaps.expand(seen.shape[:2]).unsqueeze(-1).expand(seen.shape)
+
+
+def _since(seen: Tensor, gaps: Tensor, before: Tensor) -> Tensor:
+    """The time since each feature was seen, 0 where it is seen now, `(batch, time, features)`."""
+    clock = gaps.cumsum(1)
     return clock - inputs.at_last_seen(clock, seen, -before.unsqueeze(1))

@@ -38,9 +38,10 @@ class ContinuousRNN(Stack):
             over time.
         missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
             seen, and zero before there was one; "mask" adds to that, for each feature, 1 where it was seen now, else 0,
-            and the time since it was seen, in units of dt; "decay" lets the last value go to the mean of the feature at
-            a rate that is learned (`rnn.decay`, see `Decay`), and adds whether it was seen. A field is shown 3 times
-            the features under "mask" and twice as many under "decay"; named networks see to that.
+            and the time since it was last seen before this sample, in units of dt; "decay" lets the last value go to
+            the mean of the feature at a rate that is learned (`rnn.decay`, see `Decay`), and adds whether it was seen.
+            A field is shown 3 times the features under "mask" and twice as many under "decay"; named networks see to
+            that.
         max_dt: the longest step, as a timespan: 1 is a step of dt. An interval that is longer for a sample is split
             into equal steps of that sample, whose steps are a list of its own: a batch takes as many as the sample
             with the most, whichever intervals they are in. "auto" is 1, and no bound where a method needs none (it

@@ -27,9 +27,10 @@ def by_hand(x, spans, decay=None):
         last, since, row = torch.zeros(x.shape[2], dtype=F64), torch.zeros(x.shape[2], dtype=F64), []
         for values, gap in zip(series, gaps, strict=True):
             since, now = since + gap, ~values.isnan()
-            last, since = torch.where(now, values, last), torch.where(now, 0.0, since)
+            last, before = torch.where(now, values, last), since
+            since = torch.where(now, 0.0, since)
             if decay is None:
-                row.append(torch.cat((last, now.double(), since)))
+                row.append(torch.cat((last, now.double(), before)))
             else:
                 kept = torch.exp(-(decay.w * since + decay.b).clamp_min(0))
                 row.append(torch.cat((torch.where(now, values, kept * last + (1 - kept) * decay.mean), now.double())))
