@@ -6,6 +6,7 @@ from neuralosc.fields import (
     Antisymmetric,
     DenseHamiltonian,
     GatedRelaxation,
+    GRUDecay,
     Hamiltonian,
     HamiltonianOscillator,
     LeakyIntegrator,
@@ -31,6 +32,7 @@ from neuralosc.layers.stream import Stream
 from neuralosc.named import (
     CTRNN,
     GRU,
+    GRUD,
     LEM,
     LSTM,
     LTC,
@@ -54,6 +56,7 @@ from solvers.errors import InputError
 __all__ = [
     "CTRNN",
     "GRU",
+    "GRUD",
     "LEM",
     "LSTM",
     "LTC",
@@ -69,6 +72,7 @@ __all__ = [
     "ContinuousRNN",
     "DenseHamiltonian",
     "ExpRNN",
+    "GRUDecay",
     "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",

@@ -78,6 +78,7 @@ MODELS = [
     "linoss",
     "rnn",
     "gru",
+    "grud",
     "lipschitz",
     "antisymmetric",
     "lem",

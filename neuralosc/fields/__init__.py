@@ -1,5 +1,6 @@
 """The vector fields of the named networks, and the base classes for one's own."""
 
+from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.linear_oscillator import LinearOscillator
@@ -13,6 +14,7 @@ from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 __all__ = [
     "Antisymmetric",
     "DenseHamiltonian",
+    "GRUDecay",
     "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",

@@ -120,7 +120,12 @@ class GatedRelaxation(TorchWeights, Relaxing):
 
     def relaxation(self, place: int, t: Time, components: tuple[Tensor, ...], u: Tensor) -> tuple[Time, Tensor]:
         """1 - z and n."""
-        hidden_r, hidden_z, hidden_n = self.W(components[0]).chunk(3, dim=-1)
-        u_r, u_z, u_n = u.chunk(3, dim=-1)
-        r, z = torch.sigmoid(u_r + hidden_r), torch.sigmoid(u_z + hidden_z)
-        return 1 - z, torch.tanh(u_n + r * hidden_n)
+        return update(u, self.W(components[0]))
+
+
+def update(u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - z and n of the GRU of torch, h+ = h + (1 - z) (n - h), of its currents V x + c and W h + b."""
+    u_r, u_z, u_n = u.chunk(3, dim=-1)
+    hidden_r, hidden_z, hidden_n = hidden.chunk(3, dim=-1)
+    r, z = torch.sigmoid(u_r + hidden_r), torch.sigmoid(u_z + hidden_z)
+    return 1 - z, torch.tanh(u_n + r * hidden_n)

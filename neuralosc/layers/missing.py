@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from neuralosc.fields.decay import Decay
 from neuralosc.layers import inputs
 from solvers.errors import InputError
 from solvers.protocol import Time
@@ -56,32 +57,6 @@ class Memory:
     def detach(self) -> Memory:
         """The same, cut off from what it came from."""
         return Memory(self.last.detach(), self.since.detach())
-
-
-class Decay(nn.Module):
-    """What stands for a missing value: the last one, and with time the mean of the feature.
-
-        x = c last + (1 - c) mean,    c = exp(-max(0, w since + b))
-
-    Attributes:
-        w, b: rates and offsets, per feature; trained, and 0 at first, when x is the last value.
-        mean: of each feature, a buffer: 0 until it is set, which suits standardized data.
-
-    Source: Che, Purushotham, Cho, Sontag, Liu, Recurrent Neural Networks for Multivariate Time Series with Missing
-    Values, Scientific Reports 8 (2018), eq. 3, 4 and 6.
-    """
-
-    mean: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.w, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
-        self.register_buffer("mean", torch.zeros(features))
-
-    def forward(self, last: Tensor, since: Tensor) -> Tensor:
-        """What stands for values that were last seen some time ago."""
-        kept = torch.exp(-torch.relu(self.w * since + self.b))
-        return self.mean + kept * (last - self.mean)
 
 
 def filled(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from neuralosc import arguments
+from neuralosc.fields.decay import Decay
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.missing import Decay, Memory, filled
+from neuralosc.layers.missing import Memory, filled
 from solvers.base.values import finite
 from solvers.errors import InputError, NonFiniteStateError
 

@@ -6,6 +6,7 @@ A network stands beside what reads its published weights, if they exist.
 from neuralosc.named import linoss as linoss
 from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
+from neuralosc.named.grud import GRUD
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
@@ -16,6 +17,7 @@ from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 __all__ = [
     "CTRNN",
     "GRU",
+    "GRUD",
     "LEM",
     "LSTM",
     "LTC",

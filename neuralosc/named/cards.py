@@ -121,9 +121,13 @@ def network(
     solver: Any,
     hyperparameters: dict[str, Any],
     choices: Choices,
+    later: Callable[..., VectorField] | None = None,
 ) -> ContinuousRNN:
-    """A stack of `num_layers` equal fields, the first fed by the input, the others by the layer before."""
-    fields, settings = equal_fields(name, field, input_size, hidden_size, solver, hyperparameters, choices)
+    """A stack of `num_layers` equal fields, the first fed by the input, the others by the layer before.
+
+    `later` makes those of the layers after the first where they are not the same.
+    """
+    fields, settings = equal_fields(name, field, input_size, hidden_size, solver, hyperparameters, choices, later)
     rnn = ContinuousRNN(fields, solver, dt, **settings)
     rnn.config = configuration(name, rnn, hyperparameters)
     return rnn
@@ -137,6 +141,7 @@ def equal_fields(
     solver: Any,
     hyperparameters: dict[str, Any],
     choices: Choices,
+    later: Callable[..., VectorField] | None = None,
 ) -> tuple[list[VectorField], dict[str, Any]]:
     """The fields of `num_layers` layers, and what is left for `ContinuousRNN`: choices, and options of the solver."""
     settings: dict[str, Any] = {**STANDARD, **choices}
@@ -151,7 +156,9 @@ def equal_fields(
     directions = 2 if arguments.flag("bidirectional", settings["bidirectional"]) else 1
     features = shown(arguments.choice("missing", settings["missing"], arguments.MISSING), input_size)
     fields = [
-        field(directions * hidden_size if layer else features, hidden_size, **hyperparameters)
+        (later if layer and later else field)(
+            directions * hidden_size if layer else features, hidden_size, **hyperparameters
+        )
         for layer in range(layers)
         for _ in range(directions)
     ]

@@ -25,6 +25,8 @@ STRUCTURES = {
     "multiscale": {"partitioned", "relaxing"},
     "relaxation": {"semilinear", "relaxing", "quasilinear"},
     "gated_relaxation": {"relaxing", "quasilinear"},
+    "gru_decay": {"impulsive"},
+    "gru_decay_unmasked": {"impulsive"},
     "orthogonal": {"semilinear", "linear", "impulsive"},
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},

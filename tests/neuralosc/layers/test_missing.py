@@ -6,7 +6,8 @@ import torch
 import neuralosc
 import solvers
 from neuralosc import InputError
-from neuralosc.layers.missing import Decay, Memory, filled
+from neuralosc.fields.decay import Decay
+from neuralosc.layers.missing import Memory, filled
 
 F64 = torch.float64
 NAN = float("nan")
@@ -138,6 +139,14 @@ class TestNetworks:
         end = spans.sum(1, keepdim=True)
         later = rnn.trajectory(x, spans, at=end + 1.5)[:, 0]
         torch.testing.assert_close(rnn.advance(rnn(x, timespans=spans)[1], 1.5), later, rtol=1e-10, atol=1e-11)
+
+
+def test_a_fresh_decay_learns():
+    """Its rates and offsets are 0, where relu has no slope."""
+    rnn, (x, spans) = neuralosc.LEM(2, 4, missing="decay").double(), gappy()
+    rnn.decay.mean.fill_(1.0)
+    grads = torch.autograd.grad(rnn(x, timespans=spans)[0].square().sum(), [rnn.decay.w, rnn.decay.b])
+    assert all(grad.all() for grad in grads)
 
 
 def test_both_directions_and_a_skip():
