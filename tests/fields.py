@@ -45,15 +45,19 @@ class Leaky(neuralosc.VectorField):
         return (torch.tanh(self.W(h) + u) - h).unsqueeze(-2)
 
 
-class Half(neuralosc.GRUDecay):
-    """A field of decay that is shown a feature as seen where it is positive, its square the time since it was."""
+class Half:
+    """Of a field that is shown what is missing: a feature is seen where it is positive, its square the time since."""
 
-    def __init__(self, input_size, hidden_size):
-        super().__init__(3 * input_size, hidden_size)
+    def __init__(self, input_size, hidden_size, *settings):
+        super().__init__(3 * input_size, hidden_size, *settings)
         self.input_size = input_size
 
     def drive(self, x):
         return super().drive(torch.cat((x, (x > 0).to(x), x.square()), -1))
+
+
+class HalfDecay(Half, neuralosc.GRUDecay):
+    pass
 
 
 def per_channel(hidden, low, high):
@@ -78,8 +82,10 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "multiscale": neuralosc.Multiscale,
     "relaxation": neuralosc.Relaxation,
     "gated_relaxation": neuralosc.GatedRelaxation,
-    "gru_decay": Half,
+    "gru_decay": HalfDecay,
     "gru_decay_unmasked": lambda i, h: neuralosc.GRUDecay(i, h, masked=False),
+    "lstm_flow": neuralosc.LSTMFlow,
+    "lstm_drive": neuralosc.LSTMDrive,
     "orthogonal": neuralosc.Orthogonal,
     "linear_oscillator": neuralosc.LinearOscillator,
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),

@@ -85,6 +85,7 @@ MODELS = [
     "ctrnn",
     "ltc",
     "noisy",
+    "odelstm",
     "cayley",
     "exprnn",
     "cornn",

@@ -5,6 +5,7 @@ from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
+from neuralosc.fields.lstm import LSTMDrive, LSTMFlow
 from neuralosc.fields.multiscale import Multiscale
 from neuralosc.fields.neurons import LeakyIntegrator, LiquidTimeConstant
 from neuralosc.fields.noisy import Noisy
@@ -18,6 +19,8 @@ __all__ = [
     "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",
+    "LSTMDrive",
+    "LSTMFlow",
     "LeakyIntegrator",
     "LinearOscillator",
     "Lipschitz",

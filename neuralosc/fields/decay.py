@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neuralosc.arguments import flag
+from neuralosc.arguments import features_of, flag
 from neuralosc.field import VectorField
 from neuralosc.fields.gated import update
 from neuralosc.fields.parameters import uniform_
-from solvers.errors import InputError
 from solvers.protocol import Time
 
 
@@ -70,12 +69,7 @@ class GRUDecay(VectorField):
     def __init__(self, input_size: int, hidden_size: int, masked: bool = True) -> None:
         super().__init__(input_size, hidden_size)
         self.masked = flag("masked", masked)
-        if masked and input_size % 3:
-            raise InputError(
-                f"input_size is {input_size}, expected a multiple of 3, the values that are shown of each feature: "
-                "give 3 times the features, or masked=False"
-            )
-        features = input_size // 3 if masked else input_size
+        features = features_of("mask" if masked else "error", input_size)
         self.decay = Decay(features) if masked else None
         self.R = nn.Linear(features, hidden_size) if masked else None
         self.V = nn.Linear(2 * features if masked else features, 3 * hidden_size)

@@ -9,31 +9,7 @@ from torch import Tensor
 
 from neuralosc.fields.decay import Decay
 from neuralosc.layers import inputs
-from solvers.errors import InputError
 from solvers.protocol import Time
-
-#: What is shown for each feature of a sample, by what `missing` says.
-SHOWN = {"error": 1, "hold": 1, "mask": 3, "decay": 2}
-
-
-def shown(missing: str, features: int) -> int:
-    """Features of what a network is shown of a sample of so many."""
-    return features * SHOWN.get(missing, 1)
-
-
-def features_of(missing: str, shown: int) -> int:
-    """The inverse: features of a sample, for a field that takes so many.
-
-    Raises:
-        InputError: there are none.
-    """
-    each = SHOWN.get(missing, 1)
-    if shown % each:
-        raise InputError(
-            f"missing={missing!r} shows {each} values for each feature of a sample, and the field takes {shown}, "
-            f"expected a multiple of {each}: make it with {each} times the features"
-        )
-    return shown // each
 
 
 @dataclass(frozen=True)

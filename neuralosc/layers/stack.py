@@ -15,7 +15,7 @@ from neuralosc import arguments
 from neuralosc.field import VectorField
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.missing import Memory, features_of
+from neuralosc.layers.missing import Memory
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
 from solvers.base.series import Series
@@ -58,7 +58,7 @@ class Stack(RecurrentLayer):
         fields = arguments.layers(field, directions)
         first, layers = fields[0], len(fields) // directions
         arguments.choice("missing", missing, arguments.MISSING)
-        features = features_of(missing, first.input_size)
+        features = arguments.features_of(missing, first.input_size)
         super().__init__(features, first.hidden_size, first.components, layers, bidirectional, dropout, missing)
         self.fields = nn.ModuleList(fields)
         self.residual = arguments.flag("residual", residual)

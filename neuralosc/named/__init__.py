@@ -11,6 +11,7 @@ from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
 from neuralosc.named.noisy import NoisyRNN
+from neuralosc.named.odelstm import ODELSTM
 from neuralosc.named.orthogonal import CayleyRNN, ExpRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
 
@@ -21,6 +22,7 @@ __all__ = [
     "LEM",
     "LSTM",
     "LTC",
+    "ODELSTM",
     "RNN",
     "AntisymmetricRNN",
     "CayleyRNN",

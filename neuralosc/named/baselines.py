@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from neuralosc import arguments
+from neuralosc.arguments import shown as seen_as
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.missing import shown as seen_as
 from neuralosc.layers.recurrent import RecurrentLayer, gathered
 from neuralosc.named.cards import named
 from solvers.errors import InputError

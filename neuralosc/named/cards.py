@@ -11,7 +11,6 @@ from typing import Any, TypedDict, TypeVar
 import solvers
 from neuralosc import arguments
 from neuralosc.field import VectorField
-from neuralosc.layers.missing import shown
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.stack import CHOICES
 from solvers.base.registry import Registry
@@ -154,7 +153,7 @@ def equal_fields(
     arguments.count("input_size", input_size), arguments.count("hidden_size", hidden_size)
     layers = arguments.count("num_layers", settings.pop("num_layers"))
     directions = 2 if arguments.flag("bidirectional", settings["bidirectional"]) else 1
-    features = shown(arguments.choice("missing", settings["missing"], arguments.MISSING), input_size)
+    features = arguments.shown(arguments.choice("missing", settings["missing"], arguments.MISSING), input_size)
     fields = [
         (later if layer and later else field)(
             directions * hidden_size if layer else features, hidden_size, **hyperparameters

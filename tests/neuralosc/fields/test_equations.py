@@ -27,6 +27,8 @@ STRUCTURES = {
     "gated_relaxation": {"relaxing", "quasilinear"},
     "gru_decay": {"impulsive"},
     "gru_decay_unmasked": {"impulsive"},
+    "lstm_flow": {"impulsive"},
+    "lstm_drive": {"impulsive"},
     "orthogonal": {"semilinear", "linear", "impulsive"},
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},

@@ -9,9 +9,7 @@ import neuralosc
 import solvers
 
 FIELDS = [card.name for card in neuralosc.models() if card.field]
-JUMPING = [
-    name for name in FIELDS if any("impulsive" in getattr(m, "structure", ()) for m in neuralosc.make(name, input_size=3, hidden_size=8).modules())
-]
+JUMPING = [name for name in FIELDS if getattr(neuralosc.make(name, input_size=3, hidden_size=8), "jumps", False)]
 
 
 @pytest.mark.parametrize("name", JUMPING)

@@ -8,6 +8,7 @@ import torch
 from torch.export import Dim
 
 import neuralosc
+import solvers
 from tests.measures import has_bfloat16_lstm
 
 NAMES = [card.name for card in neuralosc.models()]
@@ -170,10 +171,13 @@ def run_onnx(path, *values):
 @pytest.mark.parametrize("name", SOME)
 def test_onnx(name, length, tmp_path):
     """A step, a fixed length and any length, run by onnxruntime, with a clock of its own for each sample."""
-    if name in HOLDING and length is None:
-        pytest.skip("it needs earlier samples")
     clocks = name not in BASELINES
     rnn = network(name, **({"max_dt": None} if clocks else {}))
+    if name in HOLDING:
+        # What was seen last is found by a running maximum, which ONNX has not.
+        with pytest.raises((neuralosc.InputError, solvers.PairingError), match=r"earlier samples|aten\.cummax"):
+            neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=True)
+        return
     path = neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=clocks)
     for samples in (6, 9) if length == "any" else (length,):
         x, state, spans = given(rnn, *(() if samples is None else (samples,)))

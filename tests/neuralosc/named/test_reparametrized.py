@@ -17,6 +17,15 @@ def pruned(module, name):
     prune.l1_unstructured(module, name, 0.5)
 
 
+def spectral(module, name):
+    """Torch's hook starts at random directions, along which a weight may be small and its multiple very large."""
+    torch.nn.utils.spectral_norm(module, name)
+    for hook in module._forward_pre_hooks.values():
+        if getattr(hook, "name", None) == name:
+            for _ in range(15):
+                hook.compute_weight(module, do_power_iteration=True)
+
+
 def old(how):
     def apply(module, name):
         with warnings.catch_warnings():
@@ -29,7 +38,7 @@ def old(how):
 WAYS = {
     "prune": pruned,
     "weight_norm_of_hooks": old(torch.nn.utils.weight_norm),
-    "spectral_norm_of_hooks": old(torch.nn.utils.spectral_norm),
+    "spectral_norm_of_hooks": old(spectral),
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "orthogonal": parametrizations.orthogonal,
