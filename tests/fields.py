@@ -60,6 +60,18 @@ class HalfDecay(Half, neuralosc.GRUDecay):
     pass
 
 
+class SmoothBayes(neuralosc.GRUBayes):
+    """With tanh for the relu in the right-hand side, across whose kinks a gradient is no better than a step is long."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.p[1] = nn.Tanh()
+
+
+class HalfBayes(Half, SmoothBayes):
+    pass
+
+
 def per_channel(hidden, low, high):
     return torch.linspace(low, high, hidden, dtype=torch.float64)
 
@@ -84,6 +96,9 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "gated_relaxation": neuralosc.GatedRelaxation,
     "gru_decay": HalfDecay,
     "gru_decay_unmasked": lambda i, h: neuralosc.GRUDecay(i, h, masked=False),
+    "gru_bayes": lambda i, h: HalfBayes(i, h, 5, 3),
+    "gru_bayes_minimal": lambda i, h: SmoothBayes(i, h, 5, 3, full=False, logvar=False, masked=False),
+    "gru_bayes_alone": lambda i, h: neuralosc.GRUBayes(i, h, 5, 3, impute=False, masked=False),
     "lstm_flow": neuralosc.LSTMFlow,
     "lstm_drive": neuralosc.LSTMDrive,
     "orthogonal": neuralosc.Orthogonal,

@@ -79,6 +79,7 @@ MODELS = [
     "rnn",
     "gru",
     "grud",
+    "gruodebayes",
     "lipschitz",
     "antisymmetric",
     "lem",

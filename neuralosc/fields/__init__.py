@@ -1,5 +1,6 @@
 """The vector fields of the named networks, and the base classes for one's own."""
 
+from neuralosc.fields.bayes import GRUBayes
 from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
@@ -15,6 +16,7 @@ from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
 __all__ = [
     "Antisymmetric",
     "DenseHamiltonian",
+    "GRUBayes",
     "GRUDecay",
     "GatedRelaxation",
     "Hamiltonian",

@@ -7,6 +7,7 @@ from neuralosc.named import linoss as linoss
 from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.grud import GRUD
+from neuralosc.named.gruodebayes import GRUODEBayes
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
@@ -28,6 +29,7 @@ __all__ = [
     "CayleyRNN",
     "CoRNN",
     "ExpRNN",
+    "GRUODEBayes",
     "HamiltonianRNN",
     "LipschitzRNN",
     "NoisyRNN",

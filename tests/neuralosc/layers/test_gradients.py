@@ -157,7 +157,8 @@ def test_per_sample_gradients_do_not_mix(field_name, make_field):
         rnn = ContinuousRNN(make_field(field_name), solver, 0.3)
         x = torch.randn(3, 3, 2, dtype=F64, requires_grad=True)
         (gradient,) = torch.autograd.grad(rnn(x)[0][1].sum(), x)
-        assert float(gradient[1].abs().min()) > 0
+        # Where relu is 0, or a feature was not seen, there is none.
+        assert float(gradient[1].abs().max()) > 0
         # Shared step sizes tie the samples of an adaptive solve together, by less than its tolerance.
         bound = 0.0 if solver == "rk4" else 1e-5
         assert float(gradient[[0, 2]].abs().max()) <= bound
