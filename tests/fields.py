@@ -106,6 +106,8 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,
     "liquid": lambda i, h: neuralosc.LiquidTimeConstant(i, h, tau=per_channel(h, 0.5, 2.0)),
+    "jump_gru": lambda i, h: neuralosc.JumpGRU(i, h, units=5),
+    "jump_gru_unit": lambda i, h: neuralosc.JumpGRU(i, h, "gru_unit", units=5, gate_units=4),
     "noisy_lipschitz": lambda i, h: neuralosc.Noisy(neuralosc.Lipschitz(i, h, gamma=0.3), 0.2, 0.3),
     "noisy_oscillator": lambda i, h: neuralosc.Noisy(
         neuralosc.Oscillator(i, h, gamma=1.7, epsilon=0.6, coupled=False),

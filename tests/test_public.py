@@ -87,6 +87,7 @@ MODELS = [
     "ltc",
     "noisy",
     "odelstm",
+    "odernn",
     "cayley",
     "exprnn",
     "cornn",

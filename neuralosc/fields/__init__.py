@@ -4,6 +4,7 @@ from neuralosc.fields.bayes import GRUBayes
 from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
+from neuralosc.fields.jump_gru import JumpGRU
 from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
 from neuralosc.fields.lstm import LSTMDrive, LSTMFlow
@@ -21,6 +22,7 @@ __all__ = [
     "GatedRelaxation",
     "Hamiltonian",
     "HamiltonianOscillator",
+    "JumpGRU",
     "LSTMDrive",
     "LSTMFlow",
     "LeakyIntegrator",

@@ -12,6 +12,7 @@ from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
 from neuralosc.named.noisy import NoisyRNN
+from neuralosc.named.ode_rnn import ODERNN
 from neuralosc.named.odelstm import ODELSTM
 from neuralosc.named.orthogonal import CayleyRNN, ExpRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
@@ -24,6 +25,7 @@ __all__ = [
     "LSTM",
     "LTC",
     "ODELSTM",
+    "ODERNN",
     "RNN",
     "AntisymmetricRNN",
     "CayleyRNN",

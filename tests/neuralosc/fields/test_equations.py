@@ -37,6 +37,8 @@ STRUCTURES = {
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},
     "leaky": set(),
     "liquid": {"quasilinear"},
+    "jump_gru": {"impulsive"},
+    "jump_gru_unit": {"impulsive"},
     "noisy_lipschitz": {"semilinear", "stochastic"},
     "noisy_oscillator": {"partitioned", "semilinear", "conformal", "newtonian", "stochastic"},
 }
