@@ -176,7 +176,9 @@ class JumpGRU(VectorField):
     def jump(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The state after a sample."""
         current = u[..., :-1] if self.masked else u
+        after: Tensor
         if isinstance(self.gates, GatedRelaxation):
+            # An Euler step of length 1.
             after = state + self.gates(t, state, current)
         else:
             after = self.gates(state, current)

@@ -8,6 +8,7 @@ from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.grud import GRUD
 from neuralosc.named.gruodebayes import GRUODEBayes
+from neuralosc.named.latent_ode import LatentODE
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
 from neuralosc.named.neurons import CTRNN, LTC
@@ -33,6 +34,7 @@ __all__ = [
     "ExpRNN",
     "GRUODEBayes",
     "HamiltonianRNN",
+    "LatentODE",
     "LipschitzRNN",
     "NoisyRNN",
     "TorchGRU",

@@ -8,6 +8,8 @@ import solvers
 from neuralosc import JumpGRU
 from solvers.base.control import Held
 
+TOLERANCE = 1e-9
+
 #: Names of the linear maps of the published unit.
 GATES = ("update_gate", "reset_gate", "new_state_net")
 
@@ -74,14 +76,24 @@ def euler_points(a, b, least):
     return torch.linspace(a, b, count, dtype=torch.float64).tolist()
 
 
-def published_run(field, u, spans, least):
-    """The published loop: for each (a, b, sample) Euler's steps from a to b, then the jump; the states after each."""
+def published_run(field, u, spans, least, sense=1):
+    """The published loop: for each (a, b, sample) Euler's steps from a to b, then the jump; the states after each.
+
+    Under `sense` -1 the clock of the field runs against theirs.
+    """
     state = u.new_zeros(len(u), field.components, field.hidden_size)
     euler, states = solvers.get("euler"), []
     for a, b, sample in spans:
         points = euler_points(a, b, least)
         for t, end in itertools.pairwise(points):
-            state = euler.step(field, t, end - t, state, Held(u[:, sample]))
+            state = euler.step(field, t, sense * (end - t), state, Held(u[:, sample]))
         state = field.jump(b, state, u[:, sample])
         states.append(state)
     return torch.stack(states, 1)
+
+
+def check(loss, pairs, relative_error):
+    """The gradient of every tensor against the golden one."""
+    gradients = torch.autograd.grad(loss, [tensor for tensor, _ in pairs])
+    for gradient, (_, golden) in zip(gradients, pairs, strict=True):
+        assert relative_error(gradient, golden) <= TOLERANCE

@@ -11,15 +11,7 @@ from solvers.base.control import Held
 from tests.neuralosc import published_ode_rnn as published
 
 F64 = torch.float64
-TOLERANCE = 1e-9
 NAN = float("nan")
-
-
-def check(loss, pairs, relative_error):
-    """The gradient of every tensor against the golden one."""
-    gradients = torch.autograd.grad(loss, [tensor for tensor, _ in pairs])
-    for gradient, (_, golden) in zip(gradients, pairs, strict=True):
-        assert relative_error(gradient, golden) <= TOLERANCE
 
 
 def test_the_published_unit(golden, relative_error):
@@ -36,10 +28,10 @@ def test_the_published_unit(golden, relative_error):
     names = {"y": found[..., 0, :], "std": found[..., 1, :], "unmasked": other[..., 0, :]}
     names["unmasked_std"] = other[..., 1, :]
     for name, value in names.items():
-        assert relative_error(value, g[name]) <= TOLERANCE
+        assert relative_error(value, g[name]) <= published.TOLERANCE
     loss = sum((value * g[f"loss_weight{'' if name == 'y' else f'_{name}'}"]).sum() for name, value in names.items())
     inputs = [(x, g["grad_x"]), (mean, g["grad_y_mean"]), (std, g["grad_y_std"])]
-    check(loss, inputs + published.unit_pairs(masked.gates, g, "", gradients=True), relative_error)
+    published.check(loss, inputs + published.unit_pairs(masked.gates, g, "", gradients=True), relative_error)
     # The case has what the rule is about: samples of which nothing was seen.
     assert (g["mask"].sum(-1) == 0).any() and (g["y_std"] < 0).any()
 
@@ -62,12 +54,12 @@ def test_the_published_run(golden, relative_error):
     predicted = torch.cat((x[:, :1], decoder(mean)[:, :-1]), 1).unsqueeze(0)
     names = {"y": mean.transpose(0, 1).unsqueeze(0), "std": std[:, -1].unsqueeze(0), "prediction": predicted}
     for name, value in names.items():
-        assert relative_error(value, g[name]) <= TOLERANCE
+        assert relative_error(value, g[name]) <= published.TOLERANCE
     loss = sum((value * g[f"loss_weight{'' if name == 'y' else f'_{name}'}"]).sum() for name, value in names.items())
     pairs = published.network_pairs(field.net, g, nets[0], gradients=True)
     pairs += published.unit_pairs(field.gates, g, nets[1], gradients=True)
     pairs += published.network_pairs(decoder, g, "decoder_", gradients=True)
-    check(loss, [(x, g["grad_x"]), *pairs], relative_error)
+    published.check(loss, [(x, g["grad_x"]), *pairs], relative_error)
 
 
 def test_the_baseline_of_neural_cdes(golden, relative_error):
@@ -101,9 +93,9 @@ def test_the_baseline_of_neural_cdes(golden, relative_error):
         states.append(h[:, 0])
     end = torch.stack(states, 1)[torch.arange(len(h)), g["final_index"]]
     y = readout(end)
-    assert relative_error(y, g["y"]) <= TOLERANCE and relative_error(end, g["h_final"]) <= TOLERANCE
+    assert relative_error(y, g["y"]) <= published.TOLERANCE and relative_error(end, g["h_final"]) <= published.TOLERANCE
     loss = (y * g["loss_weight"]).sum() + (end * g["loss_weight_h_final"]).sum()
-    check(loss, pairs("grad_"), relative_error)
+    published.check(loss, pairs("grad_"), relative_error)
 
 
 def drawn(update, masked=False, features=2, hidden=3):
