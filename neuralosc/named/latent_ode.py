@@ -12,12 +12,13 @@ from torch.nn import functional
 
 import solvers
 from neuralosc import arguments
-from neuralosc.fields.jump_gru import draw_, tanh_network
+from neuralosc.fields.jump_gru import JumpGRU, draw_, tanh_network
 from neuralosc.fields.parameters import number
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
+from neuralosc.layers.missing import shown
+from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import directions
-from neuralosc.named.ode_rnn import ODERNN
 from solvers.base.values import exact, finite
 from solvers.errors import InputError
 from solvers.protocol import Time
@@ -107,18 +108,10 @@ class LatentODE(nn.Module):
         self.latent_size = arguments.count("latent_size", latent_size)
         self.dt = arguments.positive("dt", dt)
         self.max_dt = None if max_dt is None else arguments.positive("max_dt", max_dt)
-        self.encoder = ODERNN(
-            input_size,
-            arguments.count("encoder_size", encoder_size),
-            dt=dt,
-            update=update,
-            field_layers=encoder_layers,
-            units=units,
-            gate_units=gate_units,
-            solver=encoder_solver,
-            substeps=encoder_substeps,
-            missing="mask",
-        )
+        arguments.count("encoder_size", encoder_size)
+        shown_size = shown("mask", input_size)
+        field = JumpGRU(shown_size, encoder_size, update, encoder_layers, units, gate_units, masked=True)
+        self.encoder = ContinuousRNN(field, encoder_solver, dt, encoder_substeps, missing="mask")
         read = self.encoder.components * encoder_size
         self.transform = nn.Sequential(nn.Linear(read, 100), nn.Tanh(), nn.Linear(100, 2 * latent_size))
         self.flow = Flow(latent_size, units, field_layers)
