@@ -1,10 +1,12 @@
 """Continuous-time recurrent networks: a vector field, a solver and a gradient, chosen independently."""
 
 from neuralosc.data.collate import Batch, Collator, collate
-from neuralosc.field import Partitioned, Semilinear, VectorField
+from neuralosc.field import ClosedForm, Partitioned, Semilinear, VectorField
 from neuralosc.fields import (
     Antisymmetric,
+    ClosedFormContinuous,
     DenseHamiltonian,
+    FadingGRU,
     GatedRelaxation,
     GRUBayes,
     GRUDecay,
@@ -14,10 +16,12 @@ from neuralosc.fields import (
     LeakyIntegrator,
     LinearOscillator,
     Lipschitz,
+    LiquidSynapses,
     LiquidTimeConstant,
     LSTMDrive,
     LSTMFlow,
     Multiscale,
+    MultiscaleTraces,
     Noisy,
     Orthogonal,
     Oscillator,
@@ -34,6 +38,7 @@ from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import Solution
 from neuralosc.layers.stream import Stream
 from neuralosc.named import (
+    CTGRU,
     CTRNN,
     GRU,
     GRUD,
@@ -45,12 +50,14 @@ from neuralosc.named import (
     RNN,
     AntisymmetricRNN,
     CayleyRNN,
+    CfC,
     CoRNN,
     ExpRNN,
     GRUODEBayes,
     HamiltonianRNN,
     LatentODE,
     LipschitzRNN,
+    LTCSynapse,
     NoisyRNN,
     TorchGRU,
     UnICORNN,
@@ -62,6 +69,7 @@ from neuralosc.version import __version__
 from solvers.errors import InputError
 
 __all__ = [
+    "CTGRU",
     "CTRNN",
     "GRU",
     "GRUD",
@@ -77,11 +85,15 @@ __all__ = [
     "Baseline",
     "Batch",
     "CayleyRNN",
+    "CfC",
+    "ClosedForm",
+    "ClosedFormContinuous",
     "CoRNN",
     "Collator",
     "ContinuousRNN",
     "DenseHamiltonian",
     "ExpRNN",
+    "FadingGRU",
     "GRUBayes",
     "GRUDecay",
     "GRUODEBayes",
@@ -93,6 +105,7 @@ __all__ = [
     "JumpGRU",
     "LSTMDrive",
     "LSTMFlow",
+    "LTCSynapse",
     "LatentODE",
     "LeakyIntegrator",
     "LinOSS",
@@ -101,9 +114,11 @@ __all__ = [
     "LinearOscillator",
     "Lipschitz",
     "LipschitzRNN",
+    "LiquidSynapses",
     "LiquidTimeConstant",
     "ModelCard",
     "Multiscale",
+    "MultiscaleTraces",
     "Noisy",
     "NoisyRNN",
     "Orthogonal",

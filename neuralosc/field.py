@@ -218,6 +218,38 @@ class Relaxing(VectorField):
         return DiagonalOperator(-rate), rate * target.unsqueeze(-2)
 
 
+class ClosedForm(VectorField):
+    """A field that says itself where an interval leads: x(t + dt) = propagate(t, dt, x, u), u being the input in it.
+
+    Its map need not solve any differential equation: such a field has no `forward`, and an interval is one step. Where
+    it does solve one exactly, the field has that right-hand side as well and declares itself differential, too.
+    """
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """Adds closed_form."""
+        return super().structure | {"closed_form"}
+
+    def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
+        """None, but for a field that is differential, too."""
+        raise InputError(
+            f"{type(self).__name__} is a closed form alone and has no right-hand side: call propagate(t, dt, state, u)"
+        )
+
+    def propagate(self, t: Time, dt: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The state after an interval, the shape of `state`.
+
+        Args:
+            t: time at its start, a number or a tensor `(*batch, 1)`.
+            dt: its length, a number or what broadcasts against `(*batch, hidden)`, times the `time_scale()`.
+            state: `(*batch, components, hidden)`.
+            u: input current in it, `(*batch, channels)`.
+        """
+        raise InputError(
+            f"{type(self).__name__} defines no propagate(t, dt, state, u): return the state after the interval"
+        )
+
+
 class Semilinear(VectorField):
     """A field f = L x + N(t, x, u) whose linear part is known in closed form.
 

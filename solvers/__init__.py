@@ -10,6 +10,7 @@ package names no network and can be used without any.
 from solvers.methods import explicit as explicit
 from solvers.methods import exponential as exponential
 from solvers.methods import relaxing as relaxing
+from solvers.methods import closed_form as closed_form
 from solvers.methods import imex as imex
 from solvers.methods import implicit as implicit
 from solvers.adaptive import native_implicit as native_implicit

@@ -1,7 +1,7 @@
 """What a solver may ask of a field.
 
-Only `forward` is required. The rest is structure: a field declares it in `structure`, and a solver lists in `needs`
-what it cannot do without. Nothing is guessed from the presence of a method.
+Only `forward` is required, or `propagate` in its stead. The rest is structure: a field declares it in `structure`, and
+a solver lists in `needs` what it cannot do without. Nothing is guessed from the presence of a method.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ STRUCTURES = {
     "linear": "a semilinear field whose N(t, u) does not see the state",
     "relaxing": "relaxation(place, t, components, u), rate r and target m of the component x' = r (m - x) at a place",
     "hamiltonian": "a scalar energy(state, u)",
+    "closed_form": "propagate(t, dt, state, u), the state after a time dt in which the input is u",
+    "differential": "a right-hand side forward(t, state, u), which propagate, where there is one, solves exactly",
     "impulsive": "jump(t, state, u), the state after a sample from the one before it",
     "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",
 }
@@ -54,11 +56,22 @@ class Field(Protocol):
 
 
 def structure(field: object) -> frozenset[str]:
-    """The structures that `field` declares (none for a bare function), and those that they imply."""
+    """The structures that `field` declares (none for a bare function), and those that they imply.
+
+    Every field is differential but one that declares a closed_form and not that: its map is all that there is.
+    """
     declared = frozenset(getattr(field, "structure", ()))
+    if "closed_form" not in declared:
+        declared |= {"differential"}
     if declared & {"separable", "newtonian"}:
         declared |= {"conformal"}
     return declared | {"quasilinear"} if "semilinear" in declared else declared
+
+
+def instantaneous(field: object) -> bool:
+    """Whether a sample acts on the state in no time: by a jump, or by a map that is no flow and free at 0."""
+    declared = structure(field)
+    return "impulsive" in declared or "differential" not in declared
 
 
 def describe(field: object) -> str:

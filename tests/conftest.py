@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import solvers
+from solvers.protocol import structure
 from tests.fields import FIELDS, make_field
 from tests.measures import relative_error
 
@@ -20,9 +21,15 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 
 
 def pytest_generate_tests(metafunc):
-    """`field_name` runs a test for every field; `pairing` for every field and each registered solver that fits it."""
+    """`field_name` runs a test for every field; `pairing` for every field and each registered solver that fits it.
+
+    `equation_name` leaves out the fields without a right-hand side.
+    """
     if "field_name" in metafunc.fixturenames:
         metafunc.parametrize("field_name", list(FIELDS))
+    if "equation_name" in metafunc.fixturenames:
+        equations = [name for name in FIELDS if "differential" in structure(make_field(name))]
+        metafunc.parametrize("equation_name", equations)
     if "pairing" in metafunc.fixturenames:
         pairs = [(name, solver) for name in FIELDS for solver in solvers.compatible(make_field(name))]
         # An order-2 pair takes hundreds of steps an interval: one field is enough for it.

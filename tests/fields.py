@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import neuralosc
+import solvers
 
 
 def pendulum_energy(state, u):
@@ -108,6 +109,11 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "liquid": lambda i, h: neuralosc.LiquidTimeConstant(i, h, tau=per_channel(h, 0.5, 2.0)),
     "jump_gru": lambda i, h: neuralosc.JumpGRU(i, h, units=5),
     "jump_gru_unit": lambda i, h: neuralosc.JumpGRU(i, h, "gru_unit", units=5, gate_units=4),
+    "closed_form": lambda i, h: neuralosc.ClosedFormContinuous(i, h, backbone_layers=2, backbone_units=5),
+    "closed_form_pure": lambda i, h: neuralosc.ClosedFormContinuous(i, h, "pure", 0, mixed_memory=True),
+    "multiscale_traces": lambda i, h: neuralosc.MultiscaleTraces(i, h, scales=3),
+    "fading_gru": neuralosc.FadingGRU,
+    "synapses": neuralosc.LiquidSynapses,
     "noisy_lipschitz": lambda i, h: neuralosc.Noisy(neuralosc.Lipschitz(i, h, gamma=0.3), 0.2, 0.3),
     "noisy_oscillator": lambda i, h: neuralosc.Noisy(
         neuralosc.Oscillator(i, h, gamma=1.7, epsilon=0.6, coupled=False),
@@ -117,6 +123,12 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
         learned=True,
     ),
 }
+
+
+def fitting(field: neuralosc.VectorField, solver: str) -> str:
+    """The solver, or where it does not work with a field the first one that does."""
+    able = solvers.compatible(field)
+    return solver if solver in able else able[0]
 
 
 def make_field(name: str, input_size: int = 2, hidden_size: int = 3) -> neuralosc.VectorField:

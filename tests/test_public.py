@@ -34,6 +34,7 @@ SOLVERS = [
     "lawson4",
     "strang",
     "relaxation_euler",
+    "closed_form",
     "imex_euler",
     "imex_midpoint",
     "ars222",
@@ -76,6 +77,8 @@ SOLVERS = [
 GRADIENTS = ["backprop", "adjoint", "checkpoint", "reversible"]
 MODELS = [
     "linoss",
+    "cfc",
+    "ctgru",
     "rnn",
     "gru",
     "grud",
@@ -85,6 +88,7 @@ MODELS = [
     "lem",
     "ctrnn",
     "ltc",
+    "ltc_synapse",
     "noisy",
     "odelstm",
     "odernn",

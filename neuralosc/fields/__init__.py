@@ -1,7 +1,9 @@
 """The vector fields of the named networks, and the base classes for one's own."""
 
 from neuralosc.fields.bayes import GRUBayes
+from neuralosc.fields.closed_form import ClosedFormContinuous
 from neuralosc.fields.decay import GRUDecay
+from neuralosc.fields.fading import FadingGRU, MultiscaleTraces
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
 from neuralosc.fields.jump_gru import JumpGRU
@@ -13,10 +15,13 @@ from neuralosc.fields.neurons import LeakyIntegrator, LiquidTimeConstant
 from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.orthogonal import Orthogonal
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
+from neuralosc.fields.synapses import LiquidSynapses
 
 __all__ = [
     "Antisymmetric",
+    "ClosedFormContinuous",
     "DenseHamiltonian",
+    "FadingGRU",
     "GRUBayes",
     "GRUDecay",
     "GatedRelaxation",
@@ -28,8 +33,10 @@ __all__ = [
     "LeakyIntegrator",
     "LinearOscillator",
     "Lipschitz",
+    "LiquidSynapses",
     "LiquidTimeConstant",
     "Multiscale",
+    "MultiscaleTraces",
     "Noisy",
     "Orthogonal",
     "Oscillator",

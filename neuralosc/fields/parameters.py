@@ -151,6 +151,14 @@ def uniform_(parameters: Sequence[Tensor | None], fan_in: int) -> None:
             nn.init.uniform_(parameter, -bound, bound)
 
 
+def xavier_(parameters: Sequence[Tensor], fan_in: int, fan_out: int) -> None:
+    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)), Xavier's, for parts of one matrix of these sizes."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.uniform_(-bound, bound)
+
+
 def skew_mix(matrix: Tensor, beta: float, gamma: float) -> Tensor:
     """beta (M - M^T) + (1 - beta)(M + M^T) - gamma I.
 

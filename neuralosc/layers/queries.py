@@ -18,7 +18,7 @@ from solvers.base.control import Held, mixed
 from solvers.base.sharing import refresh
 from solvers.base.values import working
 from solvers.errors import InputError
-from solvers.protocol import ControlPath
+from solvers.protocol import ControlPath, instantaneous
 
 if TYPE_CHECKING:
     from neuralosc.layers.solution import Solution
@@ -101,7 +101,7 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor, causal: 
     """States of one field at times `(batch, times)` of its own clock.
 
     Every query is a row of its own: it starts at the sample before its time, and all rows take one interval together.
-    Where the state jumps at the samples, the one at the time of a sample is the one after it.
+    Where samples act in no time, the state at the time of a sample is the one after it.
     """
     x, dt = solution.inputs[index], rnn.dts[-1]
     batch = x.shape[0]
@@ -111,7 +111,7 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor, causal: 
     field = rnn.layer(index)
     samples, asked = times[:, 1:].detach().contiguous(), wanted.detach().to(times).contiguous()
     # The sample at a time itself is known then.
-    place = torch.searchsorted(samples, asked, right=causal or "impulsive" in field.structure)
+    place = torch.searchsorted(samples, asked, right=causal or instantaneous(field))
     rows = torch.arange(batch, device=x.device).unsqueeze(1).expand_as(place).reshape(-1)
     interval, count = place.reshape(-1), exact.shape[1]
     run_through = solution.trajectories[index].states()

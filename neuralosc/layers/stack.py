@@ -18,10 +18,11 @@ from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.missing import Memory
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
+from solvers.base.pairing import check_steps
 from solvers.base.series import Series
 from solvers.base.values import concrete
 from solvers.errors import InputError
-from solvers.protocol import ControlPath, structure
+from solvers.protocol import ControlPath, instantaneous
 from solvers.run.solve import solve_paths
 
 #: What a recurrent layer takes besides its fields and the options of its solver.
@@ -77,6 +78,7 @@ class Stack(RecurrentLayer):
         self.max_dt = arguments.longest_step(max_dt)
         for field in self.fields:
             solvers.check(field, self.solver, self.gradient)
+            check_steps(field, self.substeps, None if isinstance(self.max_dt, str) else self.max_dt)
 
     @property
     def field(self) -> VectorField:
@@ -139,13 +141,13 @@ class Stack(RecurrentLayer):
 
     @property
     def jumps(self) -> bool:
-        """Whether a field jumps at the samples."""
-        return any("impulsive" in structure(field) for field in self.fields)
+        """Whether a sample acts on a field in no time."""
+        return any(instantaneous(field) for field in self.fields)
 
     def checked_after(
         self, memory: Memory | None, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Memory]:
-        """See `RecurrentLayer`; at a timespan of 0 a field still jumps, and without jumps a warning is due."""
+        """See `RecurrentLayer`; at a timespan of 0 a field still jumps; a warning is due where none does."""
         x, spans, valid, after = super().checked_after(memory, x, timespans, lengths)
         spans = spans if timespans is None or spans is None else self.felt(spans, valid, x.shape[0])
         return x, spans, valid, after

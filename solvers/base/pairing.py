@@ -12,8 +12,14 @@ from solvers.protocol import STRUCTURES, describe, structure
 
 
 def lacking(field: Any, solver: Solver) -> tuple[str, ...]:
-    """The structures that `solver` needs and `field` does not declare."""
-    return tuple(need for need in solver.needs if need not in structure(field))
+    """The structures that `solver` needs and `field` does not declare.
+
+    All that a field may declare is of a right-hand side, but for a closed form: without one nothing else is missed.
+    """
+    declared = structure(field)
+    if "differential" not in declared and "closed_form" not in solver.needs:
+        return ("differential",)
+    return tuple(need for need in solver.needs if need not in declared)
 
 
 def compatible(field: Any) -> list[str]:
@@ -55,6 +61,21 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
                 f"use one of {listed(able)}"
             )
         gradient.check(field, solver)
+
+
+def check_steps(field: Any, substeps: int, max_dt: float | None) -> None:
+    """Refuse to cut an interval where the map of a field is no flow: twice over half of it is another map.
+
+    Raises:
+        PairingError: more than one step in an interval, or a bound on the step.
+    """
+    if "differential" in structure(field) or (substeps == 1 and max_dt is None):
+        return
+    given, leave = (f"substeps is {substeps}", "substeps at 1") if substeps > 1 else (f"max_dt is {max_dt!r}", "it out")
+    raise PairingError(
+        f"{given}, and two steps of {describe(field)} are another map than one over both, since it is a closed form "
+        f"and no solution of a differential equation: leave {leave}"
+    )
 
 
 def _check_program(solver: Solver) -> None:

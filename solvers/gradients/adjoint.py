@@ -22,6 +22,7 @@ from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradients import stochastic
 from solvers.methods.impulsive import Impulsive
 from solvers.methods.stochastic import Stochastic
+from solvers.protocol import describe, structure
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class Adjoint(Gradient):
     quadrature: int = 0
 
     def check(self, field: Any, solver: Solver) -> None:
-        """Refuse settings that the stochastic adjoint does not know."""
+        """Refuse a field without a right-hand side, and settings that the stochastic adjoint does not know."""
+        if "differential" not in structure(field):
+            raise PairingError(
+                f"gradient 'adjoint' solves the adjoint of a differential equation, and {describe(field)} is a closed "
+                "form alone: use gradient 'backprop' or 'checkpoint'"
+            )
         wrong = [name for name in ("method", "seminorm", "quadrature") if getattr(self, name)]
         if isinstance(solver, Stochastic) and wrong:
             raise PairingError(

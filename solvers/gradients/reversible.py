@@ -17,6 +17,7 @@ from solvers.base.hidden import Watch
 from solvers.base.kept import Kept, Versions
 from solvers.base.leaves import Key, Leaves, linked_gradients
 from solvers.base.loop import Loop
+from solvers.base.pairing import compatible
 from solvers.base.segments import Cut
 from solvers.base.solver import SOLVERS, Solver
 from solvers.base.state import parts_of
@@ -76,10 +77,10 @@ class Reversible(Gradient):
     def check(self, field: Any, solver: Solver) -> None:
         """Refuse solvers without an inverse step on this field."""
         if not solver.undoes(field):
-            doing = [name for name in SOLVERS if SOLVERS[name].undoes(field)]
+            doing = [name for name in compatible(field) if SOLVERS[name].undoes(field)]
             raise PairingError(
                 f"gradient 'reversible' needs a solver whose step can be undone on {describe(field)}, and "
-                f"{solver.name!r} is not one: use {listed(doing)}, or gradient 'checkpoint'"
+                f"{solver.name!r} is not one: use {f'{listed(doing)}, or ' if doing else ''}gradient 'checkpoint'"
             )
 
     def marks(self, starts: Sequence[int]) -> list[int]:

@@ -25,9 +25,9 @@ from solvers.base.gradient import Gradient, get_gradient
 from solvers.base.pairing import check
 from solvers.base.solver import Solver, get
 from solvers.base.values import exact, finite, host, working
-from solvers.errors import InputError, NumericalError
+from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradients.adjoint import Adjoint
-from solvers.protocol import ControlPath, Time, bind, check_arguments, describe
+from solvers.protocol import ControlPath, Time, bind, check_arguments, describe, structure
 from solvers.run.current import check_current
 from solvers.run.intervals import StepPlan, by_intervals
 from solvers.run.sampled import Sampled, Segments, spans_of
@@ -123,6 +123,10 @@ def integrate(
     check_arguments(f"field {describe(field)!r}", field, ("t", "state", "u"))
     solver = _with_tolerances(get(method), rtol, atol)
     chosen = get_gradient(gradient)
+    if "differential" not in structure(field):
+        raise PairingError(
+            f"integrate follows a right-hand side, and {describe(field)} is a closed form alone: use solvers.solve"
+        )
     check(field, solver, chosen)
     _check_steps(solver, substeps, dt, max_dt)
     watched = _events(events)

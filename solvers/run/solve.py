@@ -14,7 +14,7 @@ from solvers.base.control import Control, Paths
 from solvers.base.counted import Converted, Counted, Tally
 from solvers.base.gradient import Gradient
 from solvers.base.loop import Loop
-from solvers.base.pairing import check
+from solvers.base.pairing import check, check_steps
 from solvers.base.solver import Solver
 from solvers.base.substeps import Division, bounded
 from solvers.base.values import finite, non_finite_sample
@@ -133,6 +133,7 @@ def _stepped(
     jumps: bool,
     tally: Tally | None = None,
 ) -> Trajectory:
+    check_steps(field, substeps, max_dt)
     counted = Counted(bind(field))
     finer = clock.finer(state.dtype)
     if finer or not clock.tensors:

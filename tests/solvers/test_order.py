@@ -22,7 +22,11 @@ from tests.solvers.ode_problems import (
 PROBLEMS = [LinearOscillator, DrivenOscillator, TimedOscillator, Swirl, DampedSwirl, FirstOrder]
 # Methods for noise are measured against paths, not against a solution.
 #: Those for fields that relax have their own file, tests/solvers/methods/test_relaxing.py.
-FIXED = [info for info in solvers.available() if not info.adaptive and info.family not in ("stochastic", "relaxation")]
+FIXED = [
+    info
+    for info in solvers.available()
+    if not info.adaptive and info.family not in ("stochastic", "relaxation", "closed_form")
+]
 ADAPTIVE = [info for info in solvers.available() if info.adaptive]
 SPANS = [0.5, 0.7, 0.4]
 

@@ -39,6 +39,11 @@ STRUCTURES = {
     "liquid": {"quasilinear"},
     "jump_gru": {"impulsive"},
     "jump_gru_unit": {"impulsive"},
+    "closed_form": {"closed_form"},
+    "closed_form_pure": {"closed_form"},
+    "multiscale_traces": {"closed_form", "differential", "semilinear", "linear", "impulsive"},
+    "fading_gru": {"closed_form", "impulsive"},
+    "synapses": {"relaxing", "quasilinear"},
     "noisy_lipschitz": {"semilinear", "stochastic"},
     "noisy_oscillator": {"partitioned", "semilinear", "conformal", "newtonian", "stochastic"},
 }
@@ -57,6 +62,14 @@ def test_declared_structure(field_name, make_field):
 def test_the_parts_make_the_whole(field_name, make_field):
     field = make_field(field_name)
     state, u = point(field)
+    if "closed_form" in field.structure:
+        after = field.propagate(0.3, 1e-6, state, u)
+        assert after.shape == state.shape
+        if "differential" not in solvers.protocol.structure(field):
+            with pytest.raises(solvers.InputError, match="no right-hand side"):
+                field(0.3, state, u)
+            return
+        torch.testing.assert_close((after - state) / 1e-6, field(0.3, state, u), rtol=0, atol=1e-5)
     whole = field(0.3, state, u)
     assert whole.shape == state.shape
     if "partitioned" in field.structure:

@@ -19,7 +19,9 @@ from tests.solvers.compiled.paths import inputs
 F64 = torch.float64
 #: Solvers that choose their steps, or draw noise, have no step of a known size.
 STEPWISE = [
-    info.name for info in solvers.available() if not info.adaptive and info.family not in ("stochastic", "relaxation")
+    info.name
+    for info in solvers.available()
+    if not info.adaptive and info.family not in ("stochastic", "relaxation", "closed_form")
 ]
 FIELDS = {
     "undamped": lambda: neuralosc.LinearOscillator(2, 4, paired=True),
