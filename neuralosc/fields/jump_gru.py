@@ -9,14 +9,10 @@ from neuralosc import arguments
 from neuralosc.field import VectorField
 from neuralosc.fields.gated import GatedRelaxation
 from neuralosc.fields.parameters import choice
-from solvers.errors import InputError
 from solvers.protocol import Time
 
 #: Components of the state by how it is updated.
 UPDATES = {"gru": 1, "gru_unit": 2}
-
-#: Values that `missing="mask"` shows of each feature: what was seen last, whether it was now, the time since.
-SHOWN = 3
 
 
 def tanh_network(size: int, units: int, layers: int) -> nn.Sequential:
@@ -137,12 +133,7 @@ class JumpGRU(VectorField):
     ) -> None:
         super().__init__(input_size, hidden_size, UPDATES[choice("update", update, UPDATES)])
         self.masked = arguments.flag("masked", masked)
-        if masked and input_size % SHOWN:
-            raise InputError(
-                f"input_size is {input_size} and masked is True, expected a multiple of {SHOWN}: values, mask and "
-                'times since, as missing="mask" shows them'
-            )
-        features = input_size // SHOWN * 2 if masked else input_size
+        features = 2 * arguments.features_of("mask", input_size) if masked else input_size
         self.update = update
         self.net = tanh_network(hidden_size, units, field_layers)
         self.gates = (
@@ -163,7 +154,7 @@ class JumpGRU(VectorField):
         """What enters the gates; if `masked`, behind it 1 where any feature of a sample was seen, else 0."""
         if not self.masked:
             return self.gates.drive(x)
-        values, mask, _ = x.chunk(SHOWN, dim=-1)
+        values, mask, _ = x.chunk(3, dim=-1)
         u = self.gates.drive(torch.cat((values * mask, mask), dim=-1))
         return torch.cat((u, mask.amax(-1, keepdim=True).to(u.dtype)), dim=-1)
 

@@ -16,7 +16,6 @@ from neuralosc.fields.jump_gru import JumpGRU, draw_, tanh_network
 from neuralosc.fields.parameters import number
 from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
-from neuralosc.layers.missing import shown
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import directions
 from solvers.base.values import exact, finite
@@ -109,7 +108,7 @@ class LatentODE(nn.Module):
         self.dt = arguments.positive("dt", dt)
         self.max_dt = None if max_dt is None else arguments.positive("max_dt", max_dt)
         arguments.count("encoder_size", encoder_size)
-        shown_size = shown("mask", input_size)
+        shown_size = arguments.shown("mask", input_size)
         field = JumpGRU(shown_size, encoder_size, update, encoder_layers, units, gate_units, masked=True)
         self.encoder = ContinuousRNN(field, encoder_solver, dt, encoder_substeps, missing="mask")
         read = self.encoder.components * encoder_size
