@@ -35,6 +35,8 @@ from neuralosc.layers.linoss import LinOSS
 from neuralosc.layers.readout import READOUTS, Readout
 from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.layers.scaling import Scaler
+from neuralosc.layers.sequence_model import SequenceModel
 from neuralosc.layers.solution import Solution
 from neuralosc.layers.stream import Stream
 from neuralosc.named import (
@@ -128,7 +130,9 @@ __all__ = [
     "RecurrentLayer",
     "Relaxation",
     "Residual",
+    "Scaler",
     "Semilinear",
+    "SequenceModel",
     "Solution",
     "Step",
     "Stream",

@@ -173,6 +173,23 @@ class Collator:
         start = torch.tensor([row.start for row in rows], dtype=torch.float64)
         return Batch(x, spans, lengths, mask, start, _others([row.others for row in rows]), unit)
 
+    def samples(self, times: Any, name: str = "times") -> tuple[Times, np.ndarray]:
+        """The times of the samples of a series, in order and merged, and of each row the sample that it is in.
+
+        Raises:
+            InputError: times that cannot be used.
+        """
+        rows, order = self._sorted(read(times, name), name)
+        new = self._new(rows)
+        place = np.empty(len(rows), dtype=np.int64)
+        place[order] = np.cumsum(new) - 1
+        return rows[new], place
+
+    def _new(self, times: Times) -> np.ndarray:
+        """Which rows of sorted times begin a sample."""
+        new = np.concatenate(([True], times.gaps() > 0))[: len(times)]
+        return np.ones_like(new) if self.duplicates == "keep" else new
+
     def _row(self, one: Any, number: int, unit: Unit) -> _Row:
         times, values, observed, others = _taken_apart(one, number)
         name = f"times of series {number}"
@@ -223,8 +240,8 @@ class Collator:
         self, times: Times, values: np.ndarray, observed: np.ndarray, name: str
     ) -> tuple[Times, np.ndarray, np.ndarray]:
         """One sample of each time, or as many as there are."""
-        new = np.concatenate(([True], times.gaps() > 0))[: len(times)]
-        if new.all() or self.duplicates == "keep":
+        new = self._new(times)
+        if new.all():
             return times, values, observed
         if self.duplicates == "refuse":
             twice = np.flatnonzero(~new)

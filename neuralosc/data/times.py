@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import numbers
@@ -43,21 +44,54 @@ class Times:
         ticks: int64 or float64, `(samples,)`.
         tick: seconds in one of them, or None where times are numbers without a unit.
         eps: how finely such numbers were known, relative to themselves; 0 for double precision and integers.
+        kind: the type of dates or durations in NumPy; None of numbers.
     """
 
     ticks: np.ndarray
     tick: float | None
     eps: float = 0.0
+    kind: np.dtype[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ticks)
 
     def __getitem__(self, places: Any) -> Times:
-        return Times(self.ticks[places], self.tick, self.eps)
+        return dataclasses.replace(self, ticks=self.ticks[places])
 
     def gaps(self) -> np.ndarray:
         """Ticks from each sample to the next, exact for integers and dates, float64."""
         return np.diff(self.ticks).astype(np.float64)
+
+    @property
+    def what(self) -> str:
+        """What they are, in a word."""
+        return "numbers" if self.kind is None else "dates" if self.kind.kind == "M" else "durations"
+
+    def alike(self, others: Times, name: str) -> tuple[Times, Times]:
+        """Others and these in ticks of one size, exactly: the differences between them are had from those.
+
+        Args:
+            others: further times, called `name` in messages.
+
+        Raises:
+            InputError: they are of another kind: dates, durations or numbers; or too far from each other for both.
+        """
+        if self.what != others.what:
+            raise InputError(f"{name} are {others.what}, and the times of the samples {self.what}: give the same kind")
+        if self.kind is None or others.kind is None or self.kind == others.kind:
+            return others, self
+        common = np.promote_types(self.kind, others.kind)
+        size = SECONDS[np.datetime_data(common)[0]] * np.datetime_data(common)[1]
+        both = []
+        for times in (others, self):
+            values = times.ticks.view(times.kind)
+            finer = values.astype(common)
+            if not np.array_equal(finer.astype(times.kind), values):
+                raise InputError(
+                    f"{name} and the times of the samples have no common unit in 64 bits: give one of both"
+                )
+            both.append(Times(finer.view(np.int64), size, kind=common))
+        return both[0], both[1]
 
 
 def read(times: Any, name: str) -> Times:
@@ -145,7 +179,7 @@ def _dates(values: np.ndarray, name: str) -> Times:
         if kind == "m":
             raise InputError(f"{name} are durations in {unit}, which are of no one length: use days, 'm8[D]'")
         values, unit, count = values.astype("M8[D]"), "D", 1
-    return Times(values.view(np.int64).astype(np.int64), SECONDS[unit] * count)
+    return Times(values.view(np.int64).astype(np.int64), SECONDS[unit] * count, kind=values.dtype)
 
 
 @dataclass(frozen=True)

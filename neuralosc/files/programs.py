@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from neuralosc.layers.recurrent import RecurrentLayer, recurrent
+from neuralosc.layers.recurrent import RecurrentLayer, recurrent, stepped
 from solvers.errors import InputError, PairingError
 
 #: Samples in the batch that a program is recorded with; it takes any number.
@@ -48,13 +48,7 @@ class Step(nn.Module):
         self, x: Tensor, state: Tensor | None = None, timespan: Tensor | float | None = None
     ) -> tuple[Tensor, Any]:
         """The output `(batch, hidden)` after the sample x `(batch, input)`, and the state."""
-        step = getattr(self.rnn, "step", None)
-        if step is not None:
-            output, after = step(x, state, timespan)
-            return output, after
-        span = torch.as_tensor(timespan).expand(x.shape[:1]).unsqueeze(1) if timespan is not None else None
-        outputs, after = self.rnn(x.unsqueeze(1), state, span)
-        return outputs.squeeze(1), after
+        return stepped(self.rnn, x, state, timespan)
 
 
 def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = False) -> ExportedProgram:

@@ -92,6 +92,12 @@ def advance(
     return gathered(ends)
 
 
+def sample_times(rnn: Stack, solution: Solution) -> Tensor:
+    """The time of each sample on the clock that `states_at` goes by, `(batch, time)`; the last one in the padding."""
+    spans = solution.spans(len(solution.inputs) - rnn.directions)
+    return _exact(spans.expand(len(solution.inputs[-1]), -1)).cumsum(-1)
+
+
 def _exact(spans: Tensor) -> Tensor:
     """Timespans in the precision of clocks."""
     return spans.double() if spans.device.type != "mps" else spans

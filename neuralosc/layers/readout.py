@@ -179,6 +179,19 @@ class Readout(nn.Linear):
             input = inputs.without_padding(input, valid)
         return super().forward(self.pooling(input, valid))
 
+    def each(self, output: Tensor) -> Tensor:
+        """The answers to outputs `(.., features)`, each by itself.
+
+        Raises:
+            InputError: a kind whose answer is one to many outputs.
+        """
+        if self.kind not in ("last", "every"):
+            raise InputError(
+                f"the read-out {self.kind!r} answers to all samples together, and one of them, or one time, is asked "
+                "for: use 'last' or 'every'"
+            )
+        return super().forward(output)
+
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return f"{super().extra_repr()}, kind={self.kind!r}"

@@ -186,6 +186,30 @@ def single(x: Tensor, rnn: RecurrentLayer) -> Tensor:
     return series if rnn.missing != "error" else inputs.filled(series, rnn.missing)
 
 
+def stepped(rnn: RecurrentLayer, x: Tensor, state: Any, timespan: Tensor | float | None) -> tuple[Tensor, Any]:
+    """One sample `(batch, input)` at a time: what `step` of a layer does, also for one that has none.
+
+    Raises:
+        InputError: it cannot be fed so.
+    """
+    step = getattr(rnn, "step", None)
+    if step is not None:
+        output, after = step(x, state, timespan)
+        return output, after
+    if rnn.bidirectional:
+        raise InputError(
+            "a step does not know the samples to come, which a bidirectional network needs: call it on whole sequences"
+        )
+    if rnn.missing != "error":
+        raise InputError(
+            f"a step of a {type(rnn).__name__} remembers no earlier sample, which missing={rnn.missing!r} needs: make "
+            "it with missing='error' and give samples without NaN"
+        )
+    span = torch.as_tensor(timespan).expand(x.shape[:1]).unsqueeze(1) if timespan is not None else None
+    outputs, after = rnn(single(x, rnn), state, span)
+    return outputs.squeeze(1), after
+
+
 @functools.cache
 def _keywords(forward: Callable[..., Any]) -> tuple[str, ...] | None:
     """The names of what such a function takes after the module, or None if it takes any."""
@@ -212,6 +236,6 @@ def recurrent(rnn: Any) -> RecurrentLayer:
     if isinstance(rnn, RecurrentLayer):
         return rnn
     raise InputError(
-        f"rnn is a {type(rnn).__name__}, expected a recurrent layer of neuralosc: of a module that holds one, and a "
-        "read-out, give the layer, and keep the read-out by its state_dict"
+        f"rnn is a {type(rnn).__name__}, expected a recurrent layer of neuralosc: of a module that holds one, give the "
+        "layer; with a read-out it makes a neuralosc.SequenceModel"
     )
