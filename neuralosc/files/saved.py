@@ -1,4 +1,4 @@
-"""Saving and loading networks: weights and configuration in one safetensors file, nothing unpickled."""
+"""Saving and loading networks and models: weights and configuration in one safetensors file, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -11,29 +11,36 @@ import torch
 from torch import nn
 
 import solvers
+from neuralosc.files import descriptions
 from neuralosc.layers.recurrent import RecurrentLayer, recurrent
 from neuralosc.layers.rnn import ContinuousRNN
-from neuralosc.named.cards import make
+from neuralosc.layers.scaling import Scaler
+from neuralosc.layers.sequence_model import SequenceModel
 from neuralosc.version import __version__
 from solvers.errors import InputError
 
 FORMAT = "neuralosc 2"
 #: The one before, in which max_dt was in units of time and not a timespan.
 EARLIER = "neuralosc 1"
+#: Of a whole model.
+MODEL_FORMAT = "neuralosc model 1"
 
 
-def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> Path:
-    """Write the weights and the configuration of a network; the file appears whole or not at all.
+def save(
+    rnn: RecurrentLayer | SequenceModel, path: str | os.PathLike[str], metadata: dict[str, str] | None = None
+) -> Path:
+    """Write the weights and the configuration of a network or a model; the file appears whole or not at all.
 
     Args:
-        rnn: a named network, or one of your own field (then `load` needs one to load `into`).
+        rnn: a named network, or one of your own field (then `load` needs one to load `into`); or a `SequenceModel` of
+            one, with its scaling, its read-out and its unit of time.
         path: file to write.
         metadata: further text to keep with it.
 
     Raises:
         InputError: safetensors is not installed, or the folder does not exist.
     """
-    write, rnn = _safetensors().save, recurrent(rnn)
+    write, network = _safetensors().save, recurrent(rnn.rnn if isinstance(rnn, SequenceModel) else rnn)
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"cannot save to {target}: the folder {target.parent} does not exist; make it first")
@@ -42,13 +49,17 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata {key!r} is {value!r}, expected text: use str() or json.dumps")
-    solver = getattr(rnn, "solver", None)
+    solver = getattr(network, "solver", None)
     if isinstance(solver, solvers.Solver) and solver.name not in solvers.SOLVERS:
         raise InputError(f"solver {solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
-    header = {**(metadata or {}), "format": FORMAT, "version": __version__, "config": json.dumps(rnn.config)}
-    if rnn.config is None:
-        header["settings"] = json.dumps(_settings(rnn))
+    header = {**(metadata or {}), "version": __version__}
+    if isinstance(rnn, SequenceModel):
+        header |= {"format": MODEL_FORMAT, "config": json.dumps(descriptions.described(rnn))}
+    else:
+        header |= {"format": FORMAT, "config": json.dumps(rnn.config)}
+        if rnn.config is None:
+            header["settings"] = json.dumps(descriptions.settings(rnn))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(write(tensors, metadata=header))
@@ -58,13 +69,16 @@ def save(rnn: RecurrentLayer, path: str | os.PathLike[str], metadata: dict[str, 
     return target
 
 
-def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> ContinuousRNN | Any:
-    """Read what `save` wrote: a ContinuousRNN, or whatever other named network was saved.
+def load(
+    path: str | os.PathLike[str], into: RecurrentLayer | SequenceModel | None = None
+) -> ContinuousRNN | SequenceModel | Any:
+    """Read what `save` wrote: a ContinuousRNN, whatever other named network was saved, or a `SequenceModel`.
 
     Args:
         path: the file.
-        into: a network of your own field to load the weights into; named networks are built anew without it. It must
-            have what the saved one was computed with (dt, solver, control, ..), which the weights alone do not say.
+        into: a network of your own field, or a model of one, to load the weights into; named networks are built anew
+            without it. It must have what the saved one was computed with (dt, solver, control, ..), which the weights
+            alone do not say.
 
     Raises:
         InputError: no such file, a file of another kind, a damaged one, or weights or settings that do not fit.
@@ -73,20 +87,31 @@ def load(path: str | os.PathLike[str], into: RecurrentLayer | None = None) -> Co
     tensors, header = _read(source)
     if header.get("format") == EARLIER:
         header = _renewed(header)
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, MODEL_FORMAT):
         raise InputError(
             f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
-            f"expected {FORMAT!r}): give a file that neuralosc.save wrote"
+            f"expected {FORMAT!r} or {MODEL_FORMAT!r}): give a file that neuralosc.save wrote"
         )
+    whole = header["format"] == MODEL_FORMAT
     if into is None:
-        rnn = _rebuild(source, header.get("config", ""), tensors)
+        made = _rebuild(source, header.get("config", ""), tensors, whole)
+        _check_scales(made, tensors, source)
         # Each tensor keeps the precision in which it was saved.
-        rnn.load_state_dict(tensors, assign=True)
-        return rnn
-    _fit(recurrent(into), tensors, source)
+        made.load_state_dict(tensors, assign=True)
+        return made
+    if whole != isinstance(_network_or_model(into), SequenceModel):
+        kinds = ("a network", "a SequenceModel")
+        raise InputError(f"{source} holds {kinds[whole]}, and into is {kinds[not whole]}: give the same")
+    _fit(into, tensors, source)
     _agree(into, header, source)
+    _check_scales(into, tensors, source)
     into.load_state_dict(tensors)
     return into
+
+
+def _network_or_model(given: Any) -> RecurrentLayer | SequenceModel:
+    """Refuse what is neither a recurrent layer nor a model of one."""
+    return given if isinstance(given, SequenceModel) else recurrent(given)
 
 
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -117,26 +142,22 @@ def _renewed(header: dict[str, str]) -> dict[str, str]:
     return changed
 
 
-def _rebuild(source: Path, written: str, tensors: dict[str, Any]) -> RecurrentLayer:
-    """The network of a stored configuration, with weights drawn from a stream of its own."""
+def _rebuild(source: Path, written: str, tensors: dict[str, Any], whole: bool) -> RecurrentLayer | SequenceModel:
+    """The network, or the whole model, of a stored configuration, with weights drawn from a stream of its own."""
     try:
         config = json.loads(written)
-        if config is None:
+        if (config["rnn"] if whole else config) is None:
             raise InputError(
-                f"{source} holds the weights of a network with a field of its own: make that network and "
-                "call neuralosc.load(path, into=rnn)"
+                f"{source} holds the weights of a network with a field of its own: make that network"
+                f"{' and its model' if whole else ''} and call neuralosc.load(path, into={'model' if whole else 'rnn'})"
             )
-        settings = dict(config)
-        name, layers = settings.pop("model"), settings.get("num_layers", 1)
-        if isinstance(layers, int) and layers > len(tensors):
-            raise InputError(f"it has num_layers {layers}, and the file {len(tensors)} tensors in all")
+        build = descriptions.model if whole else descriptions.network
         with torch.device("meta"):
             # Its shapes alone: a few bytes of configuration could ask for any amount of memory.
-            _fit(make(name, **settings), tensors, source)
+            _fit(build(config, len(tensors)), tensors, source)
         with torch.random.fork_rng(devices=[]):
-            rnn: RecurrentLayer = make(name, **settings)
-            return rnn
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+            return build(config, len(tensors))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
         if isinstance(error, InputError) and str(source) in str(error):
             raise
         reason = " ".join(str(error).split())
@@ -150,22 +171,24 @@ def _rebuild(source: Path, written: str, tensors: dict[str, Any]) -> RecurrentLa
 _FREE = ("gradient", "dropout", "missing")
 
 
-def _settings(rnn: RecurrentLayer) -> dict[str, Any]:
-    """What the outputs of a network depend on besides its weights, as far as it is known."""
-    if rnn.config is not None:
-        return rnn.config
-    shape = {name: getattr(rnn, name) for name in ("num_layers", "bidirectional", "residual") if hasattr(rnn, name)}
-    choices = getattr(rnn, "choices", None)
-    return {**shape, **({} if choices is None else choices())}
+def _all_settings(given: RecurrentLayer | SequenceModel) -> dict[str, Any]:
+    return _flat(descriptions.described(given)) if isinstance(given, SequenceModel) else descriptions.settings(given)
 
 
-def _agree(rnn: RecurrentLayer, header: dict[str, str], source: Path) -> None:
-    """Refuse a network with other settings than those saved; older files have none of networks of own fields."""
+def _flat(description: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the network of a model beside those of its other parts."""
+    others = {name: value for name, value in description.items() if name not in ("rnn", "settings")}
+    return {**(description["rnn"] or description["settings"]), **others}
+
+
+def _agree(given: RecurrentLayer | SequenceModel, header: dict[str, str], source: Path) -> None:
+    """Refuse other settings than those saved; older files have none of networks of own fields."""
     try:
         saved = json.loads(header.get("config", "null")) or json.loads(header.get("settings", "{}"))
-        own = json.loads(json.dumps(_settings(rnn)))
+        saved = _flat(saved) if header["format"] == MODEL_FORMAT else saved
+        own = json.loads(json.dumps(_all_settings(given)))
         names = [name for name in saved if name in own and name not in _FREE and saved[name] != own[name]]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"the settings in {source} cannot be read ({type(error).__name__}): give a file that neuralosc.save wrote"
         ) from error
@@ -175,6 +198,15 @@ def _agree(rnn: RecurrentLayer, header: dict[str, str], source: Path) -> None:
             f"{', '.join(f'{name} {own[name]!r}' for name in names)}: make them equal, and use with_solver on what is "
             "loaded to change them"
         )
+
+
+def _check_scales(given: RecurrentLayer | SequenceModel, tensors: dict[str, Any], source: Path) -> None:
+    """Refuse a scale that is none."""
+    for name, scaler in given.named_modules():
+        if isinstance(scaler, Scaler):
+            mean, scale = tensors[f"{name}.mean"], tensors[f"{name}.scale"]
+            if not bool(torch.isfinite(mean).all() & torch.isfinite(scale).all() & (scale > 0).all()):
+                raise InputError(f"{source} holds a {name} with means or scales that are none")
 
 
 def _fit(rnn: nn.Module, tensors: dict[str, Any], source: Path) -> None:
