@@ -1,4 +1,4 @@
-"""Networks as programs: of torch.export, and of ONNX."""
+"""Networks and models as programs: of torch.export, and of ONNX."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from neuralosc.layers.readout import READOUTS
 from neuralosc.layers.recurrent import RecurrentLayer, recurrent, stepped
+from neuralosc.layers.sequence_model import SequenceModel
 from solvers.errors import InputError, PairingError
 
 #: Samples in the batch that a program is recorded with; it takes any number.
@@ -27,16 +30,17 @@ BATCH = 3
 class Step(nn.Module):
     """One step of a network as a module, which is what exporters take: `output, state = Step(rnn)(x, state, timespan)`.
 
-    See `ContinuousRNN.step`. A layer without a `step` of its own takes sequences of one sample.
+    See `ContinuousRNN.step`, and `SequenceModel.step` of a model. A layer without a `step` of its own takes sequences
+    of one sample.
 
     Args:
-        rnn: the network.
+        rnn: the network, or a model of one.
 
     Raises:
         InputError: it is bidirectional.
     """
 
-    def __init__(self, rnn: RecurrentLayer) -> None:
+    def __init__(self, rnn: RecurrentLayer | SequenceModel) -> None:
         super().__init__()
         if rnn.bidirectional:
             raise InputError(
@@ -47,24 +51,40 @@ class Step(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, timespan: Tensor | float | None = None
     ) -> tuple[Tensor, Any]:
-        """The output `(batch, hidden)` after the sample x `(batch, input)`, and the state."""
+        """The output `(batch, hidden)` after the sample x `(batch, input)`, of a model the answer, and the state."""
+        if isinstance(self.rnn, SequenceModel):
+            # Without timespans the program is one for samples a unit apart.
+            return self.rnn.step(x, state, 1.0 if timespan is None and self.rnn.collator is not None else timespan)
         return stepped(self.rnn, x, state, timespan)
 
 
-def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = False) -> ExportedProgram:
-    """The network for inference as a program of `torch.export`, for batches of any size.
+class _Whole(nn.Module):
+    """A model over whole sequences, called like a network."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, state: Tensor | None = None, timespans: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The answers, and the state."""
+        return self.model.run(x, state, timespans)
+
+
+def export(rnn: RecurrentLayer | SequenceModel, length: int | None = None, timespans: bool = False) -> ExportedProgram:
+    """The network, or a whole model, for inference as a program of `torch.export`, for batches of any size.
 
     What depends on parameters alone (matrix functions, inverses) is computed now and is a constant of the program.
     `torch.export.export(rnn, (x,))` gives one whose parameters can be trained.
 
     Args:
-        rnn: the network; its evaluation mode is exported.
+        rnn: the network, or a `SequenceModel`; its evaluation mode is exported.
         length: samples of a sequence; None for a program of a single step.
-        timespans: let the program take them; the time between two samples is dt otherwise.
+        timespans: let the program take them, in units of dt (of a model: `collator.unit`); 1 otherwise.
 
     Returns:
         a program `(x, state[, timespans]) -> (output, state)`: x `(batch, length, input)`, state as the network has
-        it, timespans `(batch, length)`; for a single step without the axis of time, as in `ContinuousRNN.step`.
+        it, timespans `(batch, length)`; for a single step without the axis of time, as in `ContinuousRNN.step`. Of a
+        model x is as measured, and in the place of the output there are the answers in the units of the targets.
 
     Raises:
         InputError: a step that needs more of the past than a state.
@@ -72,11 +92,12 @@ def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = Fal
     """
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise InputError(f"length is {length!r}, expected a positive integer, or None for a single step")
-    rnn = copy.deepcopy(recurrent(rnn)).eval()
-    like = next(rnn.parameters())
+    network = recurrent(rnn.rnn if isinstance(rnn, SequenceModel) else rnn)
+    rnn = copy.deepcopy(rnn).eval()
+    like = next(network.parameters())
     inner = () if length is None else (length,)
-    x, spans = like.new_zeros(BATCH, *inner, rnn.input_size), like.new_ones(BATCH, *inner)
-    module = Step(rnn) if length is None else rnn
+    x, spans = like.new_zeros(BATCH, *inner, network.input_size), like.new_ones(BATCH, *inner)
+    module = Step(rnn) if length is None else _Whole(rnn) if isinstance(rnn, SequenceModel) else rnn
     with torch.no_grad(), _quiet():
         _, state = module(x)
         if not isinstance(state, Tensor):
@@ -93,15 +114,18 @@ def export(rnn: RecurrentLayer, length: int | None = None, timespans: bool = Fal
 
 
 def export_onnx(
-    rnn: RecurrentLayer, path: str | os.PathLike[str], length: int | str | None = "any", timespans: bool = False
+    rnn: RecurrentLayer | SequenceModel,
+    path: str | os.PathLike[str],
+    length: int | str | None = "any",
+    timespans: bool = False,
 ) -> Path:
-    """Write the network for inference as an ONNX file, for batches of any size; see `export`.
+    """Write the network, or a whole model, for inference as an ONNX file, for batches of any size; see `export`.
 
     Needs the packages onnx and onnxscript. The inputs are x, state and, if asked for, timespans; the outputs are
-    output and next_state. The weights are in the file, up to the 2 GiB that such a file can hold.
+    output (of a model: answer) and next_state. The weights are in the file, up to the 2 GiB that such a file can hold.
 
     Args:
-        rnn: the network; its evaluation mode is exported.
+        rnn: the network, or a `SequenceModel`; its evaluation mode is exported.
         path: the file to write.
         length: "any": sequences of any length, as a Scan over the step; an integer: that length, unrolled; None: a
             single step.
@@ -116,10 +140,11 @@ def export_onnx(
         raise InputError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
     if isinstance(length, str) and length != "any":
         raise InputError(f"length is {length!r}, expected 'any', a positive integer, or None for a single step")
-    onnx, rnn = _onnx(), recurrent(rnn)
-    whole = not isinstance(length, str)
-    program = export(rnn, None if isinstance(length, str) else length, timespans)
-    names = [*("x", "state", "timespans")[: 2 + timespans], "output", "next_state"]
+    onnx, whole = _onnx(), not isinstance(length, str)
+    answers, kind = ("output", "every") if not isinstance(rnn, SequenceModel) else ("answer", rnn.readout.kind)
+    exported_one = _sample_by_sample(rnn) if isinstance(rnn, SequenceModel) and not whole else rnn
+    program = export(exported_one, None if isinstance(length, str) else length, timespans)
+    names = [*("x", "state", "timespans")[: 2 + timespans], answers, "next_state"]
     # The step inside a Scan is in the scope of the names outside.
     graph_names = names if whole else [f"{name}_of_step" for name in names]
     try:
@@ -135,10 +160,26 @@ def export_onnx(
     assert exported is not None
     model = exported.model_proto
     _name_batch(model.graph)
-    model = model if whole else _scan(onnx, model, names)
+    model = model if whole else _scan(onnx, model, names, kind)
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
     return target
+
+
+def _sample_by_sample(model: SequenceModel) -> SequenceModel:
+    """A copy of a model that answers every sample, of whose answers its own are the last one or the mean.
+
+    The mean of answers is the answer to the mean output, since read-out and scaling are affine.
+    """
+    if model.readout.kind not in ("last", "mean", "every"):
+        raise InputError(
+            f"a program for any length answers sample by sample, which the read-out {model.readout.kind!r} does not: "
+            "give a length, or use 'last', 'mean' or 'every'"
+        )
+    other = copy.deepcopy(model)
+    readout = other.readout
+    readout.kind, readout.pooling = "every", READOUTS["every"](readout.in_features, readout.pooling.bidirectional)
+    return other
 
 
 def _missing(error: BaseException) -> str:
@@ -160,17 +201,18 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _scan(onnx: Any, step: Any, names: Sequence[str]) -> Any:
-    """The ONNX model of a step, applied along the second axis of its inputs."""
+def _scan(onnx: Any, step: Any, names: Sequence[str], kind: str) -> Any:
+    """The ONNX model of a step, applied along the second axis of its inputs; `kind` is what is read off its outputs."""
     helper, graph = onnx.helper, step.graph
     (x, state, *spans), (output, end) = graph.input, graph.output
     # The state comes first in a Scan, and the weights stay outside.
     body = helper.make_graph(graph.node, "step", [state, x, *spans], [end, output])
     scanned = 1 + len(spans)
+    every = names[-2] if kind == "every" else f"{names[-2]}_of_each"
     node = helper.make_node(
         "Scan",
         [names[1], names[0], *names[2:-2]],
-        [names[-1], names[-2]],
+        [names[-1], every],
         body=body,
         num_scan_inputs=scanned,
         scan_input_axes=[1] * scanned,
@@ -183,8 +225,16 @@ def _scan(onnx: Any, step: Any, names: Sequence[str]) -> Any:
         return helper.make_tensor_value_info(name, kind.elem_type, [shape[0], "time", *shape[1:]] if along else shape)
 
     inputs = [outside(value, name, value is not state) for value, name in zip(graph.input, names, strict=False)]
-    outputs = [outside(output, names[-2], True), outside(end, names[-1], False)]
-    whole = helper.make_graph([node], "sequence", inputs, outputs, initializer=graph.initializer)
+    outputs = [outside(output, names[-2], kind == "every"), outside(end, names[-1], False)]
+    nodes, constants = [node], list(graph.initializer)
+    if kind != "every":
+        name, place = ("axes_of_mean", [1]) if kind == "mean" else ("place_of_last", -1)
+        constants.append(onnx.numpy_helper.from_array(np.array(place, np.int64), name))
+        choice = {"keepdims": 0} if kind == "mean" else {"axis": 1}
+        nodes.append(
+            helper.make_node("ReduceMean" if kind == "mean" else "Gather", [every, name], [names[-2]], **choice)
+        )
+    whole = helper.make_graph(nodes, "sequence", inputs, outputs, initializer=constants)
     return helper.make_model(
         whole, opset_imports=step.opset_import, functions=step.functions, ir_version=step.ir_version
     )

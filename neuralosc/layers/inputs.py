@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import reprlib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from solvers.base.clock import is_late
-from solvers.base.values import concrete, exact, finite
+from solvers.base.values import concrete, exact, exporting, finite
 from solvers.errors import InputError
 from solvers.protocol import Time
 
@@ -82,7 +83,12 @@ def _last_seen(x: Tensor) -> Tensor:
 def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
     """Values `(batch, time, features)` where each feature was seen last; `before` until it was seen."""
     steps = torch.arange(1, seen.shape[1] + 1, device=seen.device).view(-1, 1)
-    last = torch.where(seen, steps, 0).cummax(1).values
+    last = torch.where(seen, steps, 0)
+    if exporting() and isinstance(seen.shape[1], int):
+        # ONNX has no running maximum.
+        last = torch.stack(list(itertools.accumulate(last.unbind(1), torch.maximum)), 1)
+    else:
+        last = last.cummax(1).values
     return torch.where(last > 0, values.gather(1, (last - 1).clamp_min(0)), before)
 
 
