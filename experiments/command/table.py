@@ -20,8 +20,7 @@ import neuralosc
 import solvers
 from experiments.command import listing
 from experiments.tasks.adding import Adding
-from experiments.train.model import SequenceModel
-from neuralosc import fields
+from neuralosc import SequenceModel, fields
 from solvers.base.pairing import lacking
 from solvers.protocol import STRUCTURES
 

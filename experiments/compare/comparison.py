@@ -20,9 +20,10 @@ import neuralosc
 import solvers
 from experiments.compare.contenders import CONFIRMATION, REFERENCE, Contender, contenders, sweep_of
 from experiments.tasks import Task
-from experiments.train.model import SequenceModel
+from experiments.train.model import swappable
 from experiments.train.trainer import Totals
 from experiments.train.training import SPLITS, load_model, threads
+from neuralosc import SequenceModel
 from solvers.errors import InputError, NumericalError, unknown
 
 # Samples times length that a table takes where nobody says how many samples, and a sweep at most; and the fewest then.
@@ -128,7 +129,7 @@ def compare(
         NumericalError: the reference solution itself fails.
     """
     model, config, task = load_model(path)
-    rnn = model.swappable
+    rnn = swappable(model)
     published = solvers.get(neuralosc.model(config.model).solver or rnn.solver).name
     trained = Contender(rnn.solver.name, rnn.substeps, rnn.solver.options)
     table = contenders(trained, published, names, substeps, options)
@@ -181,7 +182,7 @@ class _Tally:
 
     def solve(self, model: SequenceModel, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor]:
         """Count one chunk; returns the states of every layer, and the answers."""
-        rnn = self.contender.apply(model.swappable)
+        rnn = self.contender.apply(swappable(model))
         start = time.perf_counter()
         solution = rnn.solve(x)
         self.seconds += time.perf_counter() - start

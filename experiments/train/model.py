@@ -6,60 +6,34 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 import neuralosc
 import solvers
 from experiments import tasks
-from experiments.files import write_atomically
 from experiments.tasks import Task
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
+from neuralosc import SequenceModel
 from solvers.errors import InputError
 
 HIDDEN_SIZE = 128
 
 
-class SequenceModel(nn.Module):
-    """Answer = what the read-out makes of the outputs of the network.
+def swappable(model: SequenceModel) -> neuralosc.ContinuousRNN:
+    """The network of a model, which must have a solver.
 
-    Args:
-        rnn: the recurrent network.
-        readout: from its outputs to one answer for each sequence.
+    Raises:
+        InputError: it is a baseline, which has none, or a stack of blocks with several.
     """
-
-    def __init__(self, rnn: neuralosc.RecurrentLayer, readout: neuralosc.Readout) -> None:
-        super().__init__()
-        self.rnn = rnn
-        self.readout = readout
-
-    def forward(self, x: Tensor, timespans: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Answers (batch, output) for sequences x (batch, time, input).
-
-        Args:
-            x: the sequences.
-            timespans: as for the network.
-            lengths: valid samples of each sequence (batch,); what follows them does not count.
-        """
-        output, _ = self.rnn(x, timespans=timespans, lengths=lengths)
-        return self.readout(output, lengths)
-
-    @property
-    def swappable(self) -> neuralosc.ContinuousRNN:
-        """The network, which must have a solver.
-
-        Raises:
-            InputError: it is a baseline, which has none, or a stack of blocks with several.
-        """
-        if isinstance(self.rnn, neuralosc.LinOSSNetwork):
-            raise InputError("a stack of blocks has layers between its recurrences: compare a network without blocks")
-        if not isinstance(self.rnn, neuralosc.ContinuousRNN):
-            name = (self.rnn.config or {}).get("model")
-            raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")
-        return self.rnn
+    if isinstance(model.rnn, neuralosc.LinOSSNetwork):
+        raise InputError("a stack of blocks has layers between its recurrences: compare a network without blocks")
+    if not isinstance(model.rnn, neuralosc.ContinuousRNN):
+        name = (model.rnn.config or {}).get("model")
+        raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")
+    return model.rnn
 
 
 def make_task(config: RunConfig) -> Task:
@@ -108,19 +82,24 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def save_model(model: SequenceModel, folder: RunFolder) -> None:
-    """Write the weights into the folder: the network as `neuralosc.load` reads it, the read-out beside it."""
-    neuralosc.save(model.rnn, folder.model_file)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.readout.state_dict().items()}
-    write_atomically(folder.readout_file, safetensors.torch.save(weights, {"kind": model.readout.kind}))
+    """Write the model into the folder, as `neuralosc.load` reads it."""
+    neuralosc.save(model, folder.model_file)
+    # Of a run that was begun by a version that wrote two files.
+    folder.readout_file.unlink(missing_ok=True)
 
 
 def load_saved(folder: RunFolder) -> SequenceModel:
-    """The model that `save_model` wrote.
+    """The model that `save_model` wrote, also of runs from before, whose read-out has a file of its own.
 
     Raises:
         InputError: a file is missing, damaged, or holds something else.
     """
-    rnn = neuralosc.load(folder.model_file)
+    stored = neuralosc.load(folder.model_file)
+    return stored if isinstance(stored, SequenceModel) else SequenceModel(stored, _readout_of_before(folder, stored))
+
+
+def _readout_of_before(folder: RunFolder, rnn: neuralosc.RecurrentLayer) -> neuralosc.Readout:
+    """The read-out in its own file, for the network beside it."""
     path = folder.readout_file
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -139,4 +118,4 @@ def load_saved(folder: RunFolder) -> SequenceModel:
         raise InputError(
             f"{path} holds a read-out of shape {(answers, features)}: expected (output, {rnn.output_size})"
         )
-    return SequenceModel(rnn, readout)
+    return readout

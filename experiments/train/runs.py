@@ -68,12 +68,12 @@ class RunFolder:
 
     @property
     def model_file(self) -> Path:
-        """The best weights of the recurrent network, which `neuralosc.load` reads."""
+        """The model with the best weights, which `neuralosc.load` reads."""
         return self.path / "model.safetensors"
 
     @property
     def readout_file(self) -> Path:
-        """The best weights of the read-out."""
+        """The best weights of the read-out, in runs from before: their model file holds the network alone."""
         return self.path / "readout.safetensors"
 
     @property

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from experiments.tasks import Task
 from experiments.train.config import RunConfig
-from experiments.train.model import SequenceModel, dtype, seed_of
+from experiments.train.model import dtype, seed_of
+from neuralosc import SequenceModel
 from solvers.errors import NumericalError
 
 # Larger than a usual training batch, since nothing is stored for a backward pass; small enough for 784 steps.

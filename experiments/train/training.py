@@ -18,10 +18,11 @@ from experiments.tasks import Task
 from experiments.train import history
 from experiments.train.checkpoints import MOVABLE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
-from experiments.train.model import SequenceModel, build, load_saved, make_task, parameter_count, save_model
+from experiments.train.model import build, load_saved, make_task, parameter_count, save_model, swappable
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.trainer import TrainingLoop, evaluation_batches, fit, measure
+from neuralosc import SequenceModel
 from solvers.compiled.passes import denormals
 from solvers.errors import InputError, unknown
 
@@ -150,11 +151,11 @@ def evaluate(
     model, config, task = load_model(folder)
     swaps: dict[str, Any] = {"substeps": substeps, "dt": dt, "gradient": gradient, "control": control}
     if solver or solver_options or any(value is not None for value in swaps.values()):
-        rnn = model.rnn if isinstance(model.rnn, neuralosc.LinOSSNetwork) else model.swappable
+        rnn = model.rnn if isinstance(model.rnn, neuralosc.LinOSSNetwork) else swappable(model)
         chosen: Any = solver or rnn.solver
         if solver_options:
             chosen = solvers.get(solver or rnn.solver.name, **solver_options)
-        model = SequenceModel(rnn.with_solver(chosen, **swaps), model.readout)
+        model = model.with_solver(chosen, **swaps)
     where = device_of(config if device is None else replace(config, device=device))
     data = task.splits(config.seed)[SPLITS.index(split)]
     batches = evaluation_batches(data, config, limit=limit)
@@ -321,7 +322,7 @@ def _require_unchanged(folder: RunFolder) -> None:
         if isinstance(written, dict) and written.get(name) != checksum:
             raise InputError(
                 f"{folder.path / name} is not what the run wrote: its checksum in {folder.result_file.name} is"
-                f" another; remove {folder.result_file.name} and resume the run to write both anew"
+                f" another; remove {folder.result_file.name} and resume the run to write it anew"
             )
 
 

@@ -297,9 +297,9 @@ def test_bad_input_is_one_line_and_exit_code_two(content, line, words, run, tmp_
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "readout.safetensors"])
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
 def test_a_damaged_run_is_one_line(name, run, tmp_path, capsys):
-    for file in ("config.yaml", "model.safetensors", "readout.safetensors"):
+    for file in ("config.yaml", "model.safetensors"):
         (tmp_path / file).write_bytes((run / file).read_bytes())
     (tmp_path / name).write_bytes(b"\x00\x01 not what it was")
     assert main(["evaluate", str(tmp_path)]) == 2

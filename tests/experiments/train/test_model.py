@@ -8,7 +8,7 @@ import neuralosc
 from experiments.command.cli import main
 from experiments.compare.comparison import compare
 from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
-from experiments.train.model import SequenceModel, build, load_saved, make_task, save_model
+from experiments.train.model import build, load_saved, make_task, save_model
 from experiments.train.runs import RunFolder
 from experiments.train.training import evaluate, load_model, train
 from solvers.errors import InputError
@@ -37,9 +37,22 @@ def test_a_readout_is_kept_with_its_kind(kind, both, tmp_path):
         torch.testing.assert_close(model(x, lengths=lengths)[i : i + 1], model(x[i : i + 1, :n]))
 
 
-def test_a_readout_of_before_reads_off_the_last_output(tmp_path):
-    model, folder = build(config(), make_task(config())), RunFolder.create(tmp_path)
+@pytest.mark.parametrize("kind", READOUTS_OF_A_SEQUENCE)
+def test_a_run_of_before_has_its_readout_in_a_file_of_its_own(kind, tmp_path):
+    chosen = config(readout=kind)
+    model, folder = build(chosen, make_task(chosen)), RunFolder.create(tmp_path)
+    neuralosc.save(model.rnn, folder.model_file)
+    safetensors.torch.save_file(model.readout.state_dict(), folder.readout_file, {"kind": kind})
+    again, x = load_saved(folder), torch.randn(3, 5, model.rnn.input_size)
+    assert again.readout.kind == kind and torch.equal(again(x), model(x))
+    # What is written anew is one file.
     save_model(model, folder)
+    assert not folder.readout_file.exists() and torch.equal(load_saved(folder)(x), model(x))
+
+
+def test_a_readout_of_long_before_reads_off_the_last_output(tmp_path):
+    model, folder = build(config(), make_task(config())), RunFolder.create(tmp_path)
+    neuralosc.save(model.rnn, folder.model_file)
     weights = {"weight": model.readout.weight.detach(), "bias": model.readout.bias.detach()}
     safetensors.torch.save_file(weights, folder.readout_file)
     assert load_saved(folder).readout.kind == "last"
@@ -91,7 +104,7 @@ class TestBaseline:
 
     def test_it_is_trained_kept_and_evaluated(self, run, capsys):
         model, kept, task = load_model(run)
-        assert isinstance(model.rnn, neuralosc.LSTM) and isinstance(model, SequenceModel)
+        assert isinstance(model.rnn, neuralosc.LSTM) and isinstance(model, neuralosc.SequenceModel)
         assert kept.model_options["timespans"] == "feature" and "solver" not in kept.model_options
         assert kept.solver_options == {} and build(kept, task).rnn.config == model.rnn.config
         figures = evaluate(run)

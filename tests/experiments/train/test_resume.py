@@ -219,7 +219,7 @@ def test_a_run_stopped_early_stays_stopped(tmp_path):
     assert stopped.epochs == 3
     folder = stopped.folder
     before = outcome(folder)
-    for file in (folder.result_file, folder.model_file, folder.readout_file, folder.metrics_file, folder.curve_file):
+    for file in (folder.result_file, folder.model_file, folder.metrics_file, folder.curve_file):
         file.unlink()
     assert resume(folder.path, progress=False).epochs == 3
     assert_same(outcome(folder), before)

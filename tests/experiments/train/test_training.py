@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
 import neuralosc
@@ -17,7 +18,6 @@ from experiments import tasks
 from experiments.train import checkpoints, history, training
 from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import RunConfig, load_yaml
-from experiments.train.model import SequenceModel
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.trainer import Batches, NonFiniteLossError, Totals
@@ -61,7 +61,7 @@ def test_training_lowers_the_loss(finished):
 
 def test_run_folder_holds_what_the_layout_says(finished):
     folder = finished.folder
-    for file in (folder.config_file, folder.last, folder.best, folder.model_file, folder.readout_file):
+    for file in (folder.config_file, folder.last, folder.best, folder.model_file):
         assert file.is_file()
     assert folder.curve_file.read_bytes().startswith(b"\x89PNG")
     result = folder.result()
@@ -134,9 +134,9 @@ def test_evaluate_refuses_what_cannot_be(finished, tmp_path):
         evaluate(tmp_path / "nothing")
 
 
-def test_model_file_is_the_network_and_the_checkpoint_stands_in_for_it(finished, tmp_path):
+def test_model_file_is_the_model_and_the_checkpoint_stands_in_for_it(finished, tmp_path):
     model, config, task = load_model(finished.folder)
-    assert same(neuralosc.load(finished.folder.model_file), model.rnn)
+    assert same(neuralosc.load(finished.folder.model_file), model)
     assert config.task == task.name == "digits" and not model.training
     copy = RunFolder(tmp_path / "copy")
     copy.best.parent.mkdir(parents=True)
@@ -458,17 +458,15 @@ def test_checkpoint_of_another_network_is_refused(finished, tmp_path):
 
 
 def test_damaged_read_out_is_one_line(finished, tmp_path):
+    """Of a run from before, whose model file holds the network alone."""
     folder = RunFolder.create(tmp_path)
-    for name in ("config_file", "model_file"):
-        getattr(folder, name).write_bytes(getattr(finished.folder, name).read_bytes())
+    folder.config_file.write_bytes(finished.folder.config_file.read_bytes())
+    neuralosc.save(load_model(finished.folder)[0].rnn, folder.model_file)
     with pytest.raises(InputError, match=r"readout\.safetensors cannot be read: No such file"):
         load_model(folder)
     folder.readout_file.write_bytes(b"no safetensors")
     with pytest.raises(InputError, match="holds no read-out"):
         load_model(folder)
-    small = SequenceModel(neuralosc.make("cornn", input_size=1, hidden_size=3), neuralosc.Readout(3, 10))
-    other = RunFolder.create(tmp_path)
-    training.save_model(small, other)
-    folder.readout_file.write_bytes(other.readout_file.read_bytes())
+    save_file(neuralosc.Readout(3, 10).state_dict(), folder.readout_file, {"kind": "last"})
     with pytest.raises(InputError, match=r"shape \(10, 3\): expected \(output, 16\)"):
         load_model(folder)
