@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 TEXT = (Path(__file__).parents[1] / "docs" / "irregular.md").read_text(encoding="utf-8")
 NAMES = {"gru": "GRU", "rnn": "RNN", "ctrnn": "CT-RNN", "lem": "LEM", "cornn": "coRNN", "ltc": "LTC"}
 
 
-def test_the_code_runs_and_gives_the_figures(capsys):
+def test_the_code_runs_and_gives_the_figures(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(code, scope)
@@ -17,6 +19,11 @@ def test_the_code_runs_and_gives_the_figures(capsys):
     assert "timespans go up to 1.14e+07" in shown and "Unit(size=3150.0, timed=True)" in shown
     assert scope["states"].shape == (2, 2, 2, 16) and scope["later"].shape == (2, 2, 16)
     torch.testing.assert_close(scope["batch"].timespans[0], torch.tensor([1.0, 0.75, 1 / 12, 19 / 6]))
+    served, stay = scope["served"], scope["stay"].numpy()
+    for series, days in zip((scope["clinic"], scope["home"]), stay, strict=True):
+        np.testing.assert_allclose(served.predict(series["times"], series["values"]), days, atol=0.5)
+    assert "times of series 0 are numbers and unit is 3600 seconds" in shown and "(2, 1)" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["stay.safetensors"]
     for name, title in NAMES.items():
         printed = [float(value) for value in re.search(rf"^{name} ([\d.e+ ]*)$", shown, re.M)[1].split()]
         row = re.search(rf"^\| {title} \|(.*)\|$", TEXT, re.M)[1].split("|")
