@@ -49,9 +49,8 @@ def task_table() -> Table:
     """The tasks: what the data are, what is measured, and the figure to beat."""
     table = _table("tasks (--task)", "name", "what it is", "measured", "to beat", wrapped=("what it is", "to beat"))
     for name, task in tasks.TASKS.items():
-        metric = "accuracy" if task.kind == "classification" else "mse"
         baseline = task.baseline if isinstance(task.baseline, str) else f"{task.baseline:.3g}"
-        _add(table, name, task.description, metric, baseline)
+        _add(table, name, task.description, ", ".join(task.metrics), baseline)
     return table
 
 

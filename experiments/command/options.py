@@ -44,7 +44,9 @@ WORDING = {
     "solver": "how a step is taken; see `list solvers`",
     "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
     "max_dt": "the longest step, as a timespan (1 is dt): longer intervals are split",
-    "missing": "what to do with missing values (NaN) in the input: error or hold (the last value seen)",
+    "missing": "what to do with missing values (NaN) in the input: error, hold (the last value seen), mask (that, "
+    "whether it was seen and since when) or decay (that, on its way to the mean); left out, of a task that has some, "
+    "mask, or hold where a network has no mask",
     "control": f"the input between two samples: {', '.join(solvers.CONTROLS)}",
     "implicit_terms": f"terms that are solved for: {', '.join(IMPLICIT_TERMS)}",
 }
@@ -111,12 +113,12 @@ def _section(doc: str | None) -> dict[str, str]:
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which the help shows them."""
-    elsewhere = ("task", "data_dir", "model", "readout", *SECTIONS)
+    elsewhere = ("task", "data_dir", "model", "readout", "time", *SECTIONS)
     training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in elsewhere]
     return (
         *_run_settings("Task", ("task", "data_dir")),
         *_task_settings(),
-        *_run_settings("Model", ("model", "readout")),
+        *_run_settings("Model", ("model", "readout", "time")),
         *_model_settings(),
         *_solver_settings(),
         *_run_settings("Training", training),

@@ -20,8 +20,10 @@ import neuralosc
 import solvers
 from experiments.compare.contenders import CONFIRMATION, REFERENCE, Contender, contenders, sweep_of
 from experiments.tasks import Task
+from experiments.tasks.series import Batch, batch_of
+from experiments.train.feeding import told
 from experiments.train.model import swappable
-from experiments.train.trainer import Totals
+from experiments.train.scoring import Scoring
 from experiments.train.training import SPLITS, load_model, threads
 from neuralosc import SequenceModel
 from solvers.errors import InputError, NumericalError, unknown
@@ -45,7 +47,7 @@ class Measurement:
 
     Attributes:
         contender: who.
-        metric: accuracy or mean squared error.
+        metric: the first metric of the task.
         deviation: largest absolute difference from the reference over samples, times, layers, components and channels.
         evaluations: right-hand-side evaluations of each sequence.
         seconds: time for all samples.
@@ -76,13 +78,13 @@ class Comparison:
 
     Attributes:
         run, model, task, split: what was compared.
-        metric_name: "accuracy" or "mse".
+        metric_name: the first metric of the task.
         samples, available: samples used, and samples in the split.
         dt: step size of one substep per sample, None if it differs between layers.
         reference: the reference solution; its deviation is the largest from a second method, on a few samples.
         rows: the table.
         sweep: every solver of the table at other step sizes and tolerances, on fewer samples.
-        sweep_metric: the reference's accuracy or mean squared error on those samples, None without a sweep.
+        sweep_metric: the reference's metric on those samples, None without a sweep.
         trajectories: a sample to look at.
     """
 
@@ -133,18 +135,18 @@ def compare(
     published = solvers.get(neuralosc.model(config.model).solver or rnn.solver).name
     trained = Contender(rnn.solver.name, rnn.substeps, rnn.solver.options)
     table = contenders(trained, published, names, substeps, options)
-    x, y, available = select(task, config.seed, split, samples, seed)
+    batch, available = select(task, config.seed, split, samples, seed)
     swept = sweep_of(table) if sweep else []
     race = _Race(copy.deepcopy(model).double().eval(), task, table, swept)
     with threads(config):
-        race.run(x, y, report)
+        race.run(told(batch, config.time), report)
     return Comparison(
         run=str(path),
         model=config.model,
         task=task.name,
         split=split,
         metric_name=task.metric_name,
-        samples=len(x),
+        samples=len(batch.x),
         available=available,
         dt=rnn.dt if isinstance(rnn.dt, float) else None,
         reference=race.reference.result(),
@@ -155,8 +157,8 @@ def compare(
     )
 
 
-def select(task: Task, task_seed: int, split: str, samples: int | None, seed: int) -> tuple[Tensor, Tensor, int]:
-    """Inputs and targets of `samples` samples of a split, chosen by `seed`, and how many the split has."""
+def select(task: Task, task_seed: int, split: str, samples: int | None, seed: int) -> tuple[Batch, int]:
+    """`samples` samples of a split, chosen by `seed`, in float64, and how many the split has."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if samples is not None and samples < 1:
@@ -165,8 +167,7 @@ def select(task: Task, task_seed: int, split: str, samples: int | None, seed: in
     available = len(data)  # type: ignore[arg-type]
     wanted = samples or max(FEWEST_SAMPLES, TABLE_WORK // task.length)
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted]
-    x, y = data[chosen.sort().values]
-    return x.double(), y.double() if y.is_floating_point() else y, available
+    return batch_of(data, chosen.sort().values).floating(torch.float64), available
 
 
 class _Tally:
@@ -174,21 +175,21 @@ class _Tally:
 
     def __init__(self, contender: Contender, task: Task) -> None:
         self.contender, self.metric_name = contender, task.metric_name
-        self.totals = Totals(task.kind)
+        self.totals = Scoring.of(task).totals()
         self.deviation = self.seconds = 0.0
         self.evaluations = 0
         self.reason = ""
         self.path: Tensor | None = None
 
-    def solve(self, model: SequenceModel, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor]:
+    def solve(self, model: SequenceModel, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Count one chunk; returns the states of every layer, and the answers."""
         rnn = self.contender.apply(swappable(model))
         start = time.perf_counter()
-        solution = rnn.solve(x)
+        solution = rnn.solve(batch.x, timespans=batch.timespans, lengths=batch.lengths)
         self.seconds += time.perf_counter() - start
-        answers = model.readout(solution.output)
-        self.totals.add(answers, y)
-        self.evaluations += solution.evaluations * len(x)
+        answers = model.readout(solution.output, batch.lengths)
+        self.totals.add(answers, batch.y, batch.valid)
+        self.evaluations += solution.evaluations * len(batch.x)
         if self.path is None:
             self.path = solution.states[0].clone()
         return list(solution.layers), answers
@@ -198,8 +199,8 @@ class _Tally:
         if self.reason:
             return Measurement(self.contender, reason=self.reason)
         metric = self.totals.result()[self.metric_name]
-        evaluations = self.evaluations / self.totals.samples
-        return Measurement(self.contender, metric, self.deviation, evaluations, self.seconds, self.totals.samples)
+        evaluations = self.evaluations / self.totals.sequences
+        return Measurement(self.contender, metric, self.deviation, evaluations, self.seconds, self.totals.sequences)
 
 
 class _Race:
@@ -213,48 +214,49 @@ class _Race:
         self.confirmation = _Tally(CONFIRMATION, task)
         self.table = [_Tally(contender, task) for contender in table]
         self.sweep = [_Tally(contender, task) for contender in sweep]
-        self.sweep_totals = Totals(task.kind)
+        self.sweep_totals = Scoring.of(task).totals()
 
     @torch.no_grad()
-    def run(self, x: Tensor, y: Tensor, report: Report) -> None:
+    def run(self, batch: Batch, report: Report) -> None:
         """Solve all samples with everybody; the sweep takes the first of them."""
         rnn = self.model.rnn
-        sample_bytes = 8 * x.shape[1] * rnn.num_layers * rnn.components * rnn.output_size
+        count, length = batch.x.shape[:2]
+        sample_bytes = 8 * length * rnn.num_layers * rnn.components * rnn.output_size
         size = max(1, STATE_BYTES // sample_bytes)
-        swept = min(len(x), max(FEWEST_SAMPLES, SWEEP_WORK // x.shape[1])) if self.sweep else 0
-        total = len(x) * _effort(self.reference, *self.table) + swept * _effort(*self.sweep)
+        swept = min(count, max(FEWEST_SAMPLES, SWEEP_WORK // length)) if self.sweep else 0
+        total = count * _effort(self.reference, *self.table) + swept * _effort(*self.sweep)
         done = 0
-        for start in range(0, len(x), size):
-            part = slice(start, min(start + size, len(x)))
+        for start in range(0, count, size):
+            part = _part(batch, slice(start, min(start + size, count)))
             report("reference solution", done / total)
-            states, answers = self.reference.solve(self.model, x[part], y[part])
-            done += len(states[0]) * _effort(self.reference)
+            states, answers = self.reference.solve(self.model, part)
+            done += len(part.x) * _effort(self.reference)
             if start == 0:
                 few = slice(CONFIRMED_SAMPLES)
-                second, _ = self.confirmation.solve(self.model, x[few], y[few])
+                second, _ = self.confirmation.solve(self.model, _part(part, few))
                 self.reference.deviation = _deviation(second, [layer[few] for layer in states])
-            done = self._run_all(self.table, x[part], y[part], states, report, done, total)
-            first = slice(start, min(part.stop, swept))
-            if first.start < first.stop:
-                states = [layer[: first.stop - first.start] for layer in states]
-                self.sweep_totals.add(answers[: first.stop - first.start], y[first])
-                done = self._run_all(self.sweep, x[first], y[first], states, report, done, total)
+            done = self._run_all(self.table, part, states, report, done, total)
+            first = slice(min(len(part.x), swept - start))
+            if first.stop > 0:
+                part, states = _part(part, first), [layer[first] for layer in states]
+                self.sweep_totals.add(answers[first], part.y, part.valid)
+                done = self._run_all(self.sweep, part, states, report, done, total)
         report("done", 1.0)
 
     def _run_all(
-        self, tallies: list[_Tally], x: Tensor, y: Tensor, states: list[Tensor], report: Report, done: int, total: int
+        self, tallies: list[_Tally], batch: Batch, states: list[Tensor], report: Report, done: int, total: int
     ) -> int:
         for tally in tallies:
             report(tally.contender.label, done / total)
-            self._run_one(tally, x, y, states)
-            done += len(x) * _effort(tally)
+            self._run_one(tally, batch, states)
+            done += len(batch.x) * _effort(tally)
         return done
 
-    def _run_one(self, tally: _Tally, x: Tensor, y: Tensor, reference: list[Tensor]) -> None:
+    def _run_one(self, tally: _Tally, batch: Batch, reference: list[Tensor]) -> None:
         if tally.reason:
             return
         try:
-            states, _ = tally.solve(self.model, x, y)
+            states, _ = tally.solve(self.model, batch)
         except (InputError, NumericalError) as error:
             # One solver that cannot run is a line of the table, not the end of the comparison.
             tally.reason = str(error)
@@ -266,6 +268,10 @@ class _Race:
         assert self.reference.path is not None
         shown = [(t.contender, t.path) for t in self.table if t.path is not None and not t.reason]
         return Trajectories(self.reference.path, tuple(shown))
+
+
+def _part(batch: Batch, part: slice) -> Batch:
+    return batch.each(lambda values: values[part])
 
 
 def _effort(*tallies: _Tally) -> int:

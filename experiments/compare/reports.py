@@ -21,13 +21,14 @@ from experiments.compare import figures
 from experiments.compare.comparison import CONFIRMED_SAMPLES, Comparison, Measurement
 from experiments.compare.contenders import CONFIRMATION, TRAINED
 from experiments.files import write_atomically
+from experiments.tasks.metrics import METRICS
+from experiments.tasks.metrics import shown as number
 from experiments.train.training import RunResult
 from solvers.errors import InputError
 
 # Accuracies that differ by no more than this are as good as the same.
 DEPENDENT = 0.02
 
-METRICS = {"accuracy": "Accuracy", "mse": "Mean squared error"}
 COLUMNS = (
     "part",
     "solver",
@@ -66,8 +67,8 @@ def publish(comparison: Comparison, folder: Path, out: Console, draw: bool = Tru
 
 def new_folder(run: Path) -> Path:
     """A new folder in the run for one comparison; earlier ones stay."""
-    for number in itertools.count(1):
-        folder = run / (f"comparison-{number}" if number > 1 else "comparison")
+    for count in itertools.count(1):
+        folder = run / (f"comparison-{count}" if count > 1 else "comparison")
         try:
             folder.mkdir()
         except FileExistsError:
@@ -123,7 +124,7 @@ def finding(comparison: Comparison) -> str:
     if trained is None or exact is None:
         return ""
     text = (
-        f"{METRICS.get(c.metric_name, c.metric_name)} {number(c.metric_name, trained)} "
+        f"{METRICS[c.metric_name].title} {number(c.metric_name, trained)} "
         f"under the solver of the training, {number(c.metric_name, exact)} under the exact solution of the same ODE"
     )
     if c.metric_name != "accuracy":
@@ -150,11 +151,6 @@ def _cells(row: Measurement, metric_name: str) -> list[str]:
         f"{row.evaluations:,.0f}",
         f"{row.seconds:.2f} s",
     ]
-
-
-def number(metric_name: str, value: float) -> str:
-    """A metric as it is shown: accuracy in percent, an error to four digits."""
-    return f"{value:.2%}" if metric_name == "accuracy" else f"{value:.4g}"
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:

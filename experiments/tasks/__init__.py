@@ -7,12 +7,16 @@ import inspect
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Splits, Task
 from experiments.tasks.digits import Digits
+from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
+from experiments.tasks.oscillators import Oscillators
 from solvers.errors import unknown
 
 __all__ = ["TASKS", "Splits", "Task", "get", "options"]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Digits, Adding, SequentialMNIST, PermutedSequentialMNIST)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Digits, Adding, SequentialMNIST, PermutedSequentialMNIST, Oscillators, HalfCheetah)
+}
 
 
 def options(name: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from experiments.tasks.metrics import METRICS, STANDARD
 from solvers.errors import InputError
 
 Splits = tuple[Dataset, Dataset, Dataset]
@@ -20,7 +21,8 @@ class Task(ABC):
     """Sequences with targets, divided into training, validation and test sets.
 
     A data set holds `x` (time, input) float32 and `y`: a class number for a classification, (output,) float32 for a
-    regression. It is indexed by a number, a slice or a vector of numbers, as a `TensorDataset` is.
+    regression. It is indexed by a number, a slice or a vector of numbers, as a `TensorDataset` is. One of series with
+    times or lengths of their own is a `Series`.
 
     Attributes:
         name: what the task is called in `TASKS`.
@@ -28,8 +30,13 @@ class Task(ABC):
         input_size: channels of x.
         output_size: classes, or channels of y.
         kind: "classification" (cross-entropy, accuracy) or "regression" (mean squared error).
-        baseline: the figure to beat, a number of the task's metric or a sentence.
-        length: samples in a sequence.
+        metrics: what is reported, names of `METRICS`; the best epoch is the one that is best by the first. Accuracy or
+            the mean squared error where a task names none.
+        baseline: the figure to beat, a number of the task's first metric or a sentence.
+        every: there is a target for every sample, not one for the sequence.
+        irregular: the samples have timespans.
+        gaps: values may be missing, NaN in x.
+        length: samples in a sequence, the longest.
     """
 
     name: ClassVar[str]
@@ -37,13 +44,27 @@ class Task(ABC):
     input_size: ClassVar[int] = 1
     output_size: ClassVar[int]
     kind: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]] = ()
     baseline: ClassVar[float | str]
+    every: ClassVar[bool] = False
+    irregular: bool = False
+    gaps: ClassVar[bool] = False
     length: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.metrics = cls.metrics or STANDARD[cls.kind]
+        assert all(METRICS[name].kind == cls.kind for name in cls.metrics)
 
     @property
     def metric_name(self) -> str:
-        """What is reported: "accuracy" (larger is better) or "mse" (smaller is better)."""
-        return "accuracy" if self.kind == "classification" else "mse"
+        """The first of the metrics, by which the best epoch is chosen."""
+        return self.metrics[0]
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What y and the answers are multiplied by, channel by channel, before they are compared; None for 1."""
+        return None
 
     @abstractmethod
     def splits(self, seed: int = 0) -> Splits:

@@ -20,8 +20,10 @@ from solvers.errors import InputError, unknown
 
 SCHEDULES = ("constant", "cosine", "milestones")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# Those that give one answer for a sequence, which is what the tasks ask for.
+# Those that give one answer for a sequence.
 READOUTS_OF_A_SEQUENCE = tuple(name for name in READOUTS if not READOUTS[name].every)
+TIMES = ("true", "ignored", "input")
+CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("32", "64", "16-mixed", "bf16-mixed")
 
 # A section that a run writes beside its configuration: what it ran on. Read back, it changes nothing.
@@ -45,10 +47,15 @@ class RunConfig:
         model_options: what `neuralosc.make` takes: hidden_size, dt, solver, substeps, gradient, control and the
             hyperparameters of the network. What is left out has the network's default; hidden_size 128.
         solver_options: options of the solver: rtol, atol, max_steps, implicit.
-        readout: what the answer is read off: the "last" output, the "mean" of all, or an "attention" over all.
+        readout: what the answer is read off: the "last" output, the "mean" of all, or an "attention" over all; of a
+            task that asks at every sample, "every" output. "auto" is the last, or every one.
+        time: how the network is told the time between samples, of a task that has it: "true", its equation runs for
+            that time; "input", it runs for 1 each time and is shown the time as one more feature; "ignored", not.
         lr: learning rate of Adam.
         epochs: passes over the training set, at most.
         batch_size: sequences in a training batch.
+        class_weights: weights of the classes in the loss: "none", or "balanced", the inverse of their frequency in the
+            training set.
         gradient_clip: largest norm of the gradient, 0 for any.
         schedule: "constant"; "cosine", from lr to 0 over the epochs; "milestones", times lr_factor at each of them.
         milestones: numbers of epochs after which the learning rate is multiplied by lr_factor.
@@ -71,10 +78,12 @@ class RunConfig:
     model: str = "cornn"
     model_options: dict[str, Any] = field(default_factory=dict)
     solver_options: dict[str, Any] = field(default_factory=dict)
-    readout: str = "last"
+    readout: str = "auto"
+    time: str = "true"
     lr: float = 0.01
     epochs: int = 60
     batch_size: int = 64
+    class_weights: str = "none"
     gradient_clip: float = 1.0
     schedule: str = "cosine"
     milestones: list[int] = field(default_factory=list)
@@ -97,7 +106,8 @@ class RunConfig:
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
         self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
-        words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": READOUTS_OF_A_SEQUENCE}
+        words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": ("auto", *READOUTS)}
+        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

@@ -10,19 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.files import write_atomically
-from experiments.train.history import Record, best_record
+from experiments.train.history import Record, best_record, judged_by
 
 
 def draw_learning_curve(history: list[Record], path: Path) -> None:
-    """Loss, and accuracy where there is one, of the training and validation set after every epoch.
+    """Loss, and the metric that is no loss, of the training and validation set after every epoch.
 
     Args:
         history: one record for every epoch, as in metrics.csv.
         path: the PNG file.
     """
     panels = [("loss", "log")]
-    if "validation_accuracy" in history[0]:
-        panels.append(("accuracy", "linear"))
+    name = judged_by(history[0])
+    if name != "mse":
+        panels.append((name, "linear"))
     # Drawn without pyplot, which keeps global state and may look for a display.
     figure = Figure(figsize=(4.4 * len(panels), 3.4))
     FigureCanvasAgg(figure)

@@ -14,6 +14,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.tasks import Task
+from experiments.train import feeding
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
 from neuralosc import SequenceModel
@@ -59,10 +60,12 @@ def build(config: RunConfig, task: Task) -> SequenceModel:
         if name is None:
             raise InputError(f"solver_options are given, and model {config.model!r} has no solver: leave them out")
         options["solver"] = solvers.get(name, **config.solver_options)
+    options |= feeding.missing(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, 0))
-        rnn = neuralosc.make(config.model, input_size=task.input_size, **options)
-        readout = neuralosc.Readout(rnn.output_size, task.output_size, config.readout, rnn.bidirectional)
+        rnn = neuralosc.make(config.model, input_size=feeding.features(config, task), **options)
+        readout = neuralosc.Readout(rnn.output_size, task.output_size, feeding.readout(config, task), rnn.bidirectional)
+    feeding.check(rnn, config, task)
     return SequenceModel(rnn, readout).to(dtype(config))
 
 

@@ -23,7 +23,7 @@ WIDE = 90
 
 
 class Reporter(L.Callback):
-    """Shows epoch, loss and accuracy (or mean squared error) of the training so far.
+    """Shows epoch, loss and metric of the training so far.
 
     Args:
         keeper: has the history; must come before this callback.
@@ -108,7 +108,9 @@ class Reporter(L.Callback):
     def _training(self, loop: TrainingLoop) -> str:
         """The figures of the training set in the epoch so far."""
         figures = loop.train_totals.result()
-        return "  ".join(_figure(name, value, name) for name, value in figures.items() if name != "mse")
+        # The mean squared error is the loss.
+        names = [name for name in ("loss", loop.task.metric_name) if name != "mse"]
+        return "  ".join(_figure(name, figures[name], name) for name in names)
 
     def _validation(self, loop: TrainingLoop) -> str:
         """The figure of the validation set after the last finished epoch, and the best where there is room."""

@@ -1,4 +1,4 @@
-"""The training loop: batches, sums over batches, the Lightning module and its trainer."""
+"""The training loop: batches, the Lightning module and its trainer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from experiments.tasks import Task
+from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import RunConfig
+from experiments.train.feeding import told
 from experiments.train.model import dtype, seed_of
+from experiments.train.scoring import Scoring, Totals
 from neuralosc import SequenceModel
 from solvers.errors import NumericalError
 
@@ -46,6 +48,7 @@ class Batches:
         limit: batches at most, 0 for all.
         shuffle: the seed of the order, None for the order of the data.
         dtype: of the floating-point tensors.
+        time: how the network is told the time between samples, as in the configuration.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class Batches:
         limit: int = 0,
         shuffle: int | None = None,
         dtype: torch.dtype = torch.float32,
+        time: str = "true",
     ) -> None:
-        self.data, self.size, self.shuffle, self.dtype = data, size, shuffle, dtype
+        self.data, self.size, self.shuffle, self.dtype, self.time = data, size, shuffle, dtype, time
         self.samples = len(data)  # type: ignore[arg-type]
         count = math.ceil(self.samples / size)
         self.count = min(count, limit) if limit else count
@@ -66,64 +70,37 @@ class Batches:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         if self.shuffle is None:
             order = torch.arange(self.samples)
         else:
             generator = torch.Generator().manual_seed(seed_of(self.shuffle, _ORDER, self.epoch))
             order = torch.randperm(self.samples, generator=generator)
         for part in order.split(self.size)[: self.count]:
-            x, y = self.data[part]
-            yield x.to(self.dtype), y.to(self.dtype) if y.is_floating_point() else y
-
-
-class Totals:
-    """Loss and metric over the samples seen so far.
-
-    Args:
-        kind: "classification" or "regression".
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.samples = self.correct = 0
-        self.loss = 0.0
-
-    def add(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Count a batch; returns its mean loss, with its graph."""
-        if self.kind == "classification":
-            loss = F.cross_entropy(answers, y)
-            self.correct += int((answers.detach().argmax(-1) == y).sum())
-        else:
-            loss = F.mse_loss(answers, y)
-        self.samples += len(y)
-        self.loss += loss.item() * len(y)
-        return loss
-
-    def result(self) -> dict[str, float]:
-        """{"loss", and "accuracy" or "mse"} of what was counted; NaN before the first sample."""
-        loss = self.loss / self.samples if self.samples else math.nan
-        if self.kind == "regression":
-            return {"loss": loss, "mse": loss}
-        return {"loss": loss, "accuracy": self.correct / self.samples if self.samples else math.nan}
+            yield told(batch_of(self.data, part), self.time).floating(self.dtype)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Batches, kind: str, device: torch.device | str) -> dict[str, float]:
-    """Loss and metric of a model on a data set.
+def measure(model: nn.Module, batches: Batches, scoring: Scoring, device: torch.device | str) -> dict[str, float]:
+    """Loss and metrics of a model on a data set.
 
     Raises:
         NumericalError: from the model.
     """
-    totals = Totals(kind)
+    totals = scoring.totals()
     training = model.training
     model.eval()
     try:
-        for x, y in batches:
-            totals.add(model(x.to(device)), y.to(device))
+        for batch in batches:
+            answered(model, batch.to(device), totals)
     finally:
         model.train(training)
     return totals.result()
+
+
+def answered(model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
+    """Have the model answer a batch, and count it; returns the mean loss of the batch."""
+    return totals.add(model(batch.x, batch.timespans, batch.lengths), batch.y, batch.valid)
 
 
 class TrainingLoop(L.LightningModule):
@@ -141,12 +118,18 @@ class TrainingLoop(L.LightningModule):
         self.model, self.config, self.task, self.first_epoch = model, config, task, first_epoch
         self.splits = task.splits(config.seed)
         train, validation, _ = self.splits
+        self.scoring = Scoring.of(task, config, train)
         self.train_batches = Batches(
-            train, config.batch_size, limit=config.limit_train_batches, shuffle=config.seed, dtype=dtype(config)
+            train,
+            config.batch_size,
+            limit=config.limit_train_batches,
+            shuffle=config.seed,
+            dtype=dtype(config),
+            time=config.time,
         )
         self.validation_batches = evaluation_batches(validation, config)
         self.batch = 0
-        self.train_totals = self.validation_totals = Totals(task.kind)
+        self.train_totals = self.validation_totals = self.scoring.totals()
 
     @property
     def epoch(self) -> int:
@@ -171,13 +154,12 @@ class TrainingLoop(L.LightningModule):
         torch.manual_seed(seed_of(self.config.seed, _NOISE, self.epoch))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.config.learning_rate(self.epoch)
-        self.train_totals = Totals(self.task.kind)
+        self.train_totals = self.scoring.totals()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         """The mean loss of a batch."""
         self.batch = index
-        x, y = batch
-        loss = self.train_totals.add(self.model(x), y)
+        loss = answered(self.model, batch, self.train_totals)
         if not math.isfinite(loss.item()):
             raise self._non_finite("loss", loss)
         return loss
@@ -196,12 +178,11 @@ class TrainingLoop(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""
-        self.validation_totals = Totals(self.task.kind)
+        self.validation_totals = self.scoring.totals()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         """Count a batch."""
-        x, y = batch
-        self.validation_totals.add(self.model(x), y)
+        answered(self.model, batch, self.validation_totals)
 
     def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
         return NonFiniteLossError(f"the {what} is {value.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}")
@@ -212,7 +193,7 @@ def evaluation_batches(
 ) -> Batches:
     """Batches of a validation or test set."""
     limit = config.limit_evaluation_batches if limit is None else limit
-    return Batches(data, size, limit=limit, dtype=dtype(config))
+    return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time)
 
 
 def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback]) -> None:

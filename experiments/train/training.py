@@ -15,14 +15,16 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.tasks import Task
-from experiments.train import history
+from experiments.train import checkpoints, feeding, history
 from experiments.train.checkpoints import MOVABLE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
 from experiments.train.model import build, load_saved, make_task, parameter_count, save_model, swappable
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
+from experiments.train.scoring import Scoring
 from experiments.train.trainer import TrainingLoop, evaluation_batches, fit, measure
 from neuralosc import SequenceModel
+from neuralosc.arguments import MISSING
 from solvers.compiled.passes import denormals
 from solvers.errors import InputError, unknown
 
@@ -37,7 +39,7 @@ class RunResult:
 
     Attributes:
         folder: where everything about it lies.
-        validation: {"loss", and "accuracy" or "mse"} of the best weights on the validation set.
+        validation: {"loss", and the metrics of the task} of the best weights on the validation set.
         test: the same on the test set.
         best_epoch: the epoch, counted from 1, whose weights were kept.
         epochs: epochs done.
@@ -71,6 +73,10 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
     device = device_of(config)
     task = make_task(config)
     model = build(config, task)
+    chosen = feeding.missing(config, task).get("missing")
+    if chosen is not None:
+        what = f"{chosen} ({MISSING[chosen]})"
+        checkpoints.notice(f"task {config.task!r} has missing values, shown as --missing {what}")
     with threads(config):
         config = resolved(config, task, model)
         loop = TrainingLoop(model, config, task)
@@ -126,7 +132,7 @@ def evaluate(
     device: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Loss and metric of a run's best weights, under the solver they were trained with or another.
+    """Loss and metrics of a run's best weights, under the solver they were trained with or another.
 
     Args:
         run: the run or its folder.
@@ -137,7 +143,7 @@ def evaluate(
         limit: batches at most, 0 for all; None keeps the run's.
 
     Returns:
-        run, task, model, split, samples, solver (None of a baseline), loss, accuracy or mse, seconds.
+        run, task, model, split, samples, solver (None of a baseline), loss, the metrics of the task, seconds.
 
     Raises:
         InputError: no run, no such split, or a solver that does not fit.
@@ -157,11 +163,12 @@ def evaluate(
             chosen = solvers.get(solver or rnn.solver.name, **solver_options)
         model = model.with_solver(chosen, **swaps)
     where = device_of(config if device is None else replace(config, device=device))
-    data = task.splits(config.seed)[SPLITS.index(split)]
-    batches = evaluation_batches(data, config, limit=limit)
+    sets = task.splits(config.seed)
+    batches = evaluation_batches(sets[SPLITS.index(split)], config, limit=limit)
+    scoring = Scoring.of(task, config, sets[0])
     started = time.perf_counter()
     with threads(config):
-        figures = measure(model.to(where), batches, task.kind, where)
+        figures = measure(model.to(where), batches, scoring, where)
     return {
         "run": str(folder.path),
         "task": config.task,
@@ -231,6 +238,7 @@ def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
     folder = config.task_options.get("data_dir", config.data_dir)
     return replace(
         config,
+        readout=model.readout.kind,
         task_options=options,
         model_options=chosen,
         solver_options={} if solver is None else solver.options,
@@ -288,8 +296,8 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
     model.to(device)
     result = RunResult(
         folder=folder,
-        validation=measure(model, evaluation_batches(validation, config), task.kind, device),
-        test=measure(model, evaluation_batches(test, config), task.kind, device),
+        validation=measure(model, evaluation_batches(validation, config), loop.scoring, device),
+        test=measure(model, evaluation_batches(test, config), loop.scoring, device),
         best_epoch=best_epoch,
         epochs=len(keeper.history),
         seconds=sum(record["seconds"] for record in keeper.history),

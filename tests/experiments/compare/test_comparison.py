@@ -144,7 +144,7 @@ def test_evaluations_are_counted_per_sequence(swept):
 def test_deviation_is_the_largest_over_samples_times_components_and_channels(cornn, swept):
     model, _, task = load_model(cornn)
     rnn = model.double().rnn
-    x, _, _ = select(task, 0, "test", None, 0)
+    x = select(task, 0, "test", None, 0)[0].x
     with torch.no_grad():
         exact = rnn.with_solver("rk4", substeps=200).solve(x).states
         largest = float((rnn.solve(x).states - exact).abs().max())
@@ -212,10 +212,10 @@ def test_chunks_change_no_figure(cornn, swept, monkeypatch):
 
 def test_samples_are_chosen_by_the_seed(cornn):
     _, _, task = load_model(cornn)
-    first, again, other = (select(task, 0, "test", 5, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (select(task, 0, "test", 5, seed)[0].x for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert select(task, 0, "test", 5, 1)[2] == 30
-    whole = select(task, 0, "test", 1000, 0)[0]
+    assert select(task, 0, "test", 5, 1)[1] == 30
+    whole = select(task, 0, "test", 1000, 0)[0].x
     assert torch.equal(whole, task.splits(0)[2][:][0].double())
 
 

@@ -10,6 +10,7 @@ from experiments import tasks
 from experiments.tasks import idx, mnist
 from experiments.tasks.adding import AddingSequences
 from experiments.tasks.idx import read_idx
+from experiments.tasks.metrics import METRICS
 from solvers.errors import InputError, UnknownNameError
 
 MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist"
@@ -27,7 +28,7 @@ def test_every_task_describes_itself():
         task = tasks.get(name)
         assert task.name == name and isinstance(task, kind)
         assert task.description and "\n" not in task.description
-        assert task.metric_name == {"classification": "accuracy", "regression": "mse"}[task.kind]
+        assert task.metric_name == task.metrics[0] and all(METRICS[name].kind == task.kind for name in task.metrics)
         assert task.length > 0 and task.input_size > 0 and task.output_size > 0
 
 

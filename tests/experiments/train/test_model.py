@@ -78,7 +78,7 @@ def test_the_kind_is_an_option(tmp_path, capsys):
     assert not result.rows[0].reason and result.rows[0].deviation > 0
     capsys.readouterr()
     assert main([*line.split(), "--readout", "every"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown readout 'every': known: attention, last, mean")
+    assert "asks once: use last, mean, attention" in capsys.readouterr().err
 
 
 def test_a_comparison_reads_off_what_the_training_did(tmp_path):

@@ -20,7 +20,8 @@ from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
-from experiments.train.trainer import Batches, NonFiniteLossError, Totals
+from experiments.train.scoring import Totals
+from experiments.train.trainer import Batches, NonFiniteLossError
 from experiments.train.training import build, evaluate, load_model, make_task, resume, train
 from solvers.compiled.passes import denormals
 from solvers.errors import InputError, NonFiniteStateError, UnknownNameError
@@ -169,16 +170,16 @@ def test_batches_cover_everything_once_in_an_order_of_the_seed_and_the_epoch():
 
     def order(epoch):
         batches.epoch = epoch
-        return [y.tolist() for _, y in batches]
+        return [batch.y.tolist() for batch in batches]
 
     first, second = order(0), order(1)
     assert len(batches) == 3 and [len(batch) for batch in first] == [4, 4, 2]
     assert sorted(itertools.chain(*first)) == list(range(10)) == sorted(itertools.chain(*second))
     assert first != second and first == order(0)
-    assert all(torch.equal(x.flatten(), y.float()) for x, y in batches)
+    assert all(torch.equal(batch.x.flatten(), batch.y.float()) for batch in batches)
     plain = Batches(TensorDataset(x, torch.arange(10)), 4, limit=2, dtype=torch.float64)
-    assert [y.tolist() for _, y in plain] == [[0, 1, 2, 3], [4, 5, 6, 7]] and len(plain) == 2
-    assert next(iter(plain))[0].dtype == torch.float64
+    assert [batch.y.tolist() for batch in plain] == [[0, 1, 2, 3], [4, 5, 6, 7]] and len(plain) == 2
+    assert next(iter(plain)).x.dtype == torch.float64
 
 
 def test_totals_weigh_samples_not_batches():

@@ -1,0 +1,99 @@
+"""The figures by which answers are judged: what each is called, of which answers, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torchmetrics
+
+CLASSIFICATION, REGRESSION = "classification", "regression"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        title: what it is, in a sentence.
+        kind: of the tasks that have it, "classification" or "regression".
+        larger: whether larger is better.
+        percent: whether it is shown in percent.
+        of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; empty where the sums
+            of a loss do, of "accuracy" and "mse".
+    """
+
+    title: str
+    kind: str
+    larger: bool
+    percent: bool = False
+    of_torchmetrics: tuple[str, str] | tuple[()] = ()
+
+    def make(self, outputs: int) -> torchmetrics.Metric:
+        """What collects answers and computes the figure: probabilities of a class, or numbers.
+
+        Args:
+            outputs: classes, or numbers of an answer.
+        """
+        # Imported here: it takes a second, and only those who measure need it.
+        import torchmetrics.classification
+        import torchmetrics.regression
+
+        assert self.of_torchmetrics, "the sums of the loss are enough"
+        binary, several = self.of_torchmetrics
+        if self.kind == REGRESSION:
+            made: torchmetrics.Metric = getattr(torchmetrics.regression, binary)(**_OPTIONS.get(binary, {}))
+        elif outputs == 2:
+            made = getattr(torchmetrics.classification, binary)(**_OPTIONS.get(binary, {}))
+        else:
+            made = getattr(torchmetrics.classification, several)(num_classes=outputs, average="macro")
+        return made
+
+
+_OPTIONS = {"MulticlassRecall": {"num_classes": 2, "average": "macro"}, "MeanSquaredError": {"squared": False}}
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("Accuracy", CLASSIFICATION, larger=True, percent=True),
+    "balanced_accuracy": Metric(
+        "Mean over the classes of the share that is found",
+        CLASSIFICATION,
+        larger=True,
+        percent=True,
+        of_torchmetrics=("MulticlassRecall", "MulticlassRecall"),
+    ),
+    "auroc": Metric(
+        "Area under the receiver operating characteristic",
+        CLASSIFICATION,
+        larger=True,
+        of_torchmetrics=("BinaryAUROC", "MulticlassAUROC"),
+    ),
+    "auprc": Metric(
+        "Area under precision and recall (average precision)",
+        CLASSIFICATION,
+        larger=True,
+        of_torchmetrics=("BinaryAveragePrecision", "MulticlassAveragePrecision"),
+    ),
+    "mse": Metric("Mean squared error", REGRESSION, larger=False),
+    "rmse": Metric(
+        "Root of the mean squared error",
+        REGRESSION,
+        larger=False,
+        of_torchmetrics=("MeanSquaredError", "MeanSquaredError"),
+    ),
+    "mae": Metric(
+        "Mean absolute error",
+        REGRESSION,
+        larger=False,
+        of_torchmetrics=("MeanAbsoluteError", "MeanAbsoluteError"),
+    ),
+}
+
+#: What is reported of a task that names none.
+STANDARD = {CLASSIFICATION: ("accuracy",), REGRESSION: ("mse",)}
+
+
+def shown(name: str, value: float) -> str:
+    """A figure as it is shown: shares in percent, all else to four digits."""
+    metric = METRICS.get(name)
+    return f"{value:.2%}" if metric is not None and metric.percent else f"{value:.4g}"

@@ -1,0 +1,120 @@
+"""Driven, damped oscillators looked at now and then: what their period and damping are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from experiments.tasks.base import Splits, Task, positive
+from experiments.tasks.series import Series
+
+#: The shortest and the longest period, in units of the mean gap between samples, and the least and the largest damping.
+PERIODS, DAMPINGS = (4.0, 16.0), (0.05, 0.5)
+
+
+class Oscillators(Task):
+    """An oscillator that hangs on a moving hook, seen at random times; asked are its period and its damping.
+
+        q'' = w^2 (u(t) - q) - 2 z w q',    u(t) = a cos(v t + phi),    w = 2 pi / P
+
+    A sample is (q, u). Gaps between samples are exponential with mean 1, so that an order of samples without its times
+    says little of P. P and the period of u are drawn log-uniformly from 4 to 16, z uniformly from 0.05 to 0.5, a from
+    0.5 to 1, phi from 0 to 2 pi, q(0) and q'(0) / w from -1 to 1; the solution is the closed one. Targets are log P and
+    z, less their means and in units of their standard deviations: always answering 0 has the mean squared error 1.
+
+    Args:
+        length: samples in a sequence, at least 2.
+        shortest: samples in the shortest sequence; lengths are drawn uniformly from there to `length`; 0 for `length`.
+        train_size, validation_size, test_size: sequences in each set.
+    """
+
+    name = "oscillators"
+    description = "period and damping of a driven oscillator that is seen at random times (generated from a seed)"
+    input_size = 2
+    output_size = 2
+    kind = "regression"
+    metrics = ("mse", "mae")
+    baseline = 1.0
+    irregular = True
+
+    def __init__(
+        self,
+        length: int = 50,
+        shortest: int = 0,
+        train_size: int = 5_000,
+        validation_size: int = 1_000,
+        test_size: int = 1_000,
+    ) -> None:
+        self.length = positive(self.name, "length", length, least=2)
+        self.shortest = positive(self.name, "shortest", shortest, least=0)
+        if self.shortest > self.length:
+            positive(self.name, "length", length, least=self.shortest)
+        self.train_size = positive(self.name, "train_size", train_size)
+        self.validation_size = positive(self.name, "validation_size", validation_size)
+        self.test_size = positive(self.name, "test_size", test_size)
+
+    def splits(self, seed: int = 0) -> Splits:
+        """Sets with no sequence in common; `seed` chooses the sequences."""
+        sizes = (self.train_size, self.validation_size, self.test_size)
+        train, validation, test = (self._drawn(size, seed, stream) for stream, size in enumerate(sizes))
+        return train, validation, test
+
+    def _drawn(self, size: int, seed: int, stream: int) -> Series:
+        """The first `size` sequences of a stream: each takes as many numbers of the generator as any other."""
+        random = np.random.Generator(np.random.Philox(key=[seed, stream]))
+        drawn = random.random((size, 8 + self.length))
+        gaps = -np.log1p(-drawn[:, 8:])
+        # The first sample is taken at time 0; that its timespan is 1 lets it act.
+        times = np.cumsum(np.concatenate((np.zeros((size, 1)), gaps[:, 1:]), axis=1), axis=1)
+        spans = np.concatenate((np.ones((size, 1)), gaps[:, 1:]), axis=1)
+        period = np.exp(_between(drawn[:, :1], *np.log(PERIODS)))
+        other = np.exp(_between(drawn[:, 1:2], *np.log(PERIODS)))
+        damping = _between(drawn[:, 2:3], *DAMPINGS)
+        hook = (_between(drawn[:, 3:4], 0.5, 1.0), 2 * math.pi / other, 2 * math.pi * drawn[:, 4:5])
+        q = position(times, 2 * math.pi / period, damping, hook, 2 * drawn[:, 5:6] - 1, 2 * drawn[:, 6:7] - 1)
+        u = hook[0] * np.cos(hook[1] * times + hook[2])
+        y = np.concatenate((_standard(np.log(period), *np.log(PERIODS)), _standard(damping, *DAMPINGS)), axis=1)
+        x, spans, y = (torch.from_numpy(part.astype(np.float32)) for part in (np.stack((q, u), axis=-1), spans, y))
+        if not self.shortest:
+            return Series(x, y, spans)
+        lengths = self.shortest + (drawn[:, 7] * (self.length - self.shortest + 1)).astype(np.int64)
+        padding = torch.arange(self.length) >= torch.from_numpy(lengths).unsqueeze(-1)
+        x, spans = x.masked_fill(padding.unsqueeze(-1), 0), spans.masked_fill(padding, 0)
+        return Series(x, y, spans, torch.from_numpy(lengths))
+
+
+def position(
+    t: np.ndarray,
+    w: np.ndarray,
+    z: np.ndarray,
+    hook: tuple[np.ndarray, np.ndarray, np.ndarray],
+    start: np.ndarray,
+    speed: np.ndarray,
+) -> np.ndarray:
+    """q at times t of q'' = w^2 (a cos(v t + phi) - q) - 2 z w q' with q(0) = `start` and q'(0) = w `speed`, for z < 1.
+
+    Args:
+        t: times, at least 0.
+        w, z: angular frequency without damping, and damping.
+        hook: a, v and phi.
+        start, speed: at time 0.
+    """
+    a, v, phi = hook
+    # The forced motion is the real part of a complex wave, and what it leaves of the start decays.
+    wave = a * np.exp(1j * phi) * w**2 / (w**2 - v**2 + 2j * z * w * v)
+    damped = w * np.sqrt(1 - z**2)
+    cosine = start - wave.real
+    sine = (w * speed - (1j * v * wave).real + z * w * cosine) / damped
+    free = np.exp(-z * w * t) * (cosine * np.cos(damped * t) + sine * np.sin(damped * t))
+    return free + (wave * np.exp(1j * v * t)).real
+
+
+def _between(part: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + part * (high - low)
+
+
+def _standard(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Uniform values from low to high, with mean 0 and variance 1."""
+    return (values - (low + high) / 2) * math.sqrt(12) / (high - low)

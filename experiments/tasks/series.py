@@ -1,0 +1,100 @@
+"""Data sets of series: samples with times of their own, of different lengths, and what a batch of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from solvers.errors import InputError
+
+Index = int | slice | Tensor
+
+
+class Batch(NamedTuple):
+    """A batch of series with their targets; the last two are None of series without times or lengths of their own.
+
+    Attributes:
+        x: `(batch, time, features)`, NaN where a value is missing.
+        y: targets, `(batch, ..)`; of a task that asks at every sample, `(batch, time, ..)`.
+        timespans: time since the sample before, in units of dt, `(batch, time)`; 0 in the padding.
+        lengths: samples of each series, `(batch,)`.
+    """
+
+    x: Tensor
+    y: Tensor
+    timespans: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        return Batch(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return self.each(lambda part: part.to(device))
+
+    def floating(self, dtype: torch.dtype) -> Batch:
+        """The same with numbers of this type; classes and lengths stay."""
+        return self.each(lambda part: part.to(dtype) if part.is_floating_point() else part)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Which samples are none of the padding, `(batch, time)`; None for all."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths.unsqueeze(-1)
+
+
+class Series(Dataset):
+    """Series padded to one length, indexed by a number, a slice or a vector of numbers, without the padding of all.
+
+    Args:
+        x: `(number, time, features)`, NaN where a value is missing; anything in the padding.
+        y: targets, one of each series, or of each sample where `every`.
+        timespans: time since the sample before, `(number, time)`; None where all are 1.
+        lengths: samples of each series, `(number,)`; None where all have `time`.
+        every: there is a target for each sample.
+
+    Raises:
+        InputError: shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        timespans: Tensor | None = None,
+        lengths: Tensor | None = None,
+        every: bool = False,
+    ) -> None:
+        expected = {"y": x.shape[: 1 + every], "timespans": x.shape[:2], "lengths": x.shape[:1]}
+        for name, part in (("y", y), ("timespans", timespans), ("lengths", lengths)):
+            if part is not None and part.shape[: len(expected[name])] != expected[name]:
+                raise InputError(f"{name} has shape {tuple(part.shape)}, expected {tuple(expected[name])} to begin it")
+        self.whole, self.every = Batch(x, y, timespans, lengths), every
+
+    def __len__(self) -> int:
+        return len(self.whole.x)
+
+    def __getitem__(self, index: Index) -> Batch:
+        chosen = self.whole.each(lambda part: part[index])
+        if chosen.lengths is None:
+            return chosen
+        # A batch is as long as its longest series; a network needs one sample at least.
+        longest = max(1, int(chosen.lengths.max())) if chosen.lengths.numel() else 1
+        cut = slice(longest) if chosen.lengths.dim() == 0 else (slice(None), slice(longest))
+        spans = None if chosen.timespans is None else chosen.timespans[cut]
+        return Batch(chosen.x[cut], chosen.y[cut] if self.every else chosen.y, spans, chosen.lengths)
+
+    def parts(self, *parts: Tensor) -> tuple[Series, ...]:
+        """One data set for each vector of numbers."""
+        return tuple(Series(*self.whole.each(lambda whole, part=part: whole[part]), every=self.every) for part in parts)
+
+
+def batch_of(data: Any, index: Index) -> Batch:
+    """The samples of a data set, whether it gives pairs (x, y) or a `Batch`."""
+    return Batch(*data[index])

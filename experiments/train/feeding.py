@@ -1,0 +1,77 @@
+"""What a network is given of a task: its samples, what of their times, what of missing values, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import neuralosc
+from experiments.tasks import Task
+from experiments.tasks.series import Batch
+from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
+from neuralosc.arguments import HELD, MISSING
+from neuralosc.named.baselines import Baseline
+from solvers.errors import InputError
+
+
+def told(batch: Batch, time: str) -> Batch:
+    """The batch with as much of its times as `time` of the configuration says."""
+    if batch.timespans is None or time == "true":
+        return batch
+    x = batch.x if time == "ignored" else torch.cat((batch.x, batch.timespans.unsqueeze(-1)), -1)
+    return batch._replace(x=x, timespans=None)
+
+
+def features(config: RunConfig, task: Task) -> int:
+    """Features of the samples that the network is given.
+
+    Raises:
+        InputError: a choice of time for a task whose samples have none.
+    """
+    if not task.irregular and config.time != "true":
+        raise InputError(f"time is {config.time!r}, and the samples of task {task.name!r} have no times: leave it out")
+    return task.input_size + (config.time == "input")
+
+
+def missing(config: RunConfig, task: Task) -> dict[str, Any]:
+    """What the network makes of missing values, where the task has any and the configuration does not say.
+
+    Raises:
+        InputError: missing values are refused, and the task has some.
+    """
+    given = config.model_options.get("missing")
+    if not task.gaps or given not in (None, "error"):
+        return {}
+    if given == "error":
+        kinds = ", ".join(kind for kind in MISSING if kind != "error")
+        raise InputError(f"missing is 'error', and task {task.name!r} has missing values: use one of {kinds}")
+    blocks = neuralosc.model(config.model).blocks
+    return {"missing": "hold" if blocks and "mask" not in HELD else "mask"}
+
+
+def readout(config: RunConfig, task: Task) -> str:
+    """The kind of read-out.
+
+    Raises:
+        InputError: one for every sample where the task asks one answer of a sequence, or the other way round.
+    """
+    if config.readout == "auto":
+        return "every" if task.every else "last"
+    if task.every != (config.readout not in READOUTS_OF_A_SEQUENCE):
+        asks, fitting = ("at every sample", "every") if task.every else ("once", ", ".join(READOUTS_OF_A_SEQUENCE))
+        raise InputError(f"readout is {config.readout!r}, and task {task.name!r} asks {asks}: use {fitting}")
+    return config.readout
+
+
+def check(rnn: neuralosc.RecurrentLayer, config: RunConfig, task: Task) -> None:
+    """Refuse a network that knows no time for samples that have it.
+
+    Raises:
+        InputError: the line says what to use.
+    """
+    if task.irregular and config.time == "true" and isinstance(rnn, Baseline) and rnn.timespans == "refuse":
+        raise InputError(
+            f"model {config.model!r} knows no time between samples, and task {task.name!r} has it: use --time input or "
+            "--time ignored"
+        )

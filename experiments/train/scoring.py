@@ -1,0 +1,157 @@
+"""How answers are judged: the loss that is trained on, and the figures that are reported, over all batches so far."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.tasks import Task
+from experiments.tasks.metrics import CLASSIFICATION, METRICS, STANDARD
+from experiments.tasks.series import Batch, batch_of
+from experiments.train.config import RunConfig
+from solvers.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a loss and figures are computed from.
+
+    Attributes:
+        kind: "classification" or "regression".
+        metrics: names of `METRICS`; those of the kind if left out.
+        outputs: classes, or numbers of an answer.
+        every: there is an answer for every sample, of which those of the padding do not count.
+        scale: what targets and answers are multiplied by before they are compared, `(outputs,)`; None for 1.
+        weights: of the classes in the loss, `(outputs,)`; None for 1.
+    """
+
+    kind: str
+    metrics: tuple[str, ...] = ()
+    outputs: int = 0
+    every: bool = False
+    scale: Tensor | None = field(default=None, compare=False)
+    weights: Tensor | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, task: Task, config: RunConfig | None = None, train: Any = None) -> Scoring:
+        """That of a task; with the configuration and the training set also the weights of the classes, if any.
+
+        Raises:
+            InputError: weights are asked for, and there are no classes, or the training set has nothing of one.
+        """
+        weights = None
+        if config is not None and config.class_weights == "balanced":
+            if task.kind != CLASSIFICATION:
+                raise InputError(f"class_weights is given, and task {task.name!r} has no classes: leave it out")
+            weights = balanced(batch_of(train, slice(None)), task)
+        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights)
+
+    def totals(self) -> Totals:
+        """Nothing counted yet."""
+        return Totals(self)
+
+
+def balanced(whole: Batch, task: Task) -> Tensor:
+    """Weights with which every class has the same part in the loss, and which are 1 on the mean over the targets.
+
+        w_c = n / (classes n_c)
+
+    Raises:
+        InputError: there is nothing of a class.
+    """
+    y = whole.y if not task.every or whole.valid is None else whole.y[whole.valid]
+    counts = torch.bincount(y.reshape(-1), minlength=task.output_size)
+    if not counts.all():
+        empty = int((counts == 0).nonzero()[0])
+        raise InputError(f"class_weights 'balanced': the training set has nothing of class {empty}")
+    return (counts.sum() / (task.output_size * counts)).double()
+
+
+class Totals:
+    """Loss and figures over the samples seen so far.
+
+    Args:
+        scoring: how they are computed; a kind alone for the standard ones.
+    """
+
+    def __init__(self, scoring: Scoring | str) -> None:
+        self.scoring = scoring if isinstance(scoring, Scoring) else Scoring(scoring)
+        self.names = self.scoring.metrics or STANDARD[self.scoring.kind]
+        self.sequences = self.samples = self.correct = 0
+        self.loss = self.weight = 0.0
+        collected = [name for name in self.names if METRICS[name].of_torchmetrics]
+        self.collected = {name: METRICS[name].make(self.scoring.outputs) for name in collected}
+
+    def add(self, answers: Tensor, y: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Count a batch; returns its mean loss, with its graph.
+
+        Args:
+            answers: `(batch, outputs)`, or `(batch, time, outputs)` of a task that asks at every sample.
+            y: the targets.
+            valid: which samples are none of the padding, `(batch, time)`; None for all.
+        """
+        self.sequences += len(y)
+        if self.scoring.every:
+            answers, y = (part.flatten(0, 1) if valid is None else part[valid] for part in (answers, y))
+        if not len(y):
+            return answers.sum() * 0
+        if self.scoring.kind == CLASSIFICATION:
+            loss, weight = self._classified(answers, y)
+        else:
+            if self.scoring.scale is not None:
+                scale = self.scoring.scale.to(answers)
+                answers, y = answers * scale, y * scale
+            loss, weight = F.mse_loss(answers, y), float(len(y))
+        self.samples += len(y)
+        self.weight += weight
+        self.loss += loss.item() * weight
+        self._collect(answers.detach(), y)
+        return loss
+
+    def _classified(self, answers: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        """The loss and the weight of the batch in the mean of all."""
+        self.correct += int((answers.detach().argmax(-1) == y).sum())
+        if self.scoring.weights is None:
+            return F.cross_entropy(answers, y), float(len(y))
+        weights = self.scoring.weights.to(answers)
+        return F.cross_entropy(answers, y, weights), float(weights[y].double().sum())
+
+    def _collect(self, answers: Tensor, y: Tensor) -> None:
+        if not self.collected:
+            return
+        # On the processor and in float64: equal answers must stem from the network, not from a softmax.
+        answers, y = answers.double().cpu(), y.cpu()
+        if self.scoring.kind == CLASSIFICATION:
+            answers = answers.softmax(-1)
+        for name, metric in self.collected.items():
+            if self.scoring.kind != CLASSIFICATION:
+                metric.update(answers, y.double())
+            elif METRICS[name].of_torchmetrics[0].startswith("Binary") and self.scoring.outputs == 2:
+                metric.update(answers[:, 1], y)
+            else:
+                metric.update(answers.argmax(-1) if name == "balanced_accuracy" else answers, y)
+
+    def result(self) -> dict[str, float]:
+        """{"loss", and the metrics by name} of what was counted; NaN where there is none."""
+        loss = self.loss / self.weight if self.weight else math.nan
+        return {"loss": loss, **{name: self._figure(name, loss) for name in self.names}}
+
+    def _figure(self, name: str, loss: float) -> float:
+        if not self.samples:
+            return math.nan
+        if name == "accuracy":
+            return self.correct / self.samples
+        if name == "mse":
+            return loss
+        with warnings.catch_warnings(record=True) as said:
+            # Of a class that is not there; recorded, not shown.
+            warnings.simplefilter("always")
+            value = float(self.collected[name].compute())
+        undefined = any("samples in targets" in str(warning.message) for warning in said)
+        return math.nan if undefined else value
