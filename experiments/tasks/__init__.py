@@ -10,12 +10,17 @@ from experiments.tasks.digits import Digits
 from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
+from experiments.tasks.physionet2012 import PhysioNet2012
 from solvers.errors import unknown
 
 __all__ = ["TASKS", "Splits", "Task", "get", "options"]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Digits, Adding, SequentialMNIST, PermutedSequentialMNIST, Oscillators, HalfCheetah)
+    task.name: task
+    for task in (
+        *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
+        *(Oscillators, HalfCheetah, PhysioNet2012),
+    )
 }
 
 

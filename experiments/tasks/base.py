@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -41,7 +43,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
-    input_size: ClassVar[int] = 1
+    input_size: int = 1
     output_size: ClassVar[int]
     kind: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -81,6 +83,20 @@ class Task(ABC):
 def divide(x: Tensor, y: Tensor, *parts: Tensor) -> tuple[TensorDataset, ...]:
     """One data set for each vector of indices in `parts`."""
     return tuple(TensorDataset(x[part], y[part]) for part in parts)
+
+
+def stratified(
+    labels: np.ndarray, validation: float, test: float, seed: int = SPLIT_SEED
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of a training, a validation and a test part, each with the same share of every class (to one sample)."""
+    order = np.random.RandomState(seed).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    # Every class is cut at the same quantiles of its own (shuffled) order.
+    quantile = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    part = np.digitize(quantile, [1 - validation - test, 1 - test])
+    train, held_out, held_back = (torch.from_numpy(np.sort(by_class[part == number])) for number in range(3))
+    return train, held_out, held_back
 
 
 def positive(task: str, option: str, value: Any, least: int = 1) -> int:

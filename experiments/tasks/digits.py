@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from experiments.tasks.base import SPLIT_SEED, Splits, Task, divide
+from experiments.tasks.base import Splits, Task, divide, stratified
 
 VALIDATION_SHARE = TEST_SHARE = 0.15
 
@@ -34,15 +33,3 @@ class Digits(Task):
         y = torch.tensor(labels, dtype=torch.int64)
         train, validation, test = divide(x, y, *stratified(labels, VALIDATION_SHARE, TEST_SHARE))
         return train, validation, test
-
-
-def stratified(labels: np.ndarray, validation: float, test: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices of a training, a validation and a test part, each with the same share of every class (to one sample)."""
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    counts = np.bincount(labels)
-    # Every class is cut at the same quantiles of its own (shuffled) order.
-    quantile = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-    part = np.digitize(quantile, [1 - validation - test, 1 - test])
-    train, held_out, held_back = (torch.from_numpy(np.sort(by_class[part == number])) for number in range(3))
-    return train, held_out, held_back

@@ -1,0 +1,125 @@
+"""Whether an intensive-care stay ends in death, from what was measured in its first 48 hours."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from experiments.tasks.base import Splits, Task, positive, stratified
+from experiments.tasks.series import Series
+from experiments.tasks.stays import PARAMETERS, STATIC, Stays, read_stays
+
+VALIDATION_SHARE = TEST_SHARE = 0.1
+MINUTES_PER_HOUR = 60
+#: Values beyond these quantiles of the training set are cut off: among them are slips such as a pH of 735.
+QUANTILES = (0.005, 0.995)
+#: Age, gender and height as they are, and each of the four kinds of unit by itself.
+UNITS = (1, 2, 3, 4)
+
+
+class PhysioNet2012(Task):
+    """37 parameters of 4000 stays, measured when they were measured; the class is 1 for a death in hospital (13.9 %).
+
+    A sample is what was measured in one minute, NaN else; of two values of a parameter in a minute the later one
+    counts. Timespans are in hours, that of the first sample is 1. Values are standardized by those of the training set,
+    after those beyond its 0.5 % and 99.5 % quantiles were cut off. What was noted on admission (age, gender, height,
+    and the kind of unit, one feature each) is a sample of minute 0; three stays have nothing else. -1 is not known.
+    80 % of the stays are for training, 10 % each for validation and test, with the same share of deaths.
+
+    Source: I. Silva, G. Moody, D. J. Scott, L. A. Celi, R. G. Mark, Predicting in-hospital mortality of ICU patients:
+    the PhysioNet/Computing in Cardiology Challenge 2012, Computing in Cardiology 2012; set A.
+
+    Args:
+        data_dir: folder with set-a.npz, or with Outcomes-a.txt and the folder set-a of the published text files.
+        split: number of the division into the three sets.
+        static: show what was noted on admission; without, the three stays have no sample at all.
+    """
+
+    name = "physionet2012"
+    description = "death in hospital from 48 hours of 37 parameters at irregular minutes; needs set A of PhysioNet 2012"
+    input_size = len(PARAMETERS) + len(STATIC) - 1 + len(UNITS)
+    output_size = 2
+    kind = "classification"
+    metrics = ("auroc", "auprc", "balanced_accuracy")
+    baseline = "AUROC 0.5 by chance; of all three sets of the challenge 0.819 (GRU-D), 0.866 (GraFITi)"
+    irregular = True
+    gaps = True
+    length = 202
+
+    def __init__(self, data_dir: str | None = None, split: int = 0, static: bool = True) -> None:
+        self.data_dir, self.static = data_dir, static
+        self.split = positive(self.name, "split", split, least=0)
+        if not static:
+            self.input_size = len(PARAMETERS)
+
+    def splits(self, seed: int = 0) -> Splits:
+        """The three sets, the same for every `seed`; `split` divides them in another way.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        stays = read_stays(self.name, self.data_dir)
+        parts = stratified(stays.died, VALIDATION_SHARE, TEST_SHARE, self.split)
+        values = standardized(stays.value, stays.parameter, np.isin(stays.stay, parts[0].numpy()), len(PARAMETERS))
+        rows, minutes, lengths = samples(stays, self.static)
+        x = np.full((len(lengths), max(1, lengths.max()), self.input_size), np.nan, np.float32)
+        # Of an index that is there twice NumPy keeps the last.
+        x[stays.stay, rows, stays.parameter] = values
+        if self.static:
+            x[:, 0, len(PARAMETERS) :] = admission(stays, parts[0].numpy())
+        spans = np.zeros(x.shape[:2], np.float32)
+        spans[:, 1:] = np.diff(minutes, axis=1) / MINUTES_PER_HOUR
+        spans[:, 0] = 1
+        valid = np.arange(x.shape[1]) < lengths[:, None]
+        data = Series(
+            torch.from_numpy(np.where(valid[..., None], x, 0)),
+            torch.from_numpy(stays.died),
+            torch.from_numpy(np.where(valid, spans, 0)),
+            torch.from_numpy(lengths),
+        )
+        train, validation, test = data.parts(*parts)
+        return train, validation, test
+
+
+def samples(stays: Stays, admitted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The samples of each stay, one for each minute in which something was observed.
+
+    Args:
+        stays: their observations.
+        admitted: minute 0 is one, whether something was observed or not.
+
+    Returns:
+        the place of each observation among the samples of its stay; the minute of each sample, `(stays, time)`, that of
+        the last in the padding; the samples of each stay.
+    """
+    count, span = len(stays.record), int(stays.minute.max()) + 1
+    times = stays.stay * span + stays.minute
+    unique = np.unique(np.concatenate((times, np.arange(count) * span)) if admitted else times)
+    lengths = np.bincount(unique // span, minlength=count)
+    first = np.cumsum(lengths) - lengths
+    place = np.minimum(np.arange(max(1, lengths.max())), np.maximum(lengths[:, None] - 1, 0))
+    minutes = (unique % span)[np.minimum(first[:, None] + place, len(unique) - 1)]
+    return np.searchsorted(unique, times) - first[stays.stay], minutes, lengths
+
+
+def standardized(values: np.ndarray, feature: np.ndarray, training: np.ndarray, features: int) -> np.ndarray:
+    """Values of several features, cut off and standardized by those of the training set."""
+    result = values.copy()
+    for number in range(features):
+        here = feature == number
+        known = values[here & training]
+        if len(known):
+            low, high = np.quantile(known, QUANTILES)
+            kept = known.clip(low, high)
+            result[here] = (values[here].clip(low, high) - kept.mean()) / (kept.std() or 1.0)
+    return result
+
+
+def admission(stays: Stays, training: np.ndarray) -> np.ndarray:
+    """What was noted on admission, `(stays, features)`: numbers standardized, and 1 for the kind of unit, else 0."""
+    numbers, unit = stays.static[:, :-1], stays.static[:, -1:]
+    stay, feature = np.nonzero(~np.isnan(numbers))
+    shown = np.full(numbers.shape, np.nan)
+    known = np.isin(stay, training)
+    shown[stay, feature] = standardized(numbers[stay, feature], feature, known, numbers.shape[1])
+    return np.concatenate((shown, np.where(np.isnan(unit), np.nan, unit == np.array(UNITS))), axis=1)
