@@ -7,6 +7,7 @@ import inspect
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Splits, Task
 from experiments.tasks.digits import Digits
+from experiments.tasks.event_mnist import EventMNIST
 from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
@@ -19,7 +20,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
-        *(Oscillators, HalfCheetah, PhysioNet2012),
+        *(EventMNIST, Oscillators, HalfCheetah, PhysioNet2012),
     )
 }
 

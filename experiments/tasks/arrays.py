@@ -38,7 +38,8 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dic
         InputError: it cannot be read, an array is missing, or one is of another shape.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a file that is none open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             absent = [name for name in shapes if name not in file.files]
             if absent:
                 held = ", ".join(file.files)
@@ -48,7 +49,7 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dic
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; fetch the file again") from error
-    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is damaged or no .npz file ({reason:.80}); fetch the file again") from error
     for name, expected in shapes.items():

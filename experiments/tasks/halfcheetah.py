@@ -30,8 +30,8 @@ class HalfCheetah(Task):
     off at 4 deviations, and its answers are multiplied by the deviations before they are compared; the published code
     took the numbers as they are, which `raw` does.
 
-    Source: R. Hasani, M. Lechner, A. Amini, D. Rus, R. Grosu, Liquid time-constant networks, AAAI 2021, section 5 and
-    table 5; its roll-outs, 1000 rows each, as `traces` of a file `traces.npz`.
+    Source: R. Hasani, M. Lechner, A. Amini, D. Rus, R. Grosu, Liquid time-constant networks, AAAI 2021, and its code;
+    its roll-outs in the order of their files, 1000 rows each, as `traces` of a file `traces.npz`.
 
     Args:
         data_dir: folder with traces.npz.

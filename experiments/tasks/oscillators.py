@@ -10,8 +10,8 @@ import torch
 from experiments.tasks.base import Splits, Task, positive
 from experiments.tasks.series import Series
 
-#: The shortest and the longest period, in units of the mean gap between samples, and the least and the largest damping.
-PERIODS, DAMPINGS = (4.0, 16.0), (0.05, 0.5)
+#: The shortest and the longest period, the least and the largest damping, the shortest and the longest mean gap.
+PERIODS, DAMPINGS, GAPS = (4.0, 16.0), (0.05, 0.5), (0.5, 2.0)
 
 
 class Oscillators(Task):
@@ -19,10 +19,11 @@ class Oscillators(Task):
 
         q'' = w^2 (u(t) - q) - 2 z w q',    u(t) = a cos(v t + phi),    w = 2 pi / P
 
-    A sample is (q, u). Gaps between samples are exponential with mean 1, so that an order of samples without its times
-    says little of P. P and the period of u are drawn log-uniformly from 4 to 16, z uniformly from 0.05 to 0.5, a from
-    0.5 to 1, phi from 0 to 2 pi, q(0) and q'(0) / w from -1 to 1; the solution is the closed one. Targets are log P and
-    z, less their means and in units of their standard deviations: always answering 0 has the mean squared error 1.
+    A sample is (q, u). Gaps between samples are exponential; their mean is drawn log-uniformly from 1/2 to 2 for each
+    sequence, so that counting samples does not tell P: their times are needed. P and the period of u are drawn
+    log-uniformly from 4 to 16, z uniformly from 0.05 to 0.5, a from 0.5 to 1, phi from 0 to 2 pi, q(0) and q'(0) / w
+    from -1 to 1; the solution is the closed one. Targets are log P and z, less their means and in units of their
+    standard deviations: always answering 0 has the mean squared error 1.
 
     Args:
         length: samples in a sequence, at least 2.
@@ -64,13 +65,12 @@ class Oscillators(Task):
     def _drawn(self, size: int, seed: int, stream: int) -> Series:
         """The first `size` sequences of a stream: each takes as many numbers of the generator as any other."""
         random = np.random.Generator(np.random.Philox(key=[seed, stream]))
-        drawn = random.random((size, 8 + self.length))
-        gaps = -np.log1p(-drawn[:, 8:])
+        drawn = random.random((size, 9 + self.length))
+        gaps = -np.log1p(-drawn[:, 9:]) * _logarithmic(drawn[:, 8:9], *GAPS)
         # The first sample is taken at time 0; that its timespan is 1 lets it act.
         times = np.cumsum(np.concatenate((np.zeros((size, 1)), gaps[:, 1:]), axis=1), axis=1)
         spans = np.concatenate((np.ones((size, 1)), gaps[:, 1:]), axis=1)
-        period = np.exp(_between(drawn[:, :1], *np.log(PERIODS)))
-        other = np.exp(_between(drawn[:, 1:2], *np.log(PERIODS)))
+        period, other = _logarithmic(drawn[:, :1], *PERIODS), _logarithmic(drawn[:, 1:2], *PERIODS)
         damping = _between(drawn[:, 2:3], *DAMPINGS)
         hook = (_between(drawn[:, 3:4], 0.5, 1.0), 2 * math.pi / other, 2 * math.pi * drawn[:, 4:5])
         q = position(times, 2 * math.pi / period, damping, hook, 2 * drawn[:, 5:6] - 1, 2 * drawn[:, 6:7] - 1)
@@ -113,6 +113,10 @@ def position(
 
 def _between(part: np.ndarray, low: float, high: float) -> np.ndarray:
     return low + part * (high - low)
+
+
+def _logarithmic(part: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low * (high / low) ** part
 
 
 def _standard(values: np.ndarray, low: float, high: float) -> np.ndarray:

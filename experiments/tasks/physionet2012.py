@@ -31,7 +31,7 @@ class PhysioNet2012(Task):
 
     Args:
         data_dir: folder with set-a.npz, or with Outcomes-a.txt and the folder set-a of the published text files.
-        split: number of the division into the three sets.
+        division: number of the division into the three sets.
         static: show what was noted on admission; without, the three stays have no sample at all.
     """
 
@@ -46,20 +46,20 @@ class PhysioNet2012(Task):
     gaps = True
     length = 202
 
-    def __init__(self, data_dir: str | None = None, split: int = 0, static: bool = True) -> None:
+    def __init__(self, data_dir: str | None = None, division: int = 0, static: bool = True) -> None:
         self.data_dir, self.static = data_dir, static
-        self.split = positive(self.name, "split", split, least=0)
+        self.division = positive(self.name, "division", division, least=0)
         if not static:
             self.input_size = len(PARAMETERS)
 
     def splits(self, seed: int = 0) -> Splits:
-        """The three sets, the same for every `seed`; `split` divides them in another way.
+        """The three sets, the same for every `seed`; `division` divides them in another way.
 
         Raises:
             InputError: a file is missing or damaged.
         """
         stays = read_stays(self.name, self.data_dir)
-        parts = stratified(stays.died, VALIDATION_SHARE, TEST_SHARE, self.split)
+        parts = stratified(stays.died, VALIDATION_SHARE, TEST_SHARE, self.division)
         values = standardized(stays.value, stays.parameter, np.isin(stays.stay, parts[0].numpy()), len(PARAMETERS))
         rows, minutes, lengths = samples(stays, self.static)
         x = np.full((len(lengths), max(1, lengths.max()), self.input_size), np.nan, np.float32)

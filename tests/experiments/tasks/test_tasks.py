@@ -272,3 +272,24 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
     write_mnist(tmp_path, side=27)
     with pytest.raises(InputError, match=r"images of \(27, 27\) pixels"):
         tasks.get("smnist", data_dir=str(tmp_path)).splits()
+
+
+def test_event_mnist_has_the_changes_and_the_pixels_between_them(tmp_path):
+    write_mnist(tmp_path)
+    images = [data[:][0] for data in tasks.get("smnist", data_dir=str(tmp_path)).splits()]
+    splits = tasks.get("event_mnist", data_dir=str(tmp_path), pixels_per_step=4).splits()
+    # Random pixels change all the time: the events that are too many are left out.
+    assert max(int(data[:].lengths.max()) for data in splits) == 256
+    for data, pixels in zip(splits, images, strict=True):
+        for number in range(len(data)):
+            bits = (pixels[number, :, 0] * 255).round() > 128
+            changes = [i for i in range(784) if i == 0 or bits[i] != bits[i - 1]][:256]
+            one = data[number]
+            assert one.lengths == len(changes) and torch.equal(one.x[:, 0], bits[changes].float())
+            assert (4 * one.timespans).tolist() == [1, *np.diff(changes)]
+
+
+@needs_mnist
+def test_event_mnist_has_about_53_events():
+    lengths = tasks.get("event_mnist", data_dir=str(MNIST)).splits()[2][:].lengths.float()
+    assert abs(lengths.mean() - 52.92) < 0.01 and lengths.max() == 105
