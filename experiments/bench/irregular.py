@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,18 +47,20 @@ def longest(gaps: Tensor) -> int:
     return int(gaps.ceil().sum(1).max())
 
 
+def _last(rnn: neuralosc.ContinuousRNN, x: Tensor, times: dict[str, Any]) -> Tensor:
+    output: Tensor = rnn(x, **times)[0]
+    return output[:, -1]
+
+
 def measure(shape: Shape) -> list[tuple[str, str, float]]:
     """Network, batch, and how often as long its training step takes as a regular one, or as one of as many steps."""
     results = []
     for name, network in NETWORKS.items():
         rnn, given = network(shape.features, shape.hidden), batches(shape)
 
-        def last(what: str, rnn: neuralosc.ContinuousRNN = rnn, given: Any = given) -> Tensor:
-            x, times = given[what]
-            output: Tensor = rnn(x, **times)[0]
-            return output[:, -1]
-
-        steps = {what: training_step(rnn, lambda what=what, last=last: last(what)).step for what in given}
+        steps = {
+            what: training_step(rnn, functools.partial(_last, rnn, x, times)).step for what, (x, times) in given.items()
+        }
         for step in steps.values():
             step()
         shortest = {what: min(seconds) for what, seconds in interleaved(steps, ROUNDS).items()}

@@ -29,7 +29,8 @@ def gathered(values: Tensor, index: Tensor) -> Tensor:
         flat, place = values.transpose(0, 1).flatten(0, 1), index.t() * batch + rows
     else:
         flat, place = values.flatten(0, 1), index.t() + rows * time
-    return flat.index_select(0, place.reshape(-1)).unflatten(0, place.shape).transpose(0, 1)
+    taken: Tensor = flat.index_select(0, place.reshape(-1)).unflatten(0, place.shape)
+    return taken.transpose(0, 1)
 
 
 def gathered_paths(paths: Sequence[ControlPath], index: Tensor) -> Sequence[ControlPath]:

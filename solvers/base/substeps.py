@@ -148,7 +148,9 @@ def _listed(clock: Clock, paths: Sequence[ControlPath], counts: np.ndarray) -> D
     Raises:
         NotGathered: the paths know no single samples.
     """
-    starts, spans = (_stacked(times, clock.spans[0]) for times in (clock.starts, clock.spans))
+    first = clock.spans[0]
+    assert isinstance(first, Tensor)
+    starts, spans = (_stacked(times, first) for times in (clock.starts, clock.spans))
     if not followed(spans):
         # Nothing happens in an empty interval, unless it be asked what would with a little more time. Of the first one
         # a step is left, so that each has a state at its end.

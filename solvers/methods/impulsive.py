@@ -108,7 +108,7 @@ class Impulsive(Solver):
             return start
         after: Tensor = field.jump(t + dt, end, control(t + dt))
         if isinstance(control, Arriving):
-            after = torch.where(over_state(control.at != 0), after, end)
+            after = torch.where(torch.as_tensor(over_state(control.at != 0)), after, end)
         return torch.where(torch.as_tensor(over_state(dt == 0)), start, after) if isinstance(dt, Tensor) else after
 
     def between(self, loop: Loop) -> Loop:

@@ -123,12 +123,13 @@ def _are_paths(values: Sequence[Any]) -> bool:
 
 def _as_columns(paths: Sequence[Any]) -> Paths:
     """A list of paths as columns."""
-    path = paths[0]
+    path: Any = paths[0]
     if not dataclasses.is_dataclass(path):
         raise Refused(f"a path of type {type(path).__name__} is no dataclass of tensors and numbers")
     if len(set(map(type, paths))) > 1:
         raise Refused("the paths of the intervals are of different types")
-    return Paths(type(path), **{name: [getattr(p, name) for p in paths] for name in entries(path)})
+    kind: Any = type(path)
+    return Paths(kind, **{name: [getattr(p, name) for p in paths] for name in entries(path)})
 
 
 def _item(key: tuple[Hashable, ...], values: Sequence[Any], batch: int) -> Item:
