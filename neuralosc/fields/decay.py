@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralosc.arguments import features_of, flag
-from neuralosc.field import VectorField
+from neuralosc.field import ClosedForm
 from neuralosc.fields.gated import update
 from neuralosc.fields.parameters import uniform_
 from solvers.protocol import Time
@@ -42,7 +42,7 @@ class Decay(nn.Module):
         return self.mean + kept(self.w * since + self.b) * (last - self.mean)
 
 
-class GRUDecay(VectorField):
+class GRUDecay(ClosedForm):
     """The field of GRU-D: a state that rests between the samples, and a GRU at each, once the state has decayed.
 
         dh = 0,    between the samples
@@ -86,8 +86,8 @@ class GRUDecay(VectorField):
 
     @property
     def structure(self) -> frozenset[str]:
-        """Impulsive."""
-        return super().structure | {"impulsive"}
+        """Impulsive, and at rest between the samples, which is differential, too."""
+        return super().structure | {"impulsive", "differential"}
 
     def drive(self, x: Tensor) -> Tensor:
         """What [x^, m] adds to the gates, `(.., 3 hidden)`, and gamma, `(.., hidden)`, beside each other."""
@@ -101,6 +101,10 @@ class GRUDecay(VectorField):
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """Nothing: all happens at the samples."""
         return torch.zeros_like(state)
+
+    def propagate(self, t: Time, dt: Time, state: Tensor, u: Tensor) -> Tensor:
+        """The state, at rest."""
+        return state
 
     def jump(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The GRU after the decay."""

@@ -32,13 +32,14 @@ def GRUD(
     hidden_size: int,
     *,
     dt: float | Sequence[float] = 1.0,
-    solver: str | dict[str, Any] | solvers.Solver = "euler",
+    solver: str | dict[str, Any] | solvers.Solver = "closed_form",
     **choices: Unpack[Choices],
 ) -> ContinuousRNN:
-    """A GRU of samples with missing values, NaN in x. Nothing happens between samples, whatever the solver.
+    """A GRU of samples with missing values, NaN in x.
 
-    The means that missing values go to are `rnn.field.decay.mean`, 0 until they are set. In a stack the layers after
-    the first, to which nothing is missing, are GRUs without decay. See `GRUDecay`.
+    Nothing happens between samples, whatever the solver; "closed_form" takes no steps there. The means that missing
+    values go to are `rnn.field.decay.mean`, 0 until they are set. In a stack the layers after the first, to which
+    nothing is missing, are GRUs without decay. See `GRUDecay`.
     """
     choices = {**MASKED, **choices}
     if choices["missing"] != "mask":
