@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,13 +70,8 @@ def advance(
         )
     if rnn.solver.stochastic:
         raise InputError(f"solver {rnn.solver.name!r} draws noise from sample to sample: use a solver without noise")
-    if not isinstance(state, Tensor):
-        raise InputError(f"state is a {type(state).__name__}, expected a tensor: give the state of a stream")
-    stacked = rnn.num_layers > 1
-    if state.dim() != 3 + stacked:
-        raise InputError(f"state has shape {tuple(state.shape)}, expected ([layers,] batch, components, hidden)")
+    batch = _batch_of(rnn, state)
     refresh(rnn)
-    batch = state.shape[1] if stacked else state.shape[0]
     silence = state.new_zeros(batch, rnn.layer(0).input_size)
     span = inputs.check_per_sample("timespan", timespan, silence)
     sample = silence if x is None else filled(single(x, rnn), rnn.missing, span, None, rnn.decay)[0].squeeze(1)
@@ -96,6 +91,33 @@ def sample_times(rnn: Stack, solution: Solution) -> Tensor:
     """The time of each sample on the clock that `states_at` goes by, `(batch, time)`; the last one in the padding."""
     spans = solution.spans(len(solution.inputs) - rnn.directions)
     return _exact(spans.expand(len(solution.inputs[-1]), -1)).cumsum(-1)
+
+
+def states_after(rnn: Stack, state: Tensor | None, at: Tensor | Sequence[float], given: dict[str, Any]) -> Tensor:
+    """States of the last layer at times after a state, `(batch, times, components, channels)`, without any sample."""
+    useless = [name for name, value in given.items() if value is not None]
+    if state is None or useless:
+        reason = f"{', '.join(useless)} was given" if useless else "no state was given, either"
+        raise InputError(f"x is None and {reason}: give x, or a state and times alone to go on from it")
+    batch = _batch_of(rnn, state)
+    times = inputs.check_times(at, state.new_zeros(batch, 1))
+    # Each time is reached from the state itself.
+    ends = advance(rnn, state.repeat_interleave(times.shape[1], -3), times.reshape(-1), None, None)
+    last = ends[-1] if rnn.num_layers > 1 else ends
+    return last.reshape(batch, times.shape[1], *last.shape[1:])
+
+
+def _batch_of(rnn: Stack, state: Tensor) -> int:
+    """Samples in the batch of a state.
+
+    Raises:
+        InputError: it is no state of this network.
+    """
+    if not isinstance(state, Tensor):
+        raise InputError(f"state is a {type(state).__name__}, expected a tensor: give the state of a stream")
+    if state.dim() != 3 + (rnn.num_layers > 1):
+        raise InputError(f"state has shape {tuple(state.shape)}, expected ([layers,] batch, components, hidden)")
+    return state.shape[-3]
 
 
 def _exact(spans: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class ContinuousRNN(Stack):
 
     def trajectory(
         self,
-        x: Tensor,
+        x: Tensor | None = None,
         timespans: Tensor | None = None,
         at: Tensor | Sequence[float] = (),
         state: Tensor | None = None,
@@ -140,7 +140,8 @@ class ContinuousRNN(Stack):
         to, ask with `causal=True`.
 
         Args:
-            x, timespans, state, lengths: see `forward`.
+            x, timespans, state, lengths: see `forward`. Without x it goes on from the state alone: there is no sample
+                and no input.
             at: times since the start, in units of dt, `(times,)` or one row per sample `(batch, times)`, in any order.
                 Sample i was taken at the sum of the timespans up to its own.
             causal: use no sample after the time that is asked for: from the last sample before it on, the input is that
@@ -153,6 +154,9 @@ class ContinuousRNN(Stack):
             of the reverse direction follow: its run goes from the last sample, before which it rests for the timespan
             of the first, to the first, before which there is no input.
         """
+        if x is None:
+            given = {"timespans": timespans, "lengths": lengths, "future": None if future == "zero" else future}
+            return queries.states_after(self, state, at, given)
         return queries.states_at(self, self.solve(x, state, timespans, lengths), at, causal, future)
 
     def advance(

@@ -70,6 +70,15 @@ class TestCausal:
         if layers == 1 and name != "exprnn":
             torch.testing.assert_close(held, rnn(torch.cat((x, x[:, -1:]), 1))[1], rtol=1e-11, atol=1e-12)
 
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_a_state_alone_is_gone_on_from(self, layers):
+        rnn, (x, spans) = network(solver="rk4", num_layers=layers), sequence()
+        state = rnn(x, timespans=spans)[1]
+        after = torch.tensor([[0.0, 0.7, 3.1], [2.5, 0.2, 0.2], [1.0, 2.0, 9.0]], dtype=F64)
+        expected = rnn.trajectory(x, spans, at=spans.sum(1, keepdim=True) + after)
+        torch.testing.assert_close(rnn.trajectory(state=state, at=after), expected, rtol=1e-11, atol=1e-12)
+        assert rnn.trajectory(state=state, at=[1.0, 2.0]).shape == (3, 2, 2, 4)
+
     def test_what_cannot_be_asked(self, one_line):
         rnn, x = network(), torch.randn(2, 3, 2, dtype=F64)
         both, state = network(bidirectional=True), rnn(x)[1]
@@ -83,6 +92,10 @@ class TestCausal:
             (lambda: rnn.advance(state, -1.0), ["timespan is -1"]),
             (lambda: rnn.advance(state, 1.0, x), ["x has shape (2, 3, 2)"]),
             (lambda: rnn.advance(state, 3e6), ["timespans go up to"]),
+            (lambda: rnn.trajectory(at=[1.0]), ["x is None", "no state"]),
+            (lambda: rnn.trajectory(state=state, at=[1.0], lengths=[1, 1]), ["x is None", "lengths was given"]),
+            (lambda: rnn.trajectory(state=state, at=[1.0], future="hold"), ["x is None", "future was given"]),
+            (lambda: rnn.trajectory(state=state[0], at=[1.0]), ["state has shape (2, 4)"]),
         ]
         for act, words in cases:
             with pytest.raises(InputError) as error:
