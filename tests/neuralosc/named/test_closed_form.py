@@ -7,7 +7,7 @@ import torch
 
 import neuralosc
 import solvers
-from neuralosc import ContinuousRNN, InputError
+from neuralosc import InputError
 from solvers.errors import PairingError
 from tests.measures import relative_error
 
@@ -176,45 +176,6 @@ def test_what_a_map_without_an_equation_cannot_do(one_line):
         with pytest.raises(InputError) as error:
             neuralosc.CfC(2, 3, **wrong)
         one_line(error, *words)
-
-
-class Rotation(neuralosc.ClosedForm):
-    """A user's own equation with its solution: x' = [[0, 1], [-1, 0]] x + (0, u)."""
-
-    components = 2
-
-    @property
-    def structure(self):
-        return super().structure | {"differential"}
-
-    def forward(self, t, state, u):
-        q, p = state.unbind(-2)
-        return torch.stack((p, u - q), -2)
-
-    def propagate(self, t, dt, state, u):
-        q, p = state.unbind(-2)
-        cos, sin = (getattr(torch, f)(torch.as_tensor(dt, dtype=q.dtype)) for f in ("cos", "sin"))
-        return torch.stack((u + cos * (q - u) + sin * p, cos * p - sin * (q - u)), -2)
-
-
-def test_a_closed_form_with_its_equation_goes_with_every_solver():
-    field, x = Rotation(3, 3), torch.randn(2, 4, 3, dtype=F64)
-    spans = torch.tensor([[1.0, 0.0, 5.0, 0.5], [0.5, 9.0, 1.0, 0.0]], dtype=F64)
-    rnn = ContinuousRNN(field, "closed_form", 0.7)
-    output = rnn(x, timespans=spans)[0]
-    assert {"euler", "dopri5", "closed_form"} <= set(solvers.compatible(field))
-    tight = rnn.with_solver({"name": "dopri8", "rtol": 1e-11, "atol": 1e-12})(x, timespans=spans)[0]
-    torch.testing.assert_close(output, tight, rtol=1e-8, atol=1e-9)
-    halved = rnn.with_solver("closed_form", substeps=2, max_dt=0.5)(x, timespans=spans)[0]
-    torch.testing.assert_close(halved, output, rtol=1e-12, atol=1e-13)
-    # In no time a flow goes nowhere, and a sample has no effect.
-    torch.testing.assert_close(output[0, 1], output[0, 0], rtol=1e-14, atol=1e-15)
-
-
-def test_a_field_without_its_map_says_so(one_line):
-    with pytest.raises(InputError) as error:
-        ContinuousRNN(neuralosc.ClosedForm(2, 3), "closed_form")(torch.zeros(1, 1, 2))
-    one_line(error, "ClosedForm defines no propagate")
 
 
 def test_weights_that_do_not_fit_are_refused(golden, one_line):

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import softplus
 
 import neuralosc
+import solvers
 from neuralosc import InputError
 from tests.measures import relative_error
 
@@ -76,6 +77,12 @@ def test_neurons_stay_between_their_reversal_potentials():
     rnn = neuralosc.LTCSynapse(3, 8)
     output = rnn(10 * torch.randn(4, 50, 3), timespans=torch.empty(4, 50).exponential_())[0]
     assert float(output.detach().abs().max()) <= 1
+
+
+def test_the_plain_path_is_taken_and_says_why():
+    rnn, x = neuralosc.LTCSynapse(3, 8), torch.randn(2, solvers.run.choice.WORTHWHILE, 3)
+    record = rnn.solve(x).trajectories[0].record
+    assert record.path == "plain" and "outer product" in record.reason
 
 
 def test_masks_are_saved(tmp_path, golden):

@@ -13,9 +13,8 @@ import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled.triton import compiler, emit_persistent, emit_staged, persistent, staged
 from solvers.compiled.triton import kernel as triton_kernel
-from tests.fields import FIELDS
 from tests.measures import assert_agree
-from tests.solvers.compiled.paths import compiles
+from tests.solvers.compiled.paths import COMPILED, compiles
 from tests.solvers.compiled.triton.kernels import DEVICE, QUICK, Functions, agree, reports, solved
 
 SAID = "in kernels of one level each"
@@ -156,7 +155,7 @@ def test_a_compiler_that_aborts_takes_nothing_along(code, reason, make_field, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_every_pairing(name, make_field):
     solver_names = [s for s in solvers.compatible(make_field(name)) if compiles(make_field(name), s)]
     for solver in solver_names:
