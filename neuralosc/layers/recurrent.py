@@ -105,7 +105,8 @@ class RecurrentLayer(nn.Module):
             timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
                 left out. The first is the time for which the first sample acts on the initial state. Under control
                 "hold" a sample acts during the timespan before it, so that one of 0 takes its effect away, of which a
-                network warns once; a field that jumps at samples does so there, and under other controls warns.
+                network warns once; a field that jumps at samples, or is a map from one to the next, feels it there, and
+                under other controls warns.
             lengths: number of valid samples of each sequence, `(batch,)`, 0 for one without any. No time passes in
                 padded samples: the state stays, and so does the output.
 
