@@ -125,4 +125,5 @@ def on_clock(clock: np.ndarray, samples: Times, asked: Times, unit: Unit, name: 
             f"before that, which is {known[0]:g} units before the first sample"
         )
     following = np.append(known, np.inf)[counts]
-    return np.where(times < following, times, np.nextafter(following, 0.0)).clip(0.0)
+    inside: np.ndarray = np.where(times < following, times, np.nextafter(following, 0.0)).clip(0.0)
+    return inside

@@ -83,10 +83,10 @@ class Times:
         common = np.promote_types(self.kind, others.kind)
         size = SECONDS[np.datetime_data(common)[0]] * np.datetime_data(common)[1]
         both = []
-        for times in (others, self):
-            values = times.ticks.view(times.kind)
+        for times, kind in ((others, others.kind), (self, self.kind)):
+            values = times.ticks.view(kind)
             finer = values.astype(common)
-            if not np.array_equal(finer.astype(times.kind), values):
+            if not np.array_equal(finer.astype(kind), values):
                 raise InputError(
                     f"{name} and the times of the samples have no common unit in 64 bits: give one of both"
                 )

@@ -101,7 +101,8 @@ class SequenceModel(nn.Module):
     def scaled(self, targets: Tensor) -> Tensor:
         """Targets on the scale that a call answers on: `loss(model(**batch.inputs), model.scaled(targets))`."""
         self._check_targets(targets)
-        return targets if self.target_scaler is None else self.target_scaler(targets)  # type: ignore[no-any-return]
+        scaled: Tensor = targets if self.target_scaler is None else self.target_scaler(targets)
+        return scaled
 
     def unscaled(self, answers: Tensor) -> Tensor:
         """Answers of a call in the units of the targets."""
@@ -117,7 +118,8 @@ class SequenceModel(nn.Module):
         """
         self._timed(timespans, "timespans", "them: a batch of its collator has them in batch.inputs")
         output, _ = self.rnn(self._shown(x), timespans=timespans, lengths=lengths)
-        return self.readout(output, lengths)
+        answers: Tensor = self.readout(output, lengths)
+        return answers
 
     def run(
         self, x: Tensor, state: Any = None, timespans: Tensor | None = None, lengths: Lengths | None = None
