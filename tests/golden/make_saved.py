@@ -3,6 +3,8 @@
 They hold that what was once saved stays readable: a kind that comes anew is written, the others are left as they are.
 
     python tests/golden/make_saved.py NAME ...
+
+The name "model" stands for a whole model, in `saved_models`.
 """
 
 import sys
@@ -39,6 +41,21 @@ def write(name: str) -> None:
     save_file({"x": x, "output": output.contiguous()}, FOLDER / f"{name}.output.safetensors")
 
 
+def write_model() -> None:
+    """A small model with all of its parts, and what it predicts of a series."""
+    torch.manual_seed(0)
+    rnn = neuralosc.make("lem", input_size=2, hidden_size=4, missing="hold")
+    collator = neuralosc.Collator(unit="1h", first=0.5, duplicates="last", order="sort")
+    model = neuralosc.SequenceModel(rnn, neuralosc.Readout(4, 3, "every"), collator).double()
+    x = 50 + 9 * torch.randn(5, 4, 2, dtype=torch.float64)
+    model.fit_scaling(x, targets=10 * torch.randn(5, 4, 3, dtype=torch.float64))
+    neuralosc.save(model, FOLDER.parent / "saved_models" / "lem.safetensors")
+    minutes = torch.tensor([0, 45, 45, 240, 200])
+    answers = torch.from_numpy(model.predict(minutes.numpy().astype("m8[m]"), x[:, 0]))
+    values = {"minutes": minutes, "values": x[:, 0].contiguous(), "answers": answers}
+    save_file(values, FOLDER.parent / "saved_models" / "lem.answers.safetensors")
+
+
 if __name__ == "__main__":
     for each in sys.argv[1:]:
-        write(each)
+        write_model() if each == "model" else write(each)

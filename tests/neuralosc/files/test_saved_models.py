@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +226,11 @@ def test_a_readout_of_another_class_is_not_written(tmp_path, one_line):
         neuralosc.save(SequenceModel(rnn, Loud(4, 1)), tmp_path / "model")
     one_line(caught, "Loud")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_saved_before_predicts_the_same():
+    folder = Path(__file__).parents[2] / "golden" / "saved_models"
+    again, expected = neuralosc.load(folder / "lem.safetensors"), load_file(folder / "lem.answers.safetensors")
+    answers = again.predict(expected["minutes"].numpy().astype("m8[m]"), expected["values"])
+    np.testing.assert_allclose(answers, expected["answers"], rtol=1e-9)
+    assert (again.collator.first, again.collator.order, again.collator.duplicates) == (0.5, "sort", "last")
