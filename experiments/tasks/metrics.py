@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torchmetrics
@@ -20,7 +20,7 @@ class Metric:
         kind: of the tasks that have it, "classification" or "regression".
         larger: whether larger is better.
         percent: whether it is shown in percent.
-        of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; empty where the sums
+        of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; None where the sums
             of a loss do, of "accuracy" and "mse".
     """
 
@@ -28,7 +28,7 @@ class Metric:
     kind: str
     larger: bool
     percent: bool = False
-    of_torchmetrics: tuple[str, str] | tuple[()] = ()
+    of_torchmetrics: tuple[str, str] | None = None
 
     def make(self, outputs: int) -> torchmetrics.Metric:
         """What collects answers and computes the figure: probabilities of a class, or numbers.
@@ -40,7 +40,7 @@ class Metric:
         import torchmetrics.classification
         import torchmetrics.regression
 
-        assert self.of_torchmetrics, "the sums of the loss are enough"
+        assert self.of_torchmetrics is not None, "the sums of the loss are enough"
         binary, several = self.of_torchmetrics
         if self.kind == REGRESSION:
             made: torchmetrics.Metric = getattr(torchmetrics.regression, binary)(**_OPTIONS.get(binary, {}))
@@ -51,7 +51,10 @@ class Metric:
         return made
 
 
-_OPTIONS = {"MulticlassRecall": {"num_classes": 2, "average": "macro"}, "MeanSquaredError": {"squared": False}}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "MulticlassRecall": {"num_classes": 2, "average": "macro"},
+    "MeanSquaredError": {"squared": False},
+}
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("Accuracy", CLASSIFICATION, larger=True, percent=True),

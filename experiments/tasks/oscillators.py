@@ -76,13 +76,15 @@ class Oscillators(Task):
         q = position(times, 2 * math.pi / period, damping, hook, 2 * drawn[:, 5:6] - 1, 2 * drawn[:, 6:7] - 1)
         u = hook[0] * np.cos(hook[1] * times + hook[2])
         y = np.concatenate((_standard(np.log(period), *np.log(PERIODS)), _standard(damping, *DAMPINGS)), axis=1)
-        x, spans, y = (torch.from_numpy(part.astype(np.float32)) for part in (np.stack((q, u), axis=-1), spans, y))
+        x, targets, timespans = (
+            torch.from_numpy(part.astype(np.float32)) for part in (np.stack((q, u), axis=-1), y, spans)
+        )
         if not self.shortest:
-            return Series(x, y, spans)
+            return Series(x, targets, timespans)
         lengths = self.shortest + (drawn[:, 7] * (self.length - self.shortest + 1)).astype(np.int64)
         padding = torch.arange(self.length) >= torch.from_numpy(lengths).unsqueeze(-1)
-        x, spans = x.masked_fill(padding.unsqueeze(-1), 0), spans.masked_fill(padding, 0)
-        return Series(x, y, spans, torch.from_numpy(lengths))
+        x, timespans = x.masked_fill(padding.unsqueeze(-1), 0), timespans.masked_fill(padding, 0)
+        return Series(x, targets, timespans, torch.from_numpy(lengths))
 
 
 def position(

@@ -92,7 +92,11 @@ class Series(Dataset):
 
     def parts(self, *parts: Tensor) -> tuple[Series, ...]:
         """One data set for each vector of numbers."""
-        return tuple(Series(*self.whole.each(lambda whole, part=part: whole[part]), every=self.every) for part in parts)
+        return tuple(Series(*self.whole.each(part_of), every=self.every) for part_of in map(_taken, parts))
+
+
+def _taken(part: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda whole: whole[part]
 
 
 def batch_of(data: Any, index: Index) -> Batch:

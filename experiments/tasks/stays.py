@@ -95,7 +95,7 @@ def _of_texts(folder: Path) -> Stays:
     seen: list[tuple[int, int, int, float]] = []
     for number, record in enumerate(records):
         path = folder / TEXTS / f"{record}.txt"
-        for line, (minute, name, value) in enumerate(_lines(path), 2):
+        for line, minute, name, value in _lines(path):
             if name in STATIC:
                 static[number, STATIC.index(name)] = value
             elif name in PARAMETERS:
@@ -104,8 +104,8 @@ def _of_texts(folder: Path) -> Stays:
                 raise InputError(f"{path}, line {line}: there is no parameter {name!r}; fetch the file again")
     if not seen:
         raise InputError(f"the files of {folder / TEXTS} hold no observation; fetch them again")
-    stay, minute, parameter, value = (np.array(column) for column in zip(*seen, strict=True))
-    return _ordered(np.array(records), np.array([*died.values()]), static, (stay, minute, parameter, value))
+    observations = tuple(np.array(column) for column in zip(*seen, strict=True))
+    return _ordered(np.array(records), np.array([*died.values()]), static, observations)
 
 
 def _outcomes(path: Path) -> dict[int, int]:
@@ -121,8 +121,8 @@ def _outcomes(path: Path) -> dict[int, int]:
     return outcomes
 
 
-def _lines(path: Path) -> list[tuple[int, str, float]]:
-    """Minute, parameter and value of every line of a stay."""
+def _lines(path: Path) -> list[tuple[int, int, str, float]]:
+    """Number, minute, parameter and value of every line of a stay."""
     parsed = []
     for number, line in enumerate(_read(path).splitlines()[1:], 2):
         try:
@@ -130,7 +130,7 @@ def _lines(path: Path) -> list[tuple[int, str, float]]:
             hours, minutes = time.split(":")
             # A line of the published files has no name and no value that is one.
             if name:
-                parsed.append((60 * int(hours) + int(minutes), name, float(value)))
+                parsed.append((number, 60 * int(hours) + int(minutes), name, float(value)))
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {line!r:.60}, expected HH:MM,Parameter,Value") from error
     return parsed

@@ -132,10 +132,10 @@ class Totals:
         for name, metric in self.collected.items():
             if self.scoring.kind != CLASSIFICATION:
                 metric.update(answers, y.double())
-            elif METRICS[name].of_torchmetrics[0].startswith("Binary") and self.scoring.outputs == 2:
-                metric.update(answers[:, 1], y)
+            elif name == "balanced_accuracy":
+                metric.update(answers.argmax(-1), y)
             else:
-                metric.update(answers.argmax(-1) if name == "balanced_accuracy" else answers, y)
+                metric.update(answers[:, 1] if self.scoring.outputs == 2 else answers, y)
 
     def result(self) -> dict[str, float]:
         """{"loss", and the metrics by name} of what was counted; NaN where there is none."""
