@@ -55,8 +55,9 @@ class Task(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.metrics = cls.metrics or STANDARD[cls.kind]
-        assert all(METRICS[name].kind == cls.kind for name in cls.metrics)
+        if hasattr(cls, "kind"):
+            cls.metrics = cls.metrics or STANDARD[cls.kind]
+            assert all(METRICS[name].kind == cls.kind for name in cls.metrics)
 
     @property
     def metric_name(self) -> str:

@@ -120,13 +120,13 @@ class Totals:
         if self.scoring.weights is None:
             return F.cross_entropy(answers, y), float(len(y))
         weights = self.scoring.weights.to(answers)
-        return F.cross_entropy(answers, y, weights), float(weights[y].double().sum())
+        return F.cross_entropy(answers, y, weights), float(weights[y].cpu().double().sum())
 
     def _collect(self, answers: Tensor, y: Tensor) -> None:
         if not self.collected:
             return
         # On the processor and in float64: equal answers must stem from the network, not from a softmax.
-        answers, y = answers.double().cpu(), y.cpu()
+        answers, y = answers.cpu().double(), y.cpu()
         if self.scoring.kind == CLASSIFICATION:
             answers = answers.softmax(-1)
         for name, metric in self.collected.items():
