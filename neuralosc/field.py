@@ -76,13 +76,20 @@ class VectorField(nn.Module):
         """`drive(x)`, sample by sample."""
         return Series(self.drive(x))
 
+    def initial_state(self, x: Tensor) -> Tensor | None:
+        """The state `(batch, components, hidden)` to start from, of the first sample `(batch, input)`; None for zeros.
+
+        A layer asks for it where it is given no state. A sequence without samples starts from zeros.
+        """
+        return None
+
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The whole right-hand side, the shape of `state`.
 
         Args:
             t: time, a number or a tensor `(*batch, 1)`.
             state: `(*batch, components, hidden)`.
-            u: input current at t, `(*batch, channels)`.
+            u: input current at t, `(*batch, channels)`; of a controlled field its derivative in time.
         """
         raise InputError(f"{type(self).__name__} defines no forward(t, state, u): write its right-hand side there")
 

@@ -38,6 +38,7 @@ STRUCTURES = {
     "closed_form": "propagate(t, dt, state, u), the state after a time dt in which the input is u",
     "differential": "a right-hand side forward(t, state, u), which propagate, where there is one, solves exactly",
     "impulsive": "jump(t, state, u), the state after a sample from the one before it",
+    "controlled": "forward(t, state, du) that is given the derivative du/dt of its input, not the input",
     "stochastic": "diffusion(t, state, u), the noise g of dx = f dt + g dW for each entry of the state",
 }
 

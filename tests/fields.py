@@ -7,6 +7,7 @@ from torch import nn
 
 import neuralosc
 import solvers
+from solvers.protocol import structure
 
 
 def pendulum_energy(state, u):
@@ -106,6 +107,7 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "linear_oscillator": neuralosc.LinearOscillator,
     "linear_oscillator_damped": lambda i, h: neuralosc.LinearOscillator(i, h, damped=True),
     "leaky": Leaky,
+    "neural_cde": lambda i, h: neuralosc.NeuralCDE(i, h, field_size=4, field_layers=2, activation="tanh"),
     "liquid": lambda i, h: neuralosc.LiquidTimeConstant(i, h, tau=per_channel(h, 0.5, 2.0)),
     "jump_gru": lambda i, h: neuralosc.JumpGRU(i, h, units=5),
     "jump_gru_unit": lambda i, h: neuralosc.JumpGRU(i, h, "gru_unit", units=5, gate_units=4),
@@ -129,6 +131,12 @@ def fitting(field: neuralosc.VectorField, solver: str) -> str:
     """The solver, or where it does not work with a field the first one that does."""
     able = solvers.compatible(field)
     return solver if solver in able else able[0]
+
+
+def controls_for(field, names=tuple(solvers.CONTROLS)):
+    """Those of these controls whose paths can drive the field."""
+    controlled = "controlled" in structure(field)
+    return [name for name in names if not controlled or solvers.CONTROLS[name].derivatives]
 
 
 def make_field(name: str, input_size: int = 2, hidden_size: int = 3) -> neuralosc.VectorField:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import neuralosc
 import solvers
 from solvers.protocol import structure
+from tests.fields import controls_for
 from tests.measures import assert_agree
 
 pytestmark = pytest.mark.fuzz
@@ -110,7 +111,7 @@ def cases(draw):
     ).double()
     rnn = rnn.with_solver(
         draw(st.sampled_from(solvers_of(name))),
-        control=draw(st.sampled_from(list(solvers.CONTROLS))),
+        control=draw(st.sampled_from(controls_for(rnn.fields[0]))),
         # A closed form that is no flow takes an interval whole.
         substeps=draw(st.sampled_from([1, 1, 2, 5] if "differential" in structure(rnn.fields[0]) else [1])),
     )

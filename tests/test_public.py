@@ -79,6 +79,7 @@ MODELS = [
     "linoss",
     "cfc",
     "ctgru",
+    "ncde",
     "rnn",
     "gru",
     "grud",

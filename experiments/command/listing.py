@@ -20,8 +20,10 @@ from solvers.errors import unknown
 CONTROL_WORDING = {
     "hold": "The input of a sample holds on the whole interval that ends there, as in a recurrent network.",
     "linear": "The input goes in a straight line from the sample before to the sample at the end of the interval.",
+    "linear_lagging": "The straight line, whose derivative at a sample is the one before it, as in torchcde.",
     "linear_noncausal": "The input goes in a straight line from the sample of the interval to the next one.",
     "cubic": "Hermite cubics with backward differences: smooth, and blind to samples after the interval.",
+    "natural": "The natural cubic spline through all samples, those to come included.",
     "rectilinear": "The sample before holds until the next one is taken: no state knows a later sample.",
 }
 

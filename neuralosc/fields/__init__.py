@@ -2,6 +2,7 @@
 
 from neuralosc.fields.bayes import GRUBayes
 from neuralosc.fields.closed_form import ClosedFormContinuous
+from neuralosc.fields.controlled import NeuralCDE
 from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.fading import FadingGRU, MultiscaleTraces
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
@@ -37,6 +38,7 @@ __all__ = [
     "LiquidTimeConstant",
     "Multiscale",
     "MultiscaleTraces",
+    "NeuralCDE",
     "Noisy",
     "Orthogonal",
     "Oscillator",

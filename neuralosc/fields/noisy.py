@@ -102,6 +102,10 @@ class Noisy(VectorField):
         """The input current of the field."""
         return self.field.drive(x)
 
+    def initial_state(self, x: Tensor) -> Tensor | None:
+        """That of the field."""
+        return self.field.initial_state(x)
+
     def forward(self, t: Time, state: Tensor, u: Tensor) -> Tensor:
         """The drift."""
         drift: Tensor = self.field(t, state, u)

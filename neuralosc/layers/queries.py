@@ -14,7 +14,8 @@ from neuralosc.layers.missing import filled
 from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import beside
 from solvers.base.clock import Clock
-from solvers.base.control import Held, mixed
+from solvers.base.control import mixed
+from solvers.base.drive import driven, held_for, is_controlled
 from solvers.base.sharing import refresh
 from solvers.base.values import working
 from solvers.errors import InputError
@@ -81,7 +82,8 @@ def advance(
         dt = rnn.dts[layer]
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         clock = Clock((started * dt,), (span * dt,))
-        ends.append(rnn.run_paths(layer, [Held(current)], clock, start, jumps=False).end())
+        held = held_for(rnn.layer(layer), current)
+        ends.append(rnn.run_paths(layer, [held], clock, start, jumps=False).end())
         # What a layer gives is no sample of the next one.
         value = sample.new_zeros(batch, rnn.hidden_size)
     return gathered(ends)
@@ -143,9 +145,16 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor, causal: 
     rows = torch.arange(batch, device=x.device).unsqueeze(1).expand_as(place).reshape(-1)
     interval, count = place.reshape(-1), exact.shape[1]
     run_through = solution.trajectories[index].states()
-    states = torch.cat((solution.start[index].unsqueeze(1), run_through), 1)[rows, interval]
+    begun = solution.start[index]
+    if causal and not solution.given:
+        # Of the first sample nothing is known before it.
+        begun = torch.zeros_like(begun)
+    states = torch.cat((begun.unsqueeze(1), run_through), 1)[rows, interval]
     starts = times[rows, interval]
     lengths = (wanted.reshape(-1) - starts).clamp_min(0) * dt
+    if is_controlled(field):
+        # Before its first sample it rests.
+        lengths = torch.where(interval == 0, 0.0, lengths)
     starts = (starts * dt).to(working(x.dtype)).unsqueeze(-1)
     lengths = lengths.to(x.dtype).unsqueeze(-1)
 
@@ -157,12 +166,12 @@ def _states(rnn: Stack, solution: Solution, index: int, wanted: Tensor, causal: 
     on_its_own = torch.full_like(interval, True, dtype=torch.bool) if causal else interval == count
     between, after = (~on_its_own).nonzero().squeeze(-1), on_its_own.nonzero().squeeze(-1)
     if len(between):
-        paths = rnn.control.paths(field.drive(x).unbind(1), Clock.of_spans(spans * dt))
+        paths, _ = driven(field, rnn.control, field.drive(x).unbind(1), Clock.of_spans(spans * dt))
         ends = run(mixed(paths, interval[between], rows[between]), between)
     if len(after):
         # Of each sequence what drives it after none, one, .. of its samples.
         last = torch.nn.functional.pad(x, (0, 0, 1, 0)) if future == "hold" else torch.zeros_like(x[:, :1])
         seen = interval[after] if future == "hold" else torch.zeros_like(after)
-        ends = torch.cat((ends, run(Held(field.drive(last)[rows[after], seen]), after)))
+        ends = torch.cat((ends, run(held_for(field, field.drive(last)[rows[after], seen]), after)))
     order = torch.cat((between, after)).argsort()
     return ends[order].reshape(batch, -1, *states.shape[1:])

@@ -100,13 +100,14 @@ class RecurrentLayer(nn.Module):
         Args:
             x: `(batch, time, input)`, or a PackedSequence, which also comes back.
             state: initial state, `(batch, components, hidden)`, with a leading axis for the layers of a stack and the
-                directions of each (layer 0, layer 0 reversed, layer 1, ...); zeros when left out. A `ContinuousRNN`
-                takes a `Stream`, too, and then gives one; see `ContinuousRNN.begin`.
+                directions of each (layer 0, layer 0 reversed, layer 1, ...); when left out zeros, or what a field makes
+                of its first sample (`VectorField.initial_state`). A `ContinuousRNN` takes a `Stream`, too, and then
+                gives one; see `ContinuousRNN.begin`.
             timespans: time elapsed since the previous sample, in units of dt: `(batch, time)` or `(time,)`; ones when
                 left out. The first is the time for which the first sample acts on the initial state. Under control
                 "hold" a sample acts during the timespan before it, so that one of 0 takes its effect away, of which a
                 network warns once; a field that jumps at samples, or is a map from one to the next, feels it there, and
-                under other controls warns.
+                under other controls warns. A field driven by the derivative of its input rests until the first sample.
             lengths: number of valid samples of each sequence, `(batch,)`, 0 for one without any. No time passes in
                 padded samples: the state stays, and so does the output.
 

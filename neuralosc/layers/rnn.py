@@ -33,7 +33,8 @@ class ContinuousRNN(Stack):
         dt: time between two samples whose timespan is 1; one number, or one per layer.
         substeps: equal steps per interval.
         gradient: a name of `solvers.GRADIENTS` or a value.
-        control: u between the samples, a name of `solvers.CONTROLS` or a value.
+        control: u between the samples, a name of `solvers.CONTROLS` or a value. Left out it is "hold", and "cubic"
+            where a field is driven by the derivative of its input, which a control that jumps does not have.
         dropout: probability of dropping a channel after each layer, the last included; one mask per sequence, shared
             over time.
         missing: what to do with NaN in x: "error" refuses it, "hold" takes the last value of that feature that was
@@ -135,9 +136,9 @@ class ContinuousRNN(Stack):
         is reached by a step (or `substeps`, or as many as `max_dt` asks for) from the sample before it.
 
         **Between two samples the input is what the control makes of it, and so knows the next sample**: "hold" is that
-        sample, "linear" and "cubic" go towards it, and "linear_noncausal" knows the one after, too; "rectilinear" alone
-        is the sample before (and, before the first one, that). For what could be said at the time, as a forecast has
-        to, ask with `causal=True`.
+        sample, "linear" and "cubic" go towards it, "linear_noncausal" knows the one after, too, and "natural" all;
+        "rectilinear" alone is the sample before (and, before the first one, that). For what could be said at the time,
+        as a forecast has to, ask with `causal=True`, under a causal control.
 
         Args:
             x, timespans, state, lengths: see `forward`. Without x it goes on from the state alone: there is no sample
@@ -145,7 +146,7 @@ class ContinuousRNN(Stack):
             at: times since the start, in units of dt, `(times,)` or one row per sample `(batch, times)`, in any order.
                 Sample i was taken at the sum of the timespans up to its own.
             causal: use no sample after the time that is asked for: from the last sample before it on, the input is that
-                of the `future`.
+                of the `future`. What the control has looked ahead up to that sample is not taken back.
             future: the input after the last sample: "zero", or "hold" for that sample's; before the first one zero. In
                 a stack it is what goes into the last layer.
 
@@ -193,7 +194,8 @@ class ContinuousRNN(Stack):
 
         Args:
             batch: samples in the batch.
-            state: initial state; zeros when left out.
+            state: initial state; left out, zeros, or what a field makes of its first sample
+                (`VectorField.initial_state`).
             time: time of the sample before the first, in units of dt, a number or `(batch,)`.
         """
         return streams.begin(self, batch, state, time)

@@ -85,6 +85,7 @@ class Solution:
             values filled, and the outputs of the layers before the last.
         start: state at the beginning, of each field.
         directions: the orders in which the fields of a layer see the samples.
+        given: the states at the beginning were given, not made by the fields of their first samples.
     """
 
     output: Tensor
@@ -93,6 +94,7 @@ class Solution:
     inputs: list[Tensor]
     start: Sequence[Tensor]
     directions: tuple[Direction, ...]
+    given: bool = True
 
     @property
     def timespans(self) -> Tensor:
@@ -140,7 +142,7 @@ def run(
     refresh(rnn)
     x, spans, valid = rnn.checked(x, timespans, lengths)
     ways = directions(spans, valid, rnn.directions)
-    starts = rnn.initial(state, x)
+    starts = list(rnn.initial(state, x))
     trajectories: list[solvers.Trajectory] = []
     inputs: list[Tensor] = []
     for _ in range(rnn.num_layers):
@@ -148,13 +150,15 @@ def run(
         for way in ways:
             index, seen = len(inputs), way.turned(x)
             gaps = timespans is not None
+            if state is None:
+                starts[index] = rnn.start(index, starts[index], seen, valid)
             trajectory = rnn.run_from(index, seen, starts[index], way.spans, positions_only, gaps)
             inputs.append(seen)
             trajectories.append(trajectory)
             outputs.append(way.turned(trajectory.positions()))
         x = joined(rnn, x, outputs)
     end = gathered([trajectory.end() for trajectory in trajectories])
-    return Solution(x, end, trajectories, inputs, starts, ways)
+    return Solution(x, end, trajectories, inputs, starts, ways, state is not None)
 
 
 def joined(rnn: Stack, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:

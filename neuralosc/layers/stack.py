@@ -18,6 +18,7 @@ from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.missing import Memory
 from neuralosc.layers.recurrent import RecurrentLayer, weights_blamed
 from solvers.base.clock import Clock
+from solvers.base.drive import clock_for, is_controlled
 from solvers.base.pairing import check_steps
 from solvers.base.series import Series
 from solvers.base.values import concrete
@@ -47,7 +48,7 @@ class Stack(RecurrentLayer):
         dt: float | Sequence[float] = 1.0,
         substeps: int = 1,
         gradient: str | solvers.Gradient = "backprop",
-        control: str | solvers.Control = "hold",
+        control: str | solvers.Control | None = None,
         dropout: float = 0.0,
         missing: str = "error",
         max_dt: float | str | None = "auto",
@@ -64,6 +65,8 @@ class Stack(RecurrentLayer):
         self.fields = nn.ModuleList(fields)
         self.residual = arguments.flag("residual", residual)
         self.skip = skip_map(first, first.input_size, self.output_size) if residual else None
+        if control is None:
+            control = "cubic" if any(map(is_controlled, fields)) else "hold"
         self._choose(solver, dt, substeps, gradient, control, max_dt, options)
 
     def _choose(
@@ -77,7 +80,7 @@ class Stack(RecurrentLayer):
         self.substeps = arguments.count("substeps", substeps)
         self.max_dt = arguments.longest_step(max_dt)
         for field in self.fields:
-            solvers.check(field, self.solver, self.gradient)
+            solvers.check(field, self.solver, self.gradient, self.control)
             check_steps(field, self.substeps, None if isinstance(self.max_dt, str) else self.max_dt)
 
     @property
@@ -139,28 +142,62 @@ class Stack(RecurrentLayer):
         # What is rounding of a timespan asks for no second step.
         return longest if count > 1 + 1e-6 else None
 
+    def start(self, index: int, rest: Tensor, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The initial state of a field, where none is given.
+
+        Args:
+            index: its place in `fields`.
+            rest: zeros of the shape and type of the state, which it is of sequences without samples.
+            x: what goes into it, `(batch, time, features)`, in the order in which it is seen.
+            valid: which samples are valid, `(batch, time)`; None for all.
+        """
+        field = self.layer(index)
+        made = field.initial_state(x[:, 0])
+        if made is None:
+            return rest
+        if made.shape != rest.shape:
+            raise InputError(
+                f"{type(field).__name__} starts from a state of shape {tuple(made.shape)}, expected "
+                f"{tuple(rest.shape)}: initial_state must return (batch, components, hidden)"
+            )
+        made = made.to(rest.dtype)
+        return made if valid is None else torch.where(valid.any(1).view(-1, 1, 1), made, rest)
+
     @property
     def jumps(self) -> bool:
         """Whether a sample acts on a field in no time."""
         return any(instantaneous(field) for field in self.fields)
 
     def checked_after(
-        self, memory: Memory | None, x: Tensor, timespans: Tensor | None, lengths: Lengths | None
+        self,
+        memory: Memory | None,
+        x: Tensor,
+        timespans: Tensor | None,
+        lengths: Lengths | None,
+        first: bool | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Memory]:
-        """See `RecurrentLayer`; at a timespan of 0 a field still jumps; a warning is due where none does."""
+        """See `RecurrentLayer`; at a timespan of 0 a field still jumps; a warning is due where none does.
+
+        `first` says whether no sample was before these, which it is told by the memory when left out.
+        """
         x, spans, valid, after = super().checked_after(memory, x, timespans, lengths)
-        spans = spans if timespans is None or spans is None else self.felt(spans, valid, x.shape[0])
+        if timespans is not None and spans is not None:
+            spans = self.felt(spans, valid, x.shape[0], memory is None if first is None else first)
         return x, spans, valid, after
 
-    def felt(self, spans: Tensor, valid: Tensor | None, batch: int) -> Tensor:
+    def felt(self, spans: Tensor, valid: Tensor | None, batch: int, first: bool) -> Tensor:
         """Timespans `(time,)` or `(batch, time)` under which samples are felt, or a warning that some are not."""
         held = self.control.name == "hold"
         if self.jumps and held:
             # Other controls divide by the spans between samples.
             return inputs.instant(spans, valid)
-        if not (held or self.jumps) or torch.compiler.is_compiling() or self in _WARNED:
+        controlled = any(is_controlled(field) for field in self.fields)
+        if not (held or self.jumps or controlled) or torch.compiler.is_compiling() or self in _WARNED:
             return spans
-        count = inputs.without_effect(spans, valid) * (batch if spans.dim() == 1 else 1)
+        # The state of a controlled field is not moved before the first sample, however long.
+        asked = slice(1, None) if controlled and first else slice(None)
+        count = inputs.without_effect(spans[..., asked], valid if valid is None else valid[:, asked])
+        count *= batch if spans.dim() == 1 else 1
         if count:
             _WARNED.add(self)
             reason = (
@@ -172,6 +209,8 @@ class Stack(RecurrentLayer):
                     f"no jump is made in no time under control {self.control.name!r}: merge samples of one time, or "
                     "use control 'hold'"
                 )
+            elif controlled:
+                reason = "the derivative of an input moves no state in no time: merge samples of one time"
             warnings.warn(f"{count} samples have timespan 0 and no effect, since {reason}", stacklevel=2)
         return spans
 
@@ -190,6 +229,7 @@ class Stack(RecurrentLayer):
 
         Without `gaps` no interval is longer than the dt of the layer.
         """
+        clock = clock_for(self.layer(index), clock)
         with weights_blamed(self):
             return solvers.solve(
                 self.layer(index),
@@ -208,7 +248,7 @@ class Stack(RecurrentLayer):
     def run_paths(
         self, index: int, paths: Sequence[ControlPath], clock: Clock, state: Tensor, jumps: bool = True
     ) -> solvers.Trajectory:
-        """Like `run_layer`, where the path of the input current on each interval is there already."""
+        """Like `run_layer`, where the path of what the field is given is there already, on each interval."""
         field, solver, longest = self.layer(index), self._method(index), self._longest(index, clock)
         with weights_blamed(self):
             return solve_paths(field, solver, self.gradient, paths, clock, state, self.substeps, longest, jumps=jumps)

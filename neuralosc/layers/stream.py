@@ -16,6 +16,7 @@ from neuralosc.layers.missing import Memory, filled
 from neuralosc.layers.recurrent import gathered, single
 from neuralosc.layers.solution import joined
 from solvers.base.clock import Clock
+from solvers.base.drive import driven
 from solvers.base.gathered import gathered as gathered_rows
 from solvers.base.sharing import refresh
 from solvers.base.values import concrete
@@ -37,6 +38,7 @@ class Stream:
         memory: of the samples: the last value of each feature, and the time since.
         time: time of the last sample, in units of dt, a number or `(batch, 1)`.
         few: which samples of the batch have seen fewer than there are currents, `(batch,)`; None where none has.
+        fresh: there was no sample yet, and no state was given: fields make theirs of the first sample.
     """
 
     state: Tensor
@@ -45,6 +47,7 @@ class Stream:
     memory: Memory
     time: Time = 0.0
     few: Tensor | None = None
+    fresh: bool = False
 
     @property
     def seen(self) -> Tensor:
@@ -56,7 +59,7 @@ class Stream:
         currents = tuple(tuple(u.detach() for u in layer) for layer in self.currents)
         spans = tuple(span.detach() if isinstance(span, Tensor) else span for span in self.timespans)
         time = self.time.detach() if isinstance(self.time, Tensor) else self.time
-        return Stream(self.state.detach(), currents, spans, self.memory.detach(), time, self.few)
+        return Stream(self.state.detach(), currents, spans, self.memory.detach(), time, self.few, self.fresh)
 
     def check_known(self, going_on: Tensor | None) -> None:
         """Refuse a sequence that goes on (all do for None) from fewer samples than a control looks back on.
@@ -81,7 +84,7 @@ def begin(rnn: Stack, batch: int, state: Tensor | None, time: Tensor | float) ->
     seen = like.detach().new_zeros(arguments.count("batch", batch), rnn.input_size)
     start = gathered(rnn.initial(state, seen))
     first = inputs.check_per_sample("time", time, seen)
-    return Stream(start, ((),) * rnn.num_layers, (), Memory.none(seen), first)
+    return Stream(start, ((),) * rnn.num_layers, (), Memory.none(seen), first, fresh=state is None)
 
 
 def _allowed(rnn: Stack, what: str) -> None:
@@ -106,18 +109,20 @@ def run_chunk(
     """A pass over the next samples of a stream: outputs, the stream after them, and x with missing values filled."""
     _allowed(rnn, "a chunk")
     refresh(rnn)
-    x, spans, valid, memory_after = rnn.checked_after(before.memory, x, timespans, lengths)
+    x, spans, valid, memory_after = rnn.checked_after(before.memory, x, timespans, lengths, first=not before.timespans)
     before.check_known(None if valid is None else valid[:, 0])
     chunk: Sequence[Time] = _per_sample(spans, x)
     window_spans = (*before.timespans, *chunk)
     kept = Kept.of(rnn.control.memory, len(before.timespans), len(chunk), valid)
     value, currents, ends = x, [], []
     for layer, start in enumerate(rnn.initial(before.state, x)):
+        start = _started(rnn, layer, start, value, valid) if before.fresh else start
         window = (*before.currents[layer], *rnn.layer(layer).currents(value))
         clock = _clock(rnn, layer, window_spans, len(before.timespans), before.time)
         first = len(window) - len(chunk)
-        paths, own = rnn.control.paths(window, clock)[first:], Clock(clock.starts[first:], clock.spans[first:])
-        trajectory = rnn.run_paths(layer, paths, own, start)
+        paths, clock = driven(rnn.layer(layer), rnn.control, window, clock)
+        own = Clock(clock.starts[first:], clock.spans[first:])
+        trajectory = rnn.run_paths(layer, paths[first:], own, start)
         value = joined(rnn, value, [trajectory.positions()])
         ends.append(trajectory.end())
         currents.append(kept.last(window))
@@ -160,6 +165,17 @@ class Kept:
         return gathered_rows(torch.stack(whole, 1), self.places).unbind(1)
 
 
+def _started(rnn: Stack, layer: int, rest: Tensor, x: Tensor, valid: Tensor | None) -> Tensor:
+    """The initial state of a layer, where a stream begins with these samples."""
+    start = rnn.start(layer, rest, x)
+    if start is not rest and valid is not None and not bool(valid.any(1).all()):
+        raise InputError(
+            "lengths are 0 for some samples of the first chunk of a stream, whose states are made of their first "
+            "samples: begin it with a chunk that has some of all"
+        )
+    return start
+
+
 def _per_sample(spans: Tensor | None, x: Tensor) -> Sequence[Time]:
     """The span before each sample: numbers, or `(batch, 1)` each."""
     if spans is None:
@@ -190,10 +206,12 @@ def step(
     before = state if isinstance(state, Stream) else None
     if before is not None:
         before.check_known(None)
+    fresh = before.fresh if before else state is None
     series = single(x, rnn)
     span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
     if isinstance(span, Tensor) or not span:
-        span = rnn.felt(torch.as_tensor(span).to(x).expand(x.shape[0], 1), None, 1)
+        first = before is None or not before.timespans
+        span = rnn.felt(torch.as_tensor(span).to(x).expand(x.shape[0], 1), None, 1, first)
     if before is not None and before.seen.shape != x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}, the stream goes on from samples {tuple(before.seen.shape)}")
     shown, seen = filled(series, rnn.missing, span, before.memory if before else None, rnn.decay)
@@ -207,9 +225,10 @@ def step(
     for layer, start in enumerate(starts):
         current = rnn.layer(layer).drive(value.unsqueeze(1)).squeeze(1)
         window = (*(before.currents[layer] if before else ()), current)
-        clock = _clock(rnn, layer, spans, len(spans) - 1, started)
+        start = rnn.start(layer, start, value.unsqueeze(1)) if fresh else start
+        paths, clock = driven(rnn.layer(layer), rnn.control, window, _clock(rnn, layer, spans, len(spans) - 1, started))
         last = Clock((clock.starts[-1],), (clock.spans[-1],))
-        trajectory = rnn.run_paths(layer, [rnn.control.paths(window, clock)[-1]], last, start)
+        trajectory = rnn.run_paths(layer, [paths[-1]], last, start)
         value = joined(rnn, value.unsqueeze(1), [trajectory.positions()]).squeeze(1)
         ends.append(trajectory.end())
         currents.append(window)

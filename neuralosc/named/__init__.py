@@ -6,6 +6,7 @@ A network stands beside what reads its published weights, if they exist.
 from neuralosc.named import linoss as linoss
 from neuralosc.named.baselines import LSTM, TorchGRU
 from neuralosc.named.closed_form import CfC
+from neuralosc.named.controlled import NCDE
 from neuralosc.named.ctgru import CTGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.grud import GRUD
@@ -28,6 +29,7 @@ __all__ = [
     "LEM",
     "LSTM",
     "LTC",
+    "NCDE",
     "ODELSTM",
     "ODERNN",
     "RNN",

@@ -40,9 +40,9 @@ def from_reference(name: str, state_dict: StateDict, **settings: Any) -> tuple[A
         name: "cornn" (settings dt, gamma, epsilon), "unicornn" (dt, one or one per layer; alpha), "lem" (dt),
             "lipschitz" (eps, beta, gamma, alpha), "antisymmetric" (eps, gamma), "cayley" (none), "noisy" (eps, beta,
             gamma_A, gamma_W, alpha, add_noise, mult_noise; learned_step=False if its solver was "base"), "cfc" (mode,
-            activation), "ltc_synapse" (constrained=False if implicit_param_constraints was) or "linoss", one `LinOSS`
-            layer (discretization, projection; a factor exp(gamma_log) of its input goes into B). Further settings,
-            such as `solver`, go to the network.
+            activation), "ltc_synapse" (constrained=False if implicit_param_constraints was), "ncde" (none; time is the
+            first feature of x, as there) or "linoss", one `LinOSS` layer (discretization, projection; a factor
+            exp(gamma_log) of its input goes into B). Further settings, such as `solver`, go to the network.
         state_dict: parameters under their published names.
 
     Returns:

@@ -67,6 +67,17 @@ class Clock:
             return cls(starts.unbind(0), spans.unbind(0))
         return cls(Series(starts.unsqueeze(-1)), Series(spans.unsqueeze(-1)))
 
+    def from_first(self) -> Clock:
+        """The same, where no time passes before the first sample."""
+        if not len(self):
+            return self
+        if isinstance(self.spans, Series):
+            whole = self.spans.whole
+            return Clock(self.starts, Series(torch.cat((torch.zeros_like(whole[:, :1]), whole[:, 1:]), dim=1)))
+        first = self.spans[0]
+        still = torch.zeros_like(first) if isinstance(first, Tensor) else 0.0
+        return Clock(self.starts, (still, *self.spans[1:]))
+
     @property
     def tensors(self) -> bool:
         """Whether its times are tensors."""

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.base import slopes
 from solvers.base.clock import Clock
+from solvers.base.pieces import Arc, Cubic, Lagging, Parabola, Ramp
+from solvers.base.pieces import Held as Held
 from solvers.base.registry import Registry
 from solvers.base.series import Series
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
+
+#: From the samples and the clock to one path per interval.
+PathsOf = Callable[[Sequence[Tensor], Clock], Sequence[ControlPath]]
 
 
 @dataclass(frozen=True)
@@ -27,75 +33,17 @@ class Control:
     Attributes:
         name: the registered name.
         paths: from the samples and the clock to one path per interval.
-        memory: how many samples (and spans) before the last one the path of an interval depends on.
+        memory: how many samples (and spans) before the last one the path of an interval depends on; of a causal one.
         causal: the path of an interval depends on no sample after the one that ends it.
+        derivatives: the same for the derivatives du/dt, 0 before the first sample and where an interval is empty; None
+            for a control whose paths jump from sample to sample, or look ahead of the first one.
     """
 
     name: str
-    paths: Callable[[Sequence[Tensor], Clock], Sequence[ControlPath]]
+    paths: PathsOf
     memory: int = 0
     causal: bool = True
-
-
-@dataclass(eq=False)
-class Held:
-    """u(t) = value."""
-
-    value: Tensor
-
-    def __call__(self, t: Time) -> Tensor:
-        """The value, at any time."""
-        return self.value
-
-
-@dataclass(eq=False)
-class Ramp:
-    """u(t) = first + (t - start) / span (last - first); `last` where the span is zero."""
-
-    start: Time
-    span: Time
-    first: Tensor
-    last: Tensor
-
-    def __call__(self, t: Time) -> Tensor:
-        """The point of the ramp at time t."""
-        return self.first + _fraction(t, self.start, self.span, self.last) * (self.last - self.first)
-
-
-@dataclass(eq=False)
-class Cubic:
-    """The cubic through `first` and `last` that leaves with `slope` and arrives with the slope of the chord.
-
-        u(s) = first + slope s + (chord - slope) (2 s^2 - s^3),    s = (t - start) / span,  chord = last - first
-
-    Slopes are per interval, du/ds. Where the span is zero, u is `last`.
-    """
-
-    start: Time
-    span: Time
-    first: Tensor
-    last: Tensor
-    slope: Tensor
-
-    def __call__(self, t: Time) -> Tensor:
-        """The point of the cubic at time t."""
-        s, chord = _fraction(t, self.start, self.span, self.last), self.last - self.first
-        return self.first + s * self.slope + s * s * (2 - s) * (chord - self.slope)
-
-
-def _fraction(t: Time, start: Time, span: Time, like: Tensor) -> Time:
-    """How much of an interval is over at time t; all of it where the interval is empty.
-
-    The difference is taken in the precision of the clock, and then rounded to that of a sample like this.
-    """
-    if isinstance(span, Tensor):
-        empty = span == 0
-        fraction: Time = torch.where(empty, 1.0, (t - start) / torch.where(empty, 1.0, span))
-    else:
-        fraction = (t - start) / span if span else 1.0
-    if not isinstance(fraction, Tensor) or not like.is_floating_point():
-        return fraction
-    return fraction.to(like.dtype)
+    derivatives: PathsOf | None = None
 
 
 def is_between(path: ControlPath) -> bool:
@@ -154,11 +102,11 @@ def _ahead(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
 
 
 def _cubic(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
-    slopes = []
+    turns = []
     for i, (span, first, last) in enumerate(zip(clock.spans, _before(samples), samples, strict=True)):
         # Behind the first interval with samples at both ends there is no difference: that one is its chord.
-        slopes.append(last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last))
-    return Paths(Cubic, start=clock.starts, span=clock.spans, first=_before(samples), last=samples, slope=slopes)
+        turns.append(last - first if i < 2 else _slope_behind(samples[i - 2], clock.spans[i - 1], first, span, last))
+    return Paths(Cubic, start=clock.starts, span=clock.spans, first=_before(samples), last=samples, slope=turns)
 
 
 def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last: Tensor) -> Tensor:
@@ -167,6 +115,57 @@ def _slope_behind(earlier: Tensor, before: Time, first: Tensor, span: Time, last
         return (first - earlier) * (span / before) if before else last - first
     empty = before == 0
     return torch.where(empty, last - first, (first - earlier) * (span / torch.where(empty, 1.0, before)))
+
+
+def _natural(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    bends = slopes.bends(slopes.rates(samples, clock.spans), clock.spans)
+    return Paths(
+        Arc,
+        start=clock.starts,
+        span=clock.spans,
+        first=_before(samples),
+        last=samples,
+        bend=_before(bends),
+        bend_last=bends,
+    )
+
+
+def _steady(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    """The derivatives of ramps."""
+    return Paths(Held, value=slopes.rates(samples, clock.spans))
+
+
+def _lagging(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    rates = slopes.rates(samples, clock.spans)
+    return Paths(Lagging, start=clock.starts, before=slopes.behind(rates, clock.spans), value=rates)
+
+
+def _cubic_slopes(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    rates = slopes.rates(samples, clock.spans)
+    left = slopes.behind(rates, clock.spans)
+    turns = [rate - first for rate, first in zip(rates, left, strict=True)]
+    return Paths(
+        Parabola,
+        start=clock.starts,
+        span=clock.spans,
+        first=left,
+        linear=[4 * turn for turn in turns],
+        square=[-3 * turn for turn in turns],
+    )
+
+
+def _natural_slopes(samples: Sequence[Tensor], clock: Clock) -> Sequence[ControlPath]:
+    rates = slopes.rates(samples, clock.spans)
+    bends = slopes.bends(rates, clock.spans)
+    knots = list(zip(clock.spans, _before(bends), bends, strict=True))
+    return Paths(
+        Parabola,
+        start=clock.starts,
+        span=clock.spans,
+        first=[rate - (2 * m + n) * (h / 6) for rate, (h, m, n) in zip(rates, knots, strict=True)],
+        linear=[m * h for h, m, _ in knots],
+        square=[(n - m) * (h / 2) for h, m, n in knots],
+    )
 
 
 def part(path: ControlPath, j: int, n: int) -> ControlPath:
@@ -233,13 +232,19 @@ CONTROLS: Registry[Control] = Registry("control")
 #: u = u_i on the whole interval that ends at sample i: what a recurrent network does.
 CONTROLS.add("hold", Control("hold", _hold))
 #: From u_{i-1} to u_i on the interval that ends at sample i.
-CONTROLS.add("linear", Control("linear", _linear, memory=1))
+CONTROLS.add("linear", Control("linear", _linear, memory=1, derivatives=_steady))
+#: The same path. Its derivative at a sample, where it jumps, is the one before the sample: a method that asks for it
+#: at the start of a step is told the slope of the interval behind, as by torchcde.
+CONTROLS.add("linear_lagging", Control("linear_lagging", _linear, memory=2, derivatives=_lagging))
 #: From u_i to u_{i+1} on the interval that ends at sample i, which stands for the value at its start: the first-order
 #: hold of signal processing. The last sample is held.
 CONTROLS.add("linear_noncausal", Control("linear_noncausal", _ahead, causal=False))
 #: Hermite cubics with backward differences: as smooth as a path can be that knows no later sample.
 #: Source: Morrill, Kidger, Yang, Lyons, Neural Controlled Differential Equations for Online Prediction Tasks, 2021.
-CONTROLS.add("cubic", Control("cubic", _cubic, memory=2))
+CONTROLS.add("cubic", Control("cubic", _cubic, memory=2, derivatives=_cubic_slopes))
+#: The natural cubic spline through all samples, twice differentiable: each piece knows all of them.
+#: Source: Kidger, Morrill, Foster, Lyons, Neural Controlled Differential Equations for Irregular Time Series, 2020.
+CONTROLS.add("natural", Control("natural", _natural, causal=False, derivatives=_natural_slopes))
 #: u_{i-1} on the interval that ends at sample i: at no time does the state know a sample not taken yet. The path of
 #: Morrill et al. moves along time and input in turn; its moves along the input take no time.
 CONTROLS.add("rectilinear", Control("rectilinear", _rectilinear, memory=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from solvers.base.control import CONTROLS, Control
 from solvers.base.gradient import GRADIENTS, Gradient
 from solvers.base.solver import SOLVERS, Solver
 from solvers.base.values import exporting
@@ -38,11 +39,12 @@ def _varied(names: list[str]) -> list[str]:
     return sorted(names, key=place.__getitem__)
 
 
-def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
+def check(field: Any, solver: Solver, gradient: Gradient | None = None, control: Control | None = None) -> None:
     """Refuse a pairing that cannot work.
 
     Raises:
-        PairingError: which structure is missing and which solvers would do; or an adaptive solver while exporting.
+        PairingError: which structure is missing and which solvers would do; an adaptive solver while exporting; or a
+            control that jumps, for a field driven by its derivative.
     """
     absent = lacking(field, solver)
     if absent:
@@ -50,6 +52,12 @@ def check(field: Any, solver: Solver, gradient: Gradient | None = None) -> None:
         raise PairingError(
             f"solver {solver.name!r} needs {needs}, which {describe(field)} does not declare: "
             f"use one of {listed(_varied(compatible(field)))}"
+        )
+    if control is not None and control.derivatives is None and "controlled" in structure(field):
+        able = [name for name in CONTROLS if CONTROLS[name].derivatives is not None]
+        raise PairingError(
+            f"{describe(field)} is driven by the derivative of its input in time, which control {control.name!r} does "
+            f"not have: use one of {listed(able)}"
         )
     if exporting():
         _check_program(solver)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from solvers.base.control import Held
+from solvers.base.control import Held, get_control
+from solvers.base.drive import control_for, held_for, is_controlled
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, describe
 from solvers.run.sampled import Sampled
@@ -33,6 +35,25 @@ def check_current(field: Any, state: Tensor, times: Tensor, path: ControlPath | 
     raise InputError(
         f"field {describe(field)!r} was given {got}, expected its input current of {wanted} channels: give "
         "control=Sampled(field.drive(x), times) for samples x (batch, samples, features)"
+    )
+
+
+def driving(field: Any, path: ControlPath | Sampled) -> ControlPath | Sampled:
+    """What the field is given: the input or, of a controlled field, its derivative.
+
+    Raises:
+        InputError: a function, whose derivative is not known.
+    """
+    if not is_controlled(field):
+        return path
+    if isinstance(path, Sampled):
+        return dataclasses.replace(path, control=control_for(field, get_control(path.control)))
+    if isinstance(path, Held) and path.value is not None:
+        return held_for(field, path.value)
+    given = "no input" if isinstance(path, Held) else "a function u(t)"
+    raise InputError(
+        f"field {describe(field)!r} is driven by the derivative of its input, and that of {given} is not known: give "
+        "solvers.Sampled with control 'cubic' or 'linear'"
     )
 
 

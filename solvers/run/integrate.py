@@ -19,7 +19,7 @@ from solvers.adaptive.native import Native
 from solvers.adaptive.outputs import Outputs
 from solvers.adaptive.shared import Adaptive
 from solvers.base.clock import is_late
-from solvers.base.control import Held
+from solvers.base.control import Held, get_control
 from solvers.base.counted import Converted, Counted, Tally
 from solvers.base.gradient import Gradient, get_gradient
 from solvers.base.pairing import check
@@ -28,7 +28,7 @@ from solvers.base.values import exact, finite, host, working
 from solvers.errors import InputError, NumericalError, PairingError
 from solvers.gradients.adjoint import Adjoint
 from solvers.protocol import ControlPath, Time, bind, check_arguments, describe, structure
-from solvers.run.current import check_current
+from solvers.run.current import check_current, driving
 from solvers.run.intervals import StepPlan, by_intervals
 from solvers.run.sampled import Sampled, Segments, spans_of
 
@@ -103,7 +103,8 @@ def integrate(
             samples that are still on their way, as a smaller batch, unless `compact` is False.
         state0: `(batch, components, hidden)`.
         times: `(time,)` or `(batch, time)`, increasing or decreasing (then backward in time).
-        control: the input: None, a function u(t) without jumps, a constant tensor `(batch, channels)`, or `Sampled`.
+        control: the input: None, a function u(t) without jumps, a constant tensor `(batch, channels)`, or `Sampled`. A
+            controlled field is given its derivative, which is known of constants and of `Sampled`.
         method: a solver, by name, as a mapping `{"name": ..., **options}`, or as a value.
         gradient: how the states are differentiated, by name or as a value.
         substeps: equal steps between two times, for methods of fixed step.
@@ -127,13 +128,14 @@ def integrate(
         raise PairingError(
             f"integrate follows a right-hand side, and {describe(field)} is a closed form alone: use solvers.solve"
         )
-    check(field, solver, chosen)
+    check(field, solver, chosen, get_control(control.control) if isinstance(control, Sampled) else None)
     _check_steps(solver, substeps, dt, max_dt)
     watched = _events(events)
     _check_state(state0)
     clock = _clock(times, state0)
     path = _path(control, state0)
     check_current(field, state0, clock, path)
+    path = driving(field, path)
     if len(state0) and not state0.numel():
         return _empty(state0, clock, len(watched))
     if isinstance(solver, Native) and chosen.name == "backprop":

@@ -55,7 +55,8 @@ class Sampled:
     def paths_on(self, clock: torch.dtype, per_sample: bool) -> Sequence[ControlPath]:
         """The same, to be asked at times of type `clock`."""
         times = self.times.to(exact(self.times.device, self.times.dtype))
-        spans = torch.nn.functional.pad(times.diff(dim=-1), (1, 1), value=1.0)
+        # After the last sample no time passes for a path, which is there at its end: it neither bends nor goes on.
+        spans = torch.nn.functional.pad(torch.nn.functional.pad(times.diff(dim=-1), (1, 0), value=1.0), (0, 1))
         starts = torch.cat((times[..., :1] - 1, times), -1)
         samples = self.samples.unbind(1)
         if per_sample or times.requires_grad or times.dim() == 2:

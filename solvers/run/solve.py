@@ -12,6 +12,7 @@ from torch import Tensor
 from solvers.base.clock import Clock
 from solvers.base.control import Control, Paths
 from solvers.base.counted import Converted, Counted, Tally
+from solvers.base.drive import driven
 from solvers.base.gradient import Gradient
 from solvers.base.loop import Loop
 from solvers.base.pairing import check, check_steps
@@ -81,7 +82,7 @@ def solve(
     Args:
         field: right-hand side with the structure that `solver` needs.
         solver, gradient, control: values from their registries.
-        clock: intervals; interval i ends at sample i.
+        clock: intervals; interval i ends at sample i. For a controlled field no time passes in the first one.
         samples: input current at each sample, `(batch, channels)` each.
         state: `(batch, components, hidden)` at the start of the first interval.
         substeps: equal steps per interval.
@@ -94,8 +95,8 @@ def solve(
         PairingError: the field lacks what the solver needs.
         NumericalError: the state became non-finite, or an adaptive solver gave up.
     """
-    check(field, solver, gradient)
-    paths = control.paths(samples, clock)
+    check(field, solver, gradient, control)
+    paths, clock = driven(field, control, samples, clock)
     return _stepped(field, solver, gradient, paths, clock, state, substeps, max_dt, positions_only, jumps)
 
 
@@ -112,7 +113,7 @@ def solve_paths(
     jumps: bool = True,
     tally: Tally | None = None,
 ) -> Trajectory:
-    """Like `solve`, where the path of u on each interval is there already.
+    """Like `solve`, where the path of what the field is given is there already, on each interval.
 
     A method that chooses its steps enters them in the `tally`.
     """

@@ -32,6 +32,7 @@ STRUCTURES = {
     "gru_bayes_alone": {"relaxing", "quasilinear", "impulsive"},
     "lstm_flow": {"impulsive"},
     "lstm_drive": {"impulsive"},
+    "neural_cde": {"controlled"},
     "orthogonal": {"semilinear", "linear", "impulsive"},
     "linear_oscillator": {"partitioned", "semilinear", "linear", "conformal", "newtonian", "separable"},
     "linear_oscillator_damped": {"partitioned", "semilinear", "linear", "conformal", "newtonian"},

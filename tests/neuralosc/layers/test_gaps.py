@@ -16,7 +16,8 @@ NAN = float("nan")
 
 
 class TestCausal:
-    @pytest.mark.parametrize("control", list(solvers.CONTROLS))
+    # A natural spline has known all samples on the way to any of them.
+    @pytest.mark.parametrize("control", [name for name in solvers.CONTROLS if name != "natural"])
     @pytest.mark.parametrize("future", ["zero", "hold"])
     def test_nothing_after_the_asked_time_is_used(self, control, future):
         rnn, (x, spans) = network(solver="rk4", control=control), sequence()

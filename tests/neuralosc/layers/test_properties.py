@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import neuralosc
 import solvers
 from solvers.protocol import structure
+from tests.fields import controls_for
 
 F64 = torch.float64
 # The reversible pair carries a second state that a new call starts anew.
@@ -25,7 +26,7 @@ def cases(draw):
     most = 2 if "differential" in structure(rnn.fields[0]) else 1
     rnn = rnn.with_solver(
         draw(st.sampled_from(fit)),
-        control=draw(st.sampled_from(["hold", "linear"])),
+        control=draw(st.sampled_from(controls_for(rnn.fields[0], ["hold", "linear"]))),
         substeps=draw(st.integers(1, most)),
     )
     batch, time = draw(st.integers(1, 4)), draw(st.integers(1, 6))
@@ -86,16 +87,17 @@ def test_a_sample_alone_gives_the_same(case):
 @given(cases(), st.integers(0, 5))
 def test_stopping_anywhere_and_going_on_gives_the_same(case, cut):
     rnn, x, spans, _ = case
-    # A linear control needs the sample before the cut, which the state does not carry.
-    rnn = rnn.with_solver(rnn.solver, control="hold")
+    # A linear control needs the sample before the cut, which a state does not carry, and a stream does.
+    held = "hold" in controls_for(rnn.fields[0])
+    rnn = rnn.with_solver(rnn.solver, control="hold") if held else rnn
     cut = min(cut, x.shape[1] - 1)
     output, state = rnn(x, timespans=spans)
     if cut == 0:
-        return close(rnn(x, torch.zeros_like(state), spans)[0], output)
-    first, middle = rnn(x[:, :cut], timespans=spans[:, :cut])
+        return close(rnn(x, torch.zeros_like(state) if held else rnn.begin(len(x)), spans)[0], output)
+    first, middle = rnn(x[:, :cut], None if held else rnn.begin(len(x)), spans[:, :cut])
     second, end = rnn(x[:, cut:], middle, spans[:, cut:])
     close(torch.cat((first, second), 1), output)
-    close(end, state)
+    close(end if held else end.state, state)
 
 
 @PROFILE

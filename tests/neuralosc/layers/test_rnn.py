@@ -50,7 +50,7 @@ def test_shapes_and_order_are_those_of_torch_rnn(name, layers):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_at_a_time_sees_no_later_input(name):
-    for control in ("hold", "linear"):
+    for control in (neuralosc.model(name).defaults["control"], "linear"):
         rnn, x = network(name, control=control, num_layers=2), inputs()
         before = rnn(x)[0]
         x[:, 4:] += 1.0

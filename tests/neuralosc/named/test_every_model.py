@@ -139,6 +139,12 @@ def given(rnn, *inner, batch=5):
     return torch.rand(batch, *inner, 2), state.detach(), torch.rand(batch, *inner) + 0.5
 
 
+def looks_back(rnn):
+    """Whether a step needs earlier samples too, so that there is a program of whole sequences alone."""
+    control = getattr(rnn, "control", None)
+    return control is not None and control.memory > 0
+
+
 # torch.export remarks on how torch.nn.LSTM keeps its weights.
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
@@ -149,6 +155,11 @@ def test_torch_export(name, x):
     assert {key for key, _ in rnn.named_parameters()} <= set(program.state_dict)
     other = torch.rand(5, 6, 2)
     torch.testing.assert_close(tensors(program.module()(other)), tensors(rnn(other)))
+    if looks_back(rnn):
+        with pytest.raises(neuralosc.InputError, match="give a length"):
+            neuralosc.export(rnn)
+        x, state, _ = given(rnn, 4)
+        return torch.testing.assert_close(tensors(neuralosc.export(rnn, 4).module()(x, state)), tensors(rnn(x, state)))
     sample, state, _ = given(rnn)
     if name in HOLDING:
         with pytest.raises(neuralosc.InputError, match="needs earlier samples too"):
@@ -177,6 +188,10 @@ def test_onnx(name, length, tmp_path):
         # What was seen last is found by a running maximum, which ONNX has not.
         with pytest.raises((neuralosc.InputError, solvers.PairingError), match=r"earlier samples|aten\.cummax"):
             neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=True)
+        return
+    if looks_back(rnn) and length != 6:
+        with pytest.raises(neuralosc.InputError, match="give a length"):
+            neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length)
         return
     path = neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=clocks)
     for samples in (6, 9) if length == "any" else (length,):

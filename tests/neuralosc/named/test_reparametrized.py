@@ -108,9 +108,8 @@ def test_the_weight_is_the_one_computed_by_hand(name, way):
     with solvers.backend("plain"):
         torch.testing.assert_close(rnn(x), expected(x), rtol=1e-9, atol=1e-11)
         if hasattr(rnn, "step"):
-            found, wanted = rnn.step(x[:, 0]), expected.step(x[:, 0])
-            # Of a network that holds what it has seen a step gives a stream.
-            found, wanted = ((output, getattr(state, "state", state)) for output, state in (found, wanted))
+            steps = [one.step(x[:, 0]) for one in (rnn, expected)]
+            found, wanted = ((output, getattr(after, "state", after)) for output, after in steps)
             torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
 
 

@@ -192,11 +192,16 @@ def test_a_control_looks_no_further_than_it_says(name):
     control, clock = solvers.get_control(name), knots(*[0.5] * 8)
     samples = torch.randn(8, 1, 1, dtype=F64)
 
-    def at_five(u):
-        return torch.stack([control.paths(u.unbind(0), clock)[5](clock.starts[5] + s).squeeze() for s in (0.1, 0.5)])
+    def at_five(u, of):
+        return torch.stack([of(u.unbind(0), clock)[5](clock.starts[5] + s).squeeze() for s in (0.0, 0.1, 0.5)])
 
-    reach = torch.autograd.functional.jacobian(at_five, samples).abs().sum((0, 2, 3)).nonzero().flatten().tolist()
-    assert min(reach) >= 5 - control.memory and (max(reach) <= 5 or not control.causal)
+    for of in filter(None, (control.paths, control.derivatives)):
+        jacobian = torch.autograd.functional.jacobian(lambda u, of=of: at_five(u, of), samples)
+        reach = jacobian.abs().sum((0, 2, 3)).nonzero().flatten().tolist()
+        if name == "natural":
+            assert reach == list(range(8))
+        else:
+            assert min(reach) >= 5 - control.memory and (max(reach) <= 5 or not control.causal)
 
 
 @pytest.mark.parametrize(("name", "order"), [("linear", 2), ("linear_noncausal", 2), ("cubic", 3), ("hold", 1)])
