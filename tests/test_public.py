@@ -78,8 +78,8 @@ GRADIENTS = ["backprop", "adjoint", "checkpoint", "reversible"]
 MODELS = [
     "linoss",
     "cfc",
-    "ctgru",
     "ncde",
+    "ctgru",
     "rnn",
     "gru",
     "grud",
