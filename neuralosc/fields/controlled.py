@@ -19,8 +19,8 @@ class NeuralCDE(VectorField):
 
     g is made of `field_layers` layers sigma(W_k . + b_k), and F(z) is a matrix `(hidden, 1 + input)`, whose column 0,
     of time, is missing without `time_channel`. Time is that of the solver: dt passes in a timespan of 1. Until the
-    first sample the state rests. X is what the control makes of the samples, which must have a derivative: "linear", "cubic" or
-    "natural".
+    first sample the state rests. X is what the control makes of the samples, which must have a derivative: "linear",
+    "cubic" or "natural".
 
     Such an equation feels where its path goes, not how fast: without time timespans matter to the shape of the path
     alone. The published code shows time as the first feature of x, which is `time_channel=False` here.
