@@ -46,8 +46,8 @@ def states_at(
         )
     if rnn.solver.stochastic:
         raise InputError(
-            f"solver {rnn.solver.name!r} draws noise from sample to sample, not to times between them: use a solver "
-            "without noise, or give the layer samples at those times"
+            f"solver {rnn.solver.name!r} draws noise anew on every path, and has no one state between samples: use "
+            "rnn.sample_paths, or a solver without noise"
         )
     wanted = inputs.check_times(at, solution.inputs[-1])
     fields = range(len(solution.inputs))[-rnn.directions :]

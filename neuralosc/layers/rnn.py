@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import solvers
-from neuralosc.layers import explain, queries
+from neuralosc.layers import explain, queries, realizations
 from neuralosc.layers import solution as passes
 from neuralosc.layers import stream as streams
 from neuralosc.layers.explain import Explanation
@@ -159,6 +159,34 @@ class ContinuousRNN(Stack):
             given = {"timespans": timespans, "lengths": lengths, "future": None if future == "zero" else future}
             return queries.states_after(self, state, at, given)
         return queries.states_at(self, self.solve(x, state, timespans, lengths), at, causal, future)
+
+    def sample_paths(
+        self,
+        x: Tensor,
+        timespans: Tensor | None = None,
+        at: Tensor | Sequence[float] = (),
+        state: Tensor | None = None,
+        lengths: Lengths | None = None,
+        count: int = 100,
+        future: str = "zero",
+    ) -> Tensor:
+        """What may happen under noise: states of the last layer at any times, on paths of which each has its own noise.
+
+        A path goes through the samples and the asked times, at each of which a step ends, so that what it is at
+        several times belongs together: `paths.quantile(q, 0)` is a band, and a mean over what a path does (the time
+        above a threshold, say) is an expectation. The input is that of `trajectory`.
+
+        Args:
+            x, timespans, state, lengths, at, future: see `trajectory`.
+            count: paths of each sample of the batch.
+
+        Returns:
+            `(count, batch, times, components, hidden)`, differentiable like a call.
+
+        Raises:
+            InputError: a method without noise, a bidirectional network, or a field that jumps at samples.
+        """
+        return realizations.sample_paths(self, x, timespans, at, state, lengths, count, future)
 
     def advance(
         self,
