@@ -19,7 +19,8 @@ def flags(make):
 
 def sizes(kind):
     """What a class needs besides the flag."""
-    known = {"input_size": 2, "hidden_size": 4, "features": 4, "answers": 2, "field": None}
+    # Of what a field is shown of missing values there are three for each feature.
+    known = {"input_size": 6, "hidden_size": 4, "features": 4, "answers": 2, "field": None}
     names = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty and p.kind < 4]
     values = {name: known[name] for name in names if name in known}
     return {k: neuralosc.Residual(2, 4) if k == "field" else v for k, v in values.items()}

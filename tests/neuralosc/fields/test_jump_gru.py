@@ -159,7 +159,7 @@ def test_a_missing_value_is_shown_as_zero_and_the_time_since_not_at_all():
 
 def test_what_is_refused(one_line):
     cases = [
-        (lambda: JumpGRU(4, 3, masked=True), ["input_size is 4", "multiple of 3"]),
+        (lambda: JumpGRU(4, 3, masked=True), ["takes 4", "multiple of 3"]),
         (lambda: JumpGRU(2, 3, "lstm"), ["update", "lstm", "gru_unit"]),
         (lambda: JumpGRU(2, 3, field_layers=0), ["field_layers is 0", "positive integer"]),
         (lambda: JumpGRU(2, 3, units=2.0), ["units is 2.0", "positive integer"]),
