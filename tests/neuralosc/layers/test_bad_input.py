@@ -193,7 +193,7 @@ def test_unknown_models(name, near, one_line):
     for call in (neuralosc.model, lambda n: neuralosc.make(n, input_size=1, hidden_size=1)):
         with pytest.raises(solvers.UnknownNameError) as error:
             call(name)
-        one_line(error, f"unknown model {name!r}", f"'{near}'", "known: antisymmetric, cayley, cornn")
+        one_line(error, f"unknown model {name!r}", f"'{near}'", "known: antisymmetric, cayley, cfc, cornn")
     with pytest.raises(InputError):
         neuralosc.model([name])
 
