@@ -13,7 +13,7 @@ from solvers.base.clock import Clock
 from solvers.base.control import part
 from solvers.base.gathered import NotGathered, gathered, gathered_paths
 from solvers.base.series import Series
-from solvers.base.values import concrete, followed, host
+from solvers.base.values import concrete, followed, host, working
 from solvers.errors import InputError
 from solvers.protocol import ControlPath, Time
 
@@ -154,7 +154,7 @@ def _listed(clock: Clock, paths: Sequence[ControlPath], counts: np.ndarray) -> D
     if not followed(spans):
         # Nothing happens in an empty interval, unless it be asked what would with a little more time. Of the first one
         # a step is left, so that each has a state at its end.
-        counts = np.where(host(spans)[..., 0] == 0, 0, counts)
+        counts = np.where(host(spans[..., 0] == 0), 0, counts)
         counts[:, 0] = np.maximum(counts[:, 0], 1)
     marks = counts.cumsum(1)
     most, (batch, intervals) = int(marks[:, -1].max()), counts.shape
@@ -162,8 +162,11 @@ def _listed(clock: Clock, paths: Sequence[ControlPath], counts: np.ndarray) -> D
     owner[np.arange(most) < marks[:, -1:]] = np.repeat(np.tile(np.arange(intervals), batch), counts.ravel())
     number = np.arange(most) - np.take_along_axis(marks - counts, owner, 1)
     index = torch.from_numpy(owner).to(spans.device)
-    place, each = (torch.from_numpy(x).to(spans).unsqueeze(-1) for x in (number, np.take_along_axis(counts, owner, 1)))
-    h = gathered(spans, index) / each.clamp(min=1)
+    # As integers: half precision has none beyond some hundred.
+    place, each = (
+        torch.from_numpy(x).to(spans.device).unsqueeze(-1) for x in (number, np.take_along_axis(counts, owner, 1))
+    )
+    h = gathered(spans, index).to(working(spans.dtype)) / each.clamp(min=1)
     t = gathered(starts, index) + h * torch.minimum(place, each)
-    steps = Clock(Series(t), Series(torch.where(place < each, h, 0.0)))
+    steps = Clock(Series(t), Series(torch.where(place < each, h, 0.0).to(spans.dtype)))
     return Division(steps, gathered_paths(paths, index), 1, marks)

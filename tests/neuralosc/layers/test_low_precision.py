@@ -76,7 +76,8 @@ def test_a_network_in_half_precision(name, timed, dtype):
     rnn = neuralosc.make(name, input_size=2, hidden_size=6).eval()
     x, spans = torch.randn(3, 20, 2), 0.5 + torch.rand(3, 20) if timed else None
     for solver in (rnn.solver, "exponential_euler"):
-        whole = rnn.with_solver(solver)
+        # About a whole number of steps there may be one more in another precision, and those of Cayley are coarse.
+        whole = rnn.with_solver(solver, max_dt=float("inf") if name == "cayley" else None)
         half = copy.deepcopy(whole).to(dtype)
         output = half(x.to(dtype), timespans=spans.to(dtype) if timed else None)[0]
         assert output.dtype == dtype
