@@ -239,5 +239,5 @@ def recurrent(rnn: Any) -> RecurrentLayer:
         return rnn
     raise InputError(
         f"rnn is a {type(rnn).__name__}, expected a recurrent layer of neuralosc: of a module that holds one, give the "
-        "layer; with a read-out it makes a neuralosc.SequenceModel"
+        "layer, which with a read-out makes a neuralosc.SequenceModel; keep any other by its state_dict"
     )

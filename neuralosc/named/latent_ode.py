@@ -74,7 +74,8 @@ class LatentODE(nn.Module):
         solver: of the decoder. One of fixed steps steps from each time that is asked for to the next.
         max_dt: the longest step of the decoder, as a timespan; None for no bound.
         gradient: how the decoder is differentiated.
-        encoder_solver, encoder_substeps: of the encoder, and its equal steps in an interval.
+        encoder_solver, encoder_substeps: of the encoder, and its equal steps in an interval, of which there are more
+            where one would be longer than a timespan of 1.
 
     The maps start with weights from N(0, 0.01) and zero biases.
 
