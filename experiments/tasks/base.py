@@ -39,18 +39,20 @@ class Task(ABC):
         irregular: the samples have timespans.
         gaps: values may be missing, NaN in x.
         length: samples in a sequence, the longest.
+
+    Sizes and `gaps` of a task whose options name its data are read from these when they are asked for.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     input_size: int = 1
-    output_size: ClassVar[int]
+    output_size: int
     kind: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
     baseline: ClassVar[float | str]
     every: ClassVar[bool] = False
     irregular: bool = False
-    gaps: ClassVar[bool] = False
+    gaps: bool = False
     length: int
 
     def __init_subclass__(cls) -> None:

@@ -29,7 +29,9 @@ def test_every_task_describes_itself():
         assert task.name == name and isinstance(task, kind)
         assert task.description and "\n" not in task.description
         assert task.metric_name == task.metrics[0] and all(METRICS[name].kind == task.kind for name in task.metrics)
-        assert task.length > 0 and task.input_size > 0 and task.output_size > 0
+        # Those of a set that is named are known when it has been read.
+        if name != "uea":
+            assert task.length > 0 and task.input_size > 0 and task.output_size > 0
 
 
 def test_unknown_task_and_unknown_option_list_the_nearest():
