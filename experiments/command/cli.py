@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | table | train | compare | evaluate | demo | bench | work-precision`.
+"""The command line: `python -m experiments list | train | evaluate | predict | compare | ..`.
 
 Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the reader of the output went away.
 """
@@ -193,6 +193,46 @@ def evaluate(run: RunArgument, split: SplitOption = "test", **values: Any) -> No
     chosen = {key: settings.pop(key) for key in options.solver_option_names() if key in settings}
     figures = training.evaluate(run, split, solver_options=chosen or None, **settings)
     console().print(reports.figures_table(figures))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tables with the columns of the training.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="PATH", help="The CSV to write; standard output if left out."),
+    ] = None,
+) -> None:
+    """The answers of a run on a file of your own (train --csv) to the series of other files, as CSV."""
+    from experiments.files import write_atomically
+    from experiments.train import checkpoints, serving
+
+    if output is not None and output.exists():
+        raise InputError(f"--output {output} exists already: give another name")
+    text = serving.predict(run, files, checkpoints.notice).to_csv(index=False)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(output, text.encode())
+        console().print(f"Written: {output}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write; must be new.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As an ONNX file; else as neuralosc.load reads it.")] = False,
+    length: Annotated[
+        int | None,
+        _number("--length", "Samples of a series, for networks whose ONNX file must have a fixed length."),
+    ] = None,
+) -> None:
+    """Write the trained model of a run as one file: scaling, network, read-out and unit of time."""
+    from experiments.train import serving
+
+    written = serving.export(run, path, onnx, length)
+    console().print(f"Written: {written}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -23,6 +23,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.command import parsers
+from experiments.tasks.table import Table
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.model import HIDDEN_SIZE
 from solvers.errors import InputError
@@ -204,7 +205,7 @@ def _sentence(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else "none" if value is None else f"{value}"
+    return ("yes" if value else "no") if isinstance(value, bool) else "none" if value in (None, "") else f"{value}"
 
 
 def has_settings(
@@ -246,6 +247,8 @@ def resolve(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         if setting.key in chosen:
             target = changes[setting.section] if setting.section else changes
             target[setting.key] = chosen[setting.key]
+    if chosen.get("csv") and "task" not in chosen:
+        changes["task"] = Table.name
     if chosen.get("milestones") and "schedule" not in chosen:
         changes["schedule"] = "milestones"
     result = RunConfig.from_dict({**base.to_dict(), **changes})

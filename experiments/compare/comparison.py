@@ -21,7 +21,7 @@ import solvers
 from experiments.compare.contenders import CONFIRMATION, REFERENCE, Contender, contenders, sweep_of
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
-from experiments.train.feeding import told
+from experiments.train.feeding import shown, told
 from experiments.train.model import swappable
 from experiments.train.scoring import Scoring
 from experiments.train.training import SPLITS, load_model, threads
@@ -139,7 +139,7 @@ def compare(
     swept = sweep_of(table) if sweep else []
     race = _Race(copy.deepcopy(model).double().eval(), task, table, swept)
     with threads(config):
-        race.run(told(batch, config.time), report)
+        race.run(shown(race.model, told(batch, config.time)), report)
     return Comparison(
         run=str(path),
         model=config.model,
@@ -173,9 +173,9 @@ def select(task: Task, task_seed: int, split: str, samples: int | None, seed: in
 class _Tally:
     """The figures of one contender, added up over chunks of samples."""
 
-    def __init__(self, contender: Contender, task: Task) -> None:
+    def __init__(self, contender: Contender, task: Task, model: SequenceModel) -> None:
         self.contender, self.metric_name = contender, task.metric_name
-        self.totals = Scoring.of(task).totals()
+        self.totals = Scoring.of(task, model=model).totals()
         self.deviation = self.seconds = 0.0
         self.evaluations = 0
         self.reason = ""
@@ -210,11 +210,11 @@ class _Race:
         self, model: SequenceModel, task: Task, table: Sequence[Contender], sweep: Sequence[Contender]
     ) -> None:
         self.model = model
-        self.reference = _Tally(REFERENCE, task)
-        self.confirmation = _Tally(CONFIRMATION, task)
-        self.table = [_Tally(contender, task) for contender in table]
-        self.sweep = [_Tally(contender, task) for contender in sweep]
-        self.sweep_totals = Scoring.of(task).totals()
+        self.reference = _Tally(REFERENCE, task, model)
+        self.confirmation = _Tally(CONFIRMATION, task, model)
+        self.table = [_Tally(contender, task, model) for contender in table]
+        self.sweep = [_Tally(contender, task, model) for contender in sweep]
+        self.sweep_totals = Scoring.of(task, model=model).totals()
 
     @torch.no_grad()
     def run(self, batch: Batch, report: Report) -> None:

@@ -180,10 +180,16 @@ def result_table(result: RunResult) -> Table:
     grid = _pairs(f"run {result.folder.path}")
     grid.add_row("best epoch", f"{result.best_epoch} of {result.epochs}")
     for split, values in (("validation", result.validation), ("test", result.test)):
-        grid.add_row(split, "  ".join(f"{name} {number(name, value)}" for name, value in values.items()))
+        grid.add_row(split, _figures(values))
+    for name, values in result.baselines.items():
+        grid.add_row(f"  {name}", _figures(values))
     grid.add_row("parameters", f"{result.parameters:,}")
     grid.add_row("time", f"{result.seconds:.1f} s")
     return grid
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {number(name, value)}" for name, value in values.items())
 
 
 def figures_table(values: Mapping[str, Any]) -> Table:
@@ -191,6 +197,10 @@ def figures_table(values: Mapping[str, Any]) -> Table:
     grid = _pairs("evaluation")
     for name, value in values.items():
         if value is None:
+            continue
+        if isinstance(value, Mapping):
+            for what, figures_ in value.items():
+                grid.add_row(f"  {what}", _figures(figures_))
             continue
         shown = (
             f"{value:.1f} s" if name == "seconds" else number(name, value) if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physionet2012 import PhysioNet2012
+from experiments.tasks.table import Table
 from experiments.tasks.uea import UEA
 from solvers.errors import unknown
 
@@ -22,7 +23,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
         *(EventMNIST, Oscillators, HalfCheetah, PhysioNet2012),
-        *(UEA,),
+        *(Table, UEA),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from experiments.tasks.metrics import METRICS, STANDARD
+from neuralosc import Collator
 from solvers.errors import InputError
 
 Splits = tuple[Dataset, Dataset, Dataset]
@@ -39,6 +41,10 @@ class Task(ABC):
         irregular: the samples have timespans.
         gaps: values may be missing, NaN in x.
         length: samples in a sequence, the longest.
+        measured: x and y are in the units of the data, NaN in y where there is no target: the model has the scales of
+            the training set, as `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
+        collator: how times became timespans, which the model keeps; None where it need not know.
+        notices: what is to be said of the data.
 
     Sizes and `gaps` of a task whose options name its data are read from these when they are asked for.
     """
@@ -47,13 +53,16 @@ class Task(ABC):
     description: ClassVar[str]
     input_size: int = 1
     output_size: int
-    kind: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]] = ()
+    kind: str
+    metrics: tuple[str, ...] = ()
     baseline: ClassVar[float | str]
     every: ClassVar[bool] = False
     irregular: bool = False
     gaps: bool = False
     length: int
+    measured: ClassVar[bool] = False
+    collator: Collator | None = None
+    notices: Sequence[str] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -70,6 +79,13 @@ class Task(ABC):
     def scale(self) -> Tensor | None:
         """What y and the answers are multiplied by, channel by channel, before they are compared; None for 1."""
         return None
+
+    def guesses(self, part: int) -> dict[str, Tensor]:
+        """Answers without a network to the training (0), validation (1) or test set (2), by what they are called.
+
+        They are `(sequences, outputs)` in the units of y, of classes logarithms of probabilities; none of most tasks.
+        """
+        return {}
 
     @abstractmethod
     def splits(self, seed: int = 0) -> Splits:

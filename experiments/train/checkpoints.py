@@ -37,7 +37,7 @@ FIGURES = {"epoch", "train_loss", "validation_loss", "learning_rate", "seconds"}
 SEAL = b"\nsha256:"
 
 # A run may go on elsewhere; everything else of its configuration decides what it gives.
-MOVABLE = ("device", "data_dir")
+MOVABLE = ("device", "data_dir", "task_options.csv")
 
 # A picture takes a fifth of a second: the learning curve is drawn at the end, and now and then in a long run.
 SECONDS_BETWEEN_CURVES = 60.0

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import neuralosc
 from experiments.tasks import Task
-from experiments.tasks.series import Batch
+from experiments.tasks.metrics import CLASSIFICATION
+from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
+from neuralosc import SequenceModel
 from neuralosc.arguments import HELD, MISSING
 from neuralosc.named.baselines import Baseline
 from solvers.errors import InputError
@@ -21,6 +24,26 @@ def told(batch: Batch, time: str) -> Batch:
         return batch
     x = batch.x if time == "ignored" else torch.cat((batch.x, batch.timespans.unsqueeze(-1)), -1)
     return batch._replace(x=x, timespans=None)
+
+
+def targets(model: nn.Module, y: Tensor) -> Tensor:
+    """Targets on the scale that a model answers on."""
+    if isinstance(model, SequenceModel) and model.target_scaler is not None:
+        return model.scaled(y)
+    return y
+
+
+def shown(model: SequenceModel, batch: Batch) -> Batch:
+    """A batch on the scale of the network, for those who ask the network itself."""
+    x = batch.x if model.input_scaler is None else model.input_scaler(batch.x)
+    return batch._replace(x=x, y=targets(model, batch.y))
+
+
+def fit(model: SequenceModel, config: RunConfig, task: Task) -> None:
+    """Give a model the scales of the training set of a task whose data are as measured."""
+    if task.measured:
+        batch = told(batch_of(task.splits(config.seed)[0], slice(None)), config.time)
+        model.fit_scaling(batch.x, batch.lengths, None if task.kind == CLASSIFICATION else batch.y)
 
 
 def features(config: RunConfig, task: Task) -> int:

@@ -66,7 +66,10 @@ def build(config: RunConfig, task: Task) -> SequenceModel:
         rnn = neuralosc.make(config.model, input_size=feeding.features(config, task), **options)
         readout = neuralosc.Readout(rnn.output_size, task.output_size, feeding.readout(config, task), rnn.bidirectional)
     feeding.check(rnn, config, task)
-    return SequenceModel(rnn, readout).to(dtype(config))
+    # A network that is not told the time has no unit of it.
+    model = SequenceModel(rnn, readout, task.collator if config.time == "true" else None).to(dtype(config))
+    feeding.fit(model, config, task)
+    return model
 
 
 def dtype(config: RunConfig) -> torch.dtype:

@@ -15,6 +15,7 @@ from experiments.tasks import Task
 from experiments.tasks.metrics import CLASSIFICATION, METRICS, STANDARD
 from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import RunConfig
+from neuralosc import SequenceModel
 from solvers.errors import InputError
 
 
@@ -28,6 +29,8 @@ class Scoring:
         outputs: classes, or numbers of an answer.
         every: there is an answer for every sample, of which those of the padding do not count.
         scale: what targets and answers are multiplied by before they are compared, `(outputs,)`; None for 1.
+        units: what answers and targets are multiplied by for the figures, and not for the loss, `(outputs,)`; targets
+            that are NaN do not count then. None where both are of one scale, and a target is never missing.
         weights: of the classes in the loss, `(outputs,)`; None for 1.
     """
 
@@ -37,10 +40,15 @@ class Scoring:
     every: bool = False
     scale: Tensor | None = field(default=None, compare=False)
     weights: Tensor | None = field(default=None, compare=False)
+    units: Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, task: Task, config: RunConfig | None = None, train: Any = None) -> Scoring:
+    def of(
+        cls, task: Task, config: RunConfig | None = None, train: Any = None, model: SequenceModel | None = None
+    ) -> Scoring:
         """That of a task; with the configuration and the training set also the weights of the classes, if any.
+
+        With a model that scales its targets, `answered` and the like compare on its scale.
 
         Raises:
             InputError: weights are asked for, and there are no classes, or the training set has nothing of one.
@@ -50,7 +58,9 @@ class Scoring:
             if task.kind != CLASSIFICATION:
                 raise InputError(f"class_weights is given, and task {task.name!r} has no classes: leave it out")
             weights = balanced(batch_of(train, slice(None)), task)
-        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights)
+        scaler = None if model is None else model.target_scaler
+        units = None if scaler is None else scaler.scale.detach().cpu()
+        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights, units)
 
     def totals(self) -> Totals:
         """Nothing counted yet."""
@@ -107,11 +117,26 @@ class Totals:
             if self.scoring.scale is not None:
                 scale = self.scoring.scale.to(answers)
                 answers, y = answers * scale, y * scale
+            if self.scoring.units is not None:
+                return self._measured(answers, y, self.scoring.units.to(answers))
             loss, weight = F.mse_loss(answers, y), float(len(y))
-        self.samples += len(y)
+        self._count(loss, weight, len(y))
+        self._collect(answers.detach(), y)
+        return loss
+
+    def _count(self, loss: Tensor, weight: float, samples: int) -> None:
+        self.samples += samples
         self.weight += weight
         self.loss += loss.item() * weight
-        self._collect(answers.detach(), y)
+
+    def _measured(self, answers: Tensor, y: Tensor, units: Tensor) -> Tensor:
+        """The loss over the targets that there are; the figures are in units."""
+        known = ~y.isnan()
+        if not known.any():
+            return answers.sum() * 0
+        loss = F.mse_loss(answers[known], y[known])
+        self._count(loss, float(known.sum()), len(y))
+        self._collect((answers.detach() * units)[known], (y * units)[known])
         return loss
 
     def _classified(self, answers: Tensor, y: Tensor) -> tuple[Tensor, float]:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import RunConfig
-from experiments.train.feeding import told
+from experiments.train.feeding import targets, told
 from experiments.train.model import dtype, seed_of
 from experiments.train.scoring import Scoring, Totals
 from neuralosc import SequenceModel
@@ -100,7 +100,7 @@ def measure(model: nn.Module, batches: Batches, scoring: Scoring, device: torch.
 
 def answered(model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
     """Have the model answer a batch, and count it; returns the mean loss of the batch."""
-    return totals.add(model(batch.x, batch.timespans, batch.lengths), batch.y, batch.valid)
+    return totals.add(model(batch.x, batch.timespans, batch.lengths), targets(model, batch.y), batch.valid)
 
 
 class TrainingLoop(L.LightningModule):
@@ -118,7 +118,7 @@ class TrainingLoop(L.LightningModule):
         self.model, self.config, self.task, self.first_epoch = model, config, task, first_epoch
         self.splits = task.splits(config.seed)
         train, validation, _ = self.splits
-        self.scoring = Scoring.of(task, config, train)
+        self.scoring = Scoring.of(task, config, train, model)
         self.train_batches = Batches(
             train,
             config.batch_size,

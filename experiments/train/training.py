@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING as NONE
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.tasks import Task
+from experiments.tasks.series import batch_of
 from experiments.train import checkpoints, feeding, history
 from experiments.train.checkpoints import MOVABLE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
@@ -22,7 +24,7 @@ from experiments.train.model import build, load_saved, make_task, parameter_coun
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Scoring
-from experiments.train.trainer import TrainingLoop, evaluation_batches, fit, measure
+from experiments.train.trainer import Batches, TrainingLoop, evaluation_batches, fit, measure
 from neuralosc import SequenceModel
 from neuralosc.arguments import MISSING
 from solvers.compiled.passes import denormals
@@ -45,6 +47,7 @@ class RunResult:
         epochs: epochs done.
         seconds: time spent in epochs.
         parameters: numbers that were trained.
+        baselines: of what needs no network, by name, {"loss", and the metrics} on the test set.
     """
 
     folder: RunFolder
@@ -54,6 +57,7 @@ class RunResult:
     epochs: int
     seconds: float
     parameters: int
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def train(config: RunConfig, root: str | Path = "runs", name: str | None = None, progress: bool = True) -> RunResult:
@@ -80,6 +84,8 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
     with threads(config):
         config = resolved(config, task, model)
         loop = TrainingLoop(model, config, task)
+        for line in task.notices:
+            checkpoints.notice(line)
         folder = RunFolder.create(root, name, prefix=f"{config.task}-{config.model}")
         with folder.locked():
             folder.write_config(config, device)
@@ -143,7 +149,8 @@ def evaluate(
         limit: batches at most, 0 for all; None keeps the run's.
 
     Returns:
-        run, task, model, split, samples, solver (None of a baseline), loss, the metrics of the task, seconds.
+        run, task, model, split, samples, solver (None of a baseline), loss, the metrics of the task, seconds, and
+        baselines: loss and metrics of what needs no network, by name, where the task has such.
 
     Raises:
         InputError: no run, no such split, or a solver that does not fit.
@@ -165,7 +172,7 @@ def evaluate(
     where = device_of(config if device is None else replace(config, device=device))
     sets = task.splits(config.seed)
     batches = evaluation_batches(sets[SPLITS.index(split)], config, limit=limit)
-    scoring = Scoring.of(task, config, sets[0])
+    scoring = Scoring.of(task, config, sets[0], model)
     started = time.perf_counter()
     with threads(config):
         figures = measure(model.to(where), batches, scoring, where)
@@ -178,7 +185,23 @@ def evaluate(
         "solver": getattr(getattr(model.rnn, "solver", None), "name", None),
         **figures,
         "seconds": time.perf_counter() - started,
+        "baselines": guessed(task, SPLITS.index(split), scoring, model, batches),
     }
+
+
+def guessed(
+    task: Task, part: int, scoring: Scoring, model: SequenceModel, batches: Batches
+) -> dict[str, dict[str, float]]:
+    """Loss and metrics of what needs no network, by name, on the sequences of these batches of a part."""
+    found = {}
+    for name, answers in task.guesses(part).items():
+        count = min(batches.samples, len(batches) * batches.size)
+        y = batch_of(batches.data, slice(count)).y
+        totals = scoring.totals()
+        where = model.readout.weight.device
+        totals.add(*(feeding.targets(model, values.to(where)) for values in (answers[:count], y)))
+        found[name] = totals.result()
+    return found
 
 
 def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, Task]:
@@ -294,14 +317,16 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
     save_model(model, folder)
     _, validation, test = loop.splits
     model.to(device)
+    tested = evaluation_batches(test, config)
     result = RunResult(
         folder=folder,
         validation=measure(model, evaluation_batches(validation, config), loop.scoring, device),
-        test=measure(model, evaluation_batches(test, config), loop.scoring, device),
+        test=measure(model, tested, loop.scoring, device),
         best_epoch=best_epoch,
         epochs=len(keeper.history),
         seconds=sum(record["seconds"] for record in keeper.history),
         parameters=parameter_count(model),
+        baselines=guessed(task, 2, loop.scoring, model, tested),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
     named = {"task": config.task, "model": config.model, "metric": task.metric_name}
@@ -312,7 +337,8 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
 def _stored(folder: RunFolder, result: dict[str, Any]) -> RunResult:
     """The result of a finished run, from its file."""
     try:
-        values = {field.name: result[field.name] for field in fields(RunResult)[1:]}
+        # Runs of before have no baselines.
+        values = {field.name: result[field.name] for field in fields(RunResult)[1:] if field.default_factory is NONE}
     except KeyError as error:
         raise InputError(f"{folder.result_file} has no {error}: remove it and resume the run") from error
     for name, value in values.items():
@@ -320,7 +346,13 @@ def _stored(folder: RunFolder, result: dict[str, Any]) -> RunResult:
         held = isinstance(value, dict) == (name in ("validation", "test"))
         if not held or not numbers or not all(type(number) in (int, float) for number in numbers):
             raise InputError(f"{folder.result_file} says {name} {value!r}: remove it and resume the run")
-    return RunResult(folder, **values)
+    baselines = result.get("baselines", {})
+    if not isinstance(baselines, dict) or not all(
+        isinstance(figures, dict) and all(type(number) in (int, float) for number in figures.values())
+        for figures in baselines.values()
+    ):
+        raise InputError(f"{folder.result_file} says baselines {baselines!r}: remove it and resume the run")
+    return RunResult(folder, **values, baselines=baselines)
 
 
 def _require_unchanged(folder: RunFolder) -> None:

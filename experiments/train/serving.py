@@ -1,0 +1,146 @@
+"""What a trained run is for: predictions for a table of one's own, and the model as one file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import neuralosc
+from experiments.tasks import columns, windows
+from experiments.tasks.columns import Recorded
+from experiments.tasks.table import Table
+from experiments.train.config import RunConfig
+from experiments.train.model import dtype
+from experiments.train.trainer import EVALUATION_BATCH, Batches
+from experiments.train.training import load_model, threads
+from neuralosc import SequenceModel
+from solvers.errors import InputError, NumericalError
+
+
+class NonFiniteAnswerError(NumericalError):
+    """A prediction that is NaN or infinite."""
+
+    advice = "look at the values of that series"
+
+
+def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], None] = lambda line: None) -> Any:
+    """The answers of a run's best weights to the series of some files, as a table of pandas.
+
+    A forecast answers at its horizons after the last sample of each series: a row for each of these times, with the
+    columns of id, time and targets, as in the file. A regression gives a row for each series with the targets, a
+    classification one with the class and the probability of each.
+
+    Args:
+        run: folder of a run of the task `table`.
+        paths: files with the same columns; those of the target may be missing where they are no inputs.
+        say: is told of rows that are left out or sorted.
+
+    Raises:
+        InputError: no run, a run of another task, or a file that cannot be used.
+        NumericalError: an answer that is not finite.
+    """
+    import pandas as pd
+
+    model, config, task = load_model(run)
+    if not isinstance(task, Table):
+        raise InputError(f"run {run} was trained on task {config.task!r}, and no file has its columns: evaluate it")
+    # Nothing is asked of the targets, but where a change is to be added to the last of them.
+    needed = tuple(task.target) if task.relative else ()
+    layout = dataclasses.replace(task.layout(), targets=needed, labels=False)
+    files = [Path(path).expanduser() for path in paths]
+    series = columns.recorded(files, columns.frames(files, layout), layout, say)
+    answers = _answers(model, config, task, series)
+    name = task.id or "series"
+    rows: dict[str, Any] = {name: [one.name for one in series]}
+    if task.forecast:
+        return _at_horizons(task, series, answers, name)
+    if task.labels:
+        chances = answers.softmax(-1)
+        rows[task.target[0]] = [task.classes[int(place)] for place in chances.argmax(-1)]
+        rows |= {f"p({label})": chances[:, place].numpy() for place, label in enumerate(task.classes)}
+    else:
+        rows |= {column: answers[:, place].numpy() for place, column in enumerate(task.target)}
+    return pd.DataFrame(rows)
+
+
+def _answers(model: SequenceModel, config: RunConfig, task: Table, series: Sequence[Recorded]) -> Tensor:
+    """`(series, outputs)`, in the units of the targets."""
+    pieces = []
+    for one in series:
+        first = _first(one, task) if task.forecast else 0
+        pieces.append((one.times[first:], one.values[first:]))
+    data = task.batch(pieces, torch.zeros(len(pieces)))
+    batches = Batches(data, EVALUATION_BATCH, dtype=dtype(config), time=config.time)
+    with torch.no_grad(), threads(config):
+        answers = torch.cat([model.run(batch.x, None, batch.timespans, batch.lengths)[0] for batch in batches])
+    if not answers.isfinite().all():
+        strange = series[int((~answers.isfinite()).any(-1).nonzero()[0])]
+        raise NonFiniteAnswerError(f"the answer to series {strange.name!r} is not finite")
+    return answers.double()
+
+
+def _at_horizons(task: Table, series: Sequence[Recorded], answers: Tensor, name: str) -> Any:
+    """One row for each series and horizon."""
+    import pandas as pd
+
+    parts = []
+    count = len(task.asked.horizons)
+    for one, answer in zip(series, answers, strict=True):
+        answer = answer.reshape(-1, count).numpy()
+        if task.relative:
+            answer = answer + _last(one, task)
+        ticks = one.ticks
+        steps = [windows.in_ticks(horizon, "horizon", ticks, task.time_column) for horizon in task.asked.horizons]
+        asked = ticks.ticks[-1] + np.array(steps)
+        times = pd.Series(asked if ticks.kind is None else asked.view(ticks.kind))
+        rows = {name: [one.name] * count, task.time_column or "row": times.dt.tz_localize("UTC") if one.utc else times}
+        rows |= dict(zip(task.target, answer, strict=True))
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _last(one: Recorded, task: Table) -> np.ndarray:
+    """The last value of each target in the window that is answered, `(targets, 1)`."""
+    ticks = one.ticks
+    first = _first(one, task)
+    last = windows.last_seen(one, np.array([first]), np.array([len(ticks) - 1]))[0]
+    if np.isnan(last).any():
+        name = task.target[int(np.isnan(last).argmax())]
+        raise InputError(f"series {one.name!r} has no value of {name!r} in the last {task.history} to add a change to")
+    return last[:, None]
+
+
+def _first(one: Recorded, task: Table) -> int:
+    """Number of the sample with which the last window of a series begins."""
+    ticks = one.ticks
+    history = windows.in_ticks(task.asked.history, "history", ticks, task.time_column)
+    return int(np.searchsorted(ticks.ticks, ticks.ticks[-1] - history, side="left"))
+
+
+def export(run: str | Path, path: str | Path, onnx: bool = False, length: int | None = None) -> Path:
+    """Write the best weights of a run with everything that serves them as one file.
+
+    Args:
+        run: the run's folder.
+        path: the file to write; one that exists is not replaced.
+        onnx: as an ONNX file in place of one that `neuralosc.load` reads.
+        length: samples of a series, for networks whose ONNX file must have a fixed length.
+
+    Raises:
+        InputError, PairingError: no run, no such folder, or what `neuralosc.export_onnx` refuses.
+    """
+    target = Path(path)
+    if target.exists():
+        raise InputError(f"{target} exists already: give another name")
+    if length is not None and not onnx:
+        raise InputError("--length is of an ONNX file: give --onnx too")
+    model, config, task = load_model(run)
+    if not onnx:
+        return neuralosc.save(model, target)
+    return neuralosc.export_onnx(model, target, length or "any", timespans=task.irregular and config.time == "true")
