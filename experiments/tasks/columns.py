@@ -120,7 +120,9 @@ def _table(path: Path, text: Sequence[str]) -> Any:
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise InputError(f"{path} has the column {twice[0]!r} twice: give each a name of its own")
-        return pd.read_csv(path, dtype=dict.fromkeys(text, "object"), float_precision="round_trip", low_memory=False)
+        # From its third version on pandas reads numbers exactly, and warns of being told to.
+        exact: dict[str, Any] = {} if int(pd.__version__.partition(".")[0]) > 2 else {"float_precision": "round_trip"}
+        return pd.read_csv(path, dtype=dict.fromkeys(text, "object"), low_memory=False, **exact)
     except ImportError as error:
         raise InputError(
             f"{path}: pandas reads parquet with the package pyarrow or fastparquet, and neither is installed: install "

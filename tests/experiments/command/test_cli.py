@@ -22,7 +22,7 @@ from experiments.train.config import RunConfig, load_yaml
 from solvers.errors import InputError, NumericalError
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("list", "train", "compare", "evaluate", "demo", "bench", "work-precision")
+COMMANDS = ("list", "train", "compare", "evaluate", "predict", "export", "demo", "bench", "work-precision")
 SMALL = "--hidden-size 6 --dt 0.2 --gamma 1 --epsilon 2 --epochs 1 --limit-train-batches 2 --threads 1"
 
 
@@ -275,6 +275,11 @@ BAD_INPUT = [
     ("", "compare RUN --substeps 1,b", ["--substeps", "'b'"]),
     ("", "compare RUN --samples none", ["--samples", "'none'"]),
     ("", "compare RUN --solvers rk4 --rtol 1e-3", ["rk4", "rtol"]),
+    ("", "train --task table", ["--csv FILE"]),
+    ("", "predict RUN", ["FILE"]),
+    ("", "predict RUN TMP/file", ["'digits'", "evaluate it"]),
+    ("", "export RUN TMP/file", ["exists already"]),
+    ("", "export RUN TMP/model --length 5", ["--length", "--onnx"]),
     ("", "bench --repeats 0", ["--repeats", "0"]),
     ("", "bench --shapes S1,S9", ["--shapes", "S9", "S1"]),
     ("", "bench --parts speed", ["--parts", "speed", "training"]),
