@@ -67,6 +67,10 @@ BY_TYPE: dict[Any, Callable[..., Any]] = {bool: bool, str: str, int: whole_numbe
 
 def of_values(values: Iterable[Any]) -> Callable[..., Any]:
     """The parser for an option that has these values by default."""
+    values = list(values)
+    if "auto" in values:
+        # What stands for a value that is not there yet, which may be a number.
+        return anything
     kinds = {type(value) for value in values}
     if len(kinds) == 1 and kinds <= BY_TYPE.keys():
         return BY_TYPE[kinds.pop()]

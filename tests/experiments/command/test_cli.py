@@ -13,7 +13,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.bench import suite
-from experiments.command import cli, demo, listing, options
+from experiments.command import cli, demo, listing, options, parsers
 from experiments.command.cli import main
 from experiments.command.options import Setting, descriptions, resolve, settings
 from experiments.compare import comparison
@@ -142,6 +142,13 @@ def test_typed_values_have_their_types(monkeypatch, capsys):
     assert config.model_options == expected
     assert (config.milestones, config.lr, config.precision) == ([3, 5], 1e-3, "64")
     assert "seen enough" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("auto", "auto"), ("inf", float("inf"))])
+def test_a_bound_on_the_step_is_a_number_or_auto(text, value):
+    kind = parsers.of_values([neuralosc.model("gru").defaults["max_dt"]])
+    assert kind(text) == value
+    neuralosc.GRU(2, 3, max_dt=kind(text))
 
 
 def test_unset_options_leave_the_configuration_alone():
