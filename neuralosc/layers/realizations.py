@@ -40,18 +40,19 @@ def sample_paths(
     arguments.choice("future", future, FUTURES)
     paths = arguments.count("count", count)
     refresh(rnn)
-    x, spans, _ = rnn.checked(x, timespans, lengths)
+    x, spans, valid = rnn.checked(x, timespans, lengths)
     batch = x.shape[0]
     wanted = inputs.check_times(at, x).repeat(paths, 1)
     starts = [start.repeat(paths, 1, 1) for start in rnn.initial(state, x)]
     x = x.repeat(paths, 1, 1)
     spans = spans if spans is None or spans.dim() == 1 else spans.repeat(paths, 1)
+    valid = None if valid is None else valid.repeat(paths, 1)
     last = rnn.num_layers - 1
     for layer in range(last):
-        start = rnn.start(layer, starts[layer], x) if state is None else starts[layer]
+        start = rnn.start(layer, starts[layer], x, valid) if state is None else starts[layer]
         trajectory = rnn.run_from(layer, x, start, spans, gaps=timespans is not None)
         x = joined(rnn, x, [trajectory.positions()])
-    start = rnn.start(last, starts[last], x) if state is None else starts[last]
+    start = rnn.start(last, starts[last], x, valid) if state is None else starts[last]
     gaps = (x.new_ones(x.shape[1]) if spans is None else spans).expand(len(x), -1)
     states = _through(rnn, last, x, gaps, wanted, start, future)
     return states.reshape(paths, batch, *states.shape[1:])

@@ -89,6 +89,15 @@ def test_of_named_networks_with_gradients():
     assert bool((x.grad != 0).all())
 
 
+def test_a_series_without_samples_starts_from_zeros():
+    """Not from what a field makes of a first sample that it has not."""
+    field = neuralosc.Noisy(neuralosc.NeuralCDE(2, 3), additive=0.0, multiplicative=0.0)
+    rnn = ContinuousRNN(field, "euler_maruyama").double()
+    x = torch.randn(2, 4, 2, dtype=F64)
+    paths = rnn.sample_paths(x, at=[0.0], lengths=[4, 0], count=3)
+    assert bool((paths[:, 0] != 0).all()) and not bool(paths[:, 1].any())
+
+
 def test_what_has_no_paths(one_line):
     x = torch.randn(2, 3, 2, dtype=F64)
     noisy = neuralosc.NoisyRNN(2, 4).double()
