@@ -6,6 +6,7 @@ at a fixed time. Where both are exact the map is symplectic on a separable Hamil
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -151,17 +152,21 @@ class PublishedFlows(Flows):
     A kick multiplies p by 1 - G h, and cannot be undone where that is zero.
     """
 
+    @functools.cached_property
+    def u(self) -> Any:
+        """The input of both moves."""
+        return self.control(self.t)
+
     def kick(self, fraction: float, before: float, after: float, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """The whole kick, or with a negative fraction what undoes it."""
-        h, u = self.increment(fraction), self.control(self.t)
+        h = self.increment(fraction)
         if fraction > 0 or self.damping is None:
-            return q, axpy(p, h, self.field.force(self.t, q, p, u))
+            return q, axpy(p, h, self.field.force(self.t, q, p, self.u))
         return q, axpy(p, h, self.undamped_force(0.0, q, p)) / (1 + h * self.damping)
 
     def drift(self, fraction: float, before: float, after: float, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """The whole drift."""
-        velocity = self.field.velocity(self.t, q, p, self.control(self.t))
-        return axpy(q, self.increment(fraction), velocity), p
+        return axpy(q, self.increment(fraction), self.field.velocity(self.t, q, p, self.u)), p
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,8 @@ def _followed(
         # It was compared just now, and more of it.
         ran.call.kernel.solves = 1
         return ran
+    if not canary.due(ran.call, field):
+        return ran
     error = canary.drifted(
         ran.call, layout, start, ran.found[:-1], lambda loop, x: run(make(field, loop, layout, x), x)[:-1]
     )

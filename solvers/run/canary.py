@@ -1,11 +1,13 @@
-"""Whether a fast path still follows its field: at each solve one interval of one sample, against the plain steps.
+"""Whether a fast path still follows its field: one interval of one sample, against the plain steps.
 
-The step of a fast path is recorded once. What it can read is looked at before each solve (`solvers.compiled.step`);
-where that is something nobody can look at, such as a file, the comparison here finds a change.
+The step of a fast path is recorded once. What it can read is looked at before each solve (`solvers.compiled.step`).
+Where that is something nobody can look at, such as a file, the comparison here finds a change, at each solve; where all
+of it was looked at, it is there to find what the look may have missed, and not at each solve.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from solvers.base.counted import bare
 from solvers.base.loop import Loop
 from solvers.base.series import Series
 from solvers.compiled.passes.precision import asked
+from solvers.compiled.step.columns import kind_of
+from solvers.compiled.step.fingerprint import overlooked
 from solvers.compiled.step.layout import Layout
 from solvers.errors import NumericalError
 from solvers.run.check import Solve, beginning, tolerance
@@ -26,8 +30,20 @@ from solvers.run.check import Solve, beginning, tolerance
 #: Steps in an interval beyond which a part of it is compared, in a short solve of its own.
 STEPS = 3
 
+#: Solves of which one is compared where all that a step can read was looked at.
+EVERY = 16
+
 #: What rounding may make of a state in one interval, in units of its precision.
 ROUNDINGS = 64
+
+
+def due(call: Solve, field: Any) -> bool:
+    """Whether a solve, which is counted, is to be compared; `field` as the user gave it."""
+    kernel, loop = call.kernel, call.loop
+    kernel.solves += 1
+    if kernel.overlooked is None:
+        kernel.overlooked = overlooked(field, bare(loop.field), loop.solver, kind_of(loop.paths))
+    return bool(kernel.overlooked) or kernel.solves % EVERY == 0
 
 
 def drifted(
@@ -46,20 +62,22 @@ def drifted(
         again: the components after a short loop, by the same path.
     """
     loop, batch = call.loop, len(start)
-    sample = call.kernel.solves % batch
-    call.kernel.solves += 1
+    # Another sample each time, also where only some of the solves are compared.
+    sample = call.kernel.compared % batch
+    call.kernel.compared += 1
     allowed = call.kernel.slack * tolerance(start)
+    rows = slice(sample, sample + 1)
     if loop.substeps > STEPS:
         short = of_sample(beginning(loop, min(2, len(loop)), 2), batch, 0, 2, sample)
-        before = start[sample : sample + 1]
         with torch.set_grad_enabled(call.kernel.backward is not None):
-            after = torch.stack([out[0] for out in again(short, before)], 1)
-        return _compared(short, layout, before.detach(), after.detach(), allowed)
+            after = [out[0] for out in again(short, start[rows])]
+        with torch.no_grad():
+            return _compared(short, layout, layout.taken(start[rows]), after, allowed)
     # From the second interval on a state is seldom zero, and no product of it is lost.
     i = 1 if len(outs) == layout.total and len(loop) > 1 else 0
     with torch.no_grad():
-        before = torch.stack([out[i - 1, sample] for out in outs])[None] if i else start[sample : sample + 1]
-        after = torch.stack([out[i, sample] for out in outs])[None]
+        before = layout.joined([out[i - 1, rows] for out in outs]) if i else layout.taken(start[rows])
+        after = [out[i, rows] for out in outs]
         return _compared(of_sample(loop, batch, i, i + 1, sample), layout, before, after, allowed)
 
 
@@ -68,7 +86,7 @@ def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loo
     rows = slice(sample, sample + 1)
 
     def row(value: Any) -> Any:
-        return value[rows] if isinstance(value, Tensor) and value.dim() >= 2 and len(value) == batch else value
+        return value[rows] if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == batch else value
 
     def column(values: Sequence[Any]) -> Sequence[Any]:
         if isinstance(values, Series):
@@ -91,27 +109,29 @@ def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loo
     return Loop(field, loop.solver, paths, clock, loop.substeps)
 
 
-def _compared(loop: Loop, layout: Layout, before: Tensor, after: Tensor, allowed: float) -> float | None:
-    """The error of the first interval of a loop that led from `before` to `after`, which may be the position alone."""
-    with torch.no_grad():
-        try:
-            expected = layout.packed(loop.interval(0, layout.taken(before)))
-        except NumericalError:
-            return None
-        if after.shape != before.shape:
-            position = layout.position(loop.solver) or 0
-            before, expected = (packed[:, position : position + 1] for packed in (before, expected))
-        return _error(before, after, expected, allowed)
+def _compared(loop: Loop, layout: Layout, before: Any, after: Sequence[Tensor], allowed: float) -> float | None:
+    """The error of the first interval of a loop that led from `before` to `after`, its components or the position."""
+    try:
+        expected = layout.components(loop.interval(0, before))
+    except NumericalError:
+        return None
+    starts = layout.components(before)
+    if len(after) != len(expected):
+        position = layout.position(loop.solver) or 0
+        starts, expected = ([parts[position]] for parts in (starts, expected))
+    # In one pass over one array: what is compared is so small that each call costs more than its arithmetic.
+    values = torch.cat((*starts, *after, *expected)).double().cpu().numpy()
+    old, new, right = values.reshape(3, -1)
+    return _error(old, new, right, allowed, ROUNDINGS * torch.finfo(asked(after[0])).eps)
 
 
-def _error(before: Tensor, after: Tensor, expected: Tensor, allowed: float) -> float | None:
+def _error(old: np.ndarray, new: np.ndarray, right: np.ndarray, allowed: float, rounding: float) -> float | None:
     """The relative error of what was added, where it is more than is allowed and more than rounding."""
-    rounding = ROUNDINGS * torch.finfo(asked(before)).eps
     # Of what was added, and not of the state: in a short step a wrong slope is little beside the state.
-    old, new, right = torch.cat((before, after, expected)).double().cpu().numpy()
-    added, error = np.abs(right - old).max(), np.abs(new - right).max()
-    size = max(np.abs(right).max(), np.abs(old).max())
-    if not np.isfinite(error + size):
+    sizes = np.abs(np.concatenate((right - old, new - right, right, old))).reshape(4, -1).max(1)
+    added, error, *states = sizes.tolist()
+    size = max(states)
+    if not math.isfinite(error + size):
         # Beyond the numbers there is nothing to compare; the end of the solve tells of it.
         return None
-    return float(error / max(added, 1e-300)) if error > allowed * added + rounding * size else None
+    return error / max(added, 1e-300) if error > allowed * added + rounding * size else None

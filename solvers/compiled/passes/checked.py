@@ -12,6 +12,8 @@ class Checked:
 
     Attributes:
         solves: how often it was used.
+        compared: how often one of these solves was compared.
+        overlooked: what its step can read that may change without being seen to, or ""; None while nobody has asked.
         checked: it was compared.
         refused: why it is not to be used, where they differ.
         slack: by how much the comparison is wider than that of the data type, for products that round more.
@@ -19,6 +21,8 @@ class Checked:
     """
 
     solves: int = 0
+    compared: int = 0
+    overlooked: str | None = None
     checked: bool = False
     refused: str = ""
     slack: float = 1.0

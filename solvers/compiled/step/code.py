@@ -6,9 +6,12 @@ import dis
 import functools
 import sys
 import types
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor, nn
 
 _OWN = ("solvers", "neuralosc")
 
@@ -20,6 +23,45 @@ UNBOUNDED = frozenset({"eval", "exec", "globals", "__import__", "import_module"}
 
 #: Names by which code asks an object for attributes that are not written out in it.
 DYNAMIC = frozenset({"getattr", "hasattr", "vars", "dir", "__dict__", "__getattribute__", "attrgetter", "methodcaller"})
+
+#: Functions and classes of Python itself that give the same for the same, and read nothing besides.
+PURE = frozenset(
+    {
+        *("abs", "all", "any", "bool", "complex", "dict", "divmod", "enumerate", "filter", "float", "frozenset", "int"),
+        *("isinstance", "issubclass", "len", "list", "map", "max", "min", "object", "pow", "property", "range"),
+        *("reversed", "round", "set", "slice", "sorted", "staticmethod", "classmethod", "str", "sum", "super", "tuple"),
+        *(
+            "type",
+            "zip",
+            "NotImplemented",
+            "BaseException",
+            "Exception",
+            "ArithmeticError",
+            "AssertionError",
+            "AttributeError",
+        ),
+        *("IndexError", "KeyError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError"),
+    }
+)
+
+#: Modules of Python and torch of whose functions and classes that is so.
+_PURE_MODULES = frozenset(
+    {
+        *("math", "cmath", "operator", "_operator", "functools", "_functools", "itertools", "typing"),
+        *(
+            "collections",
+            "collections.abc",
+            "types",
+            "abc",
+            "dataclasses",
+            "numbers",
+            "enum",
+            "torch.functional",
+            "torch.nn.functional",
+        ),
+        *("torch._C._nn", "torch._C._linalg", "torch._C._special", "torch._C._fft"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +117,38 @@ def trusted(value: Any) -> bool:
     return isinstance(name, str) and name.partition(".")[0] in TRUSTED
 
 
-def own(kind: type) -> bool:
-    """Whether a class is of this project."""
+def own(kind: type | types.FunctionType) -> bool:
+    """Whether a class or a function is of this project."""
+    if isinstance(kind, types.FunctionType):
+        return str(kind.__globals__.get("__name__")).partition(".")[0] in _OWN
     return kind.__module__.partition(".")[0] in _OWN
+
+
+def pure(value: Any) -> bool:
+    """Whether a function or a class that is looked at no further is known to give the same for the same.
+
+    What is on no list is not known to; by comparing a step at each solve it is found out.
+    """
+    if isinstance(value, types.ModuleType):
+        return False
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, types.ModuleType):
+        # What a container holds is looked at.
+        return type(owner) in (dict, list, tuple, set, frozenset, str, deque)
+    name = getattr(value, "__name__", "")
+    module = getattr(value, "__module__", None)
+    if isinstance(value, types.FunctionType):
+        module = value.__globals__.get("__name__")
+    if not isinstance(module, str):
+        return False
+    if module == "builtins":
+        return name in PURE
+    if module == "torch" and not isinstance(value, type):
+        # Those of tensors belong to nobody; those that tell what is set somewhere belong to a module.
+        return isinstance(value, types.BuiltinFunctionType) and owner is None and name != "from_file"
+    home = module.partition(".")[0]
+    tensors = isinstance(value, type) and home == "torch" and issubclass(value, Tensor | nn.Module)
+    return home in _OWN or module in _PURE_MODULES or tensors
 
 
 @functools.cache

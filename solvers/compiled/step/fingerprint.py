@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from solvers.base.sharing import Lineage, lineage
-from solvers.compiled.step.code import trusted
+from solvers.compiled.step.code import own, trusted
+from solvers.compiled.step.columns import Nested
 from solvers.compiled.step.refused import Refused
 from solvers.compiled.step.survey import Survey
 
@@ -27,6 +28,7 @@ class Memory:
     Attributes:
         read: names of the tensors whose values its steps read, as numbers or to decide something.
         lost: how often a step had changed where nothing that is looked at had.
+        unseen: what its step can reach that may change without being seen to, or "".
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,6 +37,7 @@ class Memory:
         self.survey: Survey | None = None
         self.number = -1
         self.lost = 0
+        self.unseen = ""
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of the field is another one, of which nothing is known."""
@@ -49,6 +52,7 @@ class Memory:
             survey = Survey(module, self.read)
             self.number = _numbered(module, survey.key(module))
             survey.held.clear()
+            self.unseen = survey.unseen
             self.survey = survey
         return self.number
 
@@ -82,6 +86,10 @@ def _numbered(module: nn.Module, key: Hashable) -> int:
     return known.setdefault(key, next(_NUMBERS))
 
 
+#: Stands for the field in looking at what belongs to none.
+_NOBODY = nn.Module()
+
+
 def memory_of(module: nn.Module) -> Memory:
     """What is known of a field, kept with it."""
     memory: Memory | None = vars(module).get(_MEMORY)
@@ -107,6 +115,48 @@ def fingerprint(module: nn.Module, bound: Any, solver: Any) -> Hashable:
     fixed = {name: value for name, value in constants.items() if not isinstance(value, Tensor)}
     if fixed:
         parts.append(Survey(module).key(fixed))
-    if not trusted(type(solver)):
+    if trusted(type(solver)):
+        parts.append(_method(type(solver)))
+    else:
         parts.append(Survey(module).key(solver))
     return tuple(parts)
+
+
+#: By the class of a solver: the last look at it, and the number of what was found.
+_METHODS: dict[type, tuple[Survey, int]] = {}
+
+
+def _method(kind: type) -> int:
+    """A number for what the code of a solver of this project is now."""
+    survey, number = _METHODS.get(kind, (None, -1))
+    if survey is None or not survey.unchanged():
+        survey = Survey(_NOBODY)
+        number = _numbered(_NOBODY, (kind, survey.key(kind)))
+        survey.held.clear()
+        _METHODS[kind] = survey, number
+    return number
+
+
+def overlooked(module: nn.Module, bound: Any, solver: Any, path: Any) -> str:
+    """What a step can read that may change without being seen to; "" where all is looked at before each solve.
+
+    Args:
+        module, bound, solver: see `fingerprint`.
+        path: what makes the path of an interval.
+    """
+    foreign = [kind for kind in (type(solver), *_kinds(path)) if not own(kind)]
+    if foreign:
+        return foreign[0].__name__
+    survey = Survey(module)
+    try:
+        survey.key({k: v for k, v in getattr(bound, "constants", {}).items() if not isinstance(v, Tensor)}, solver)
+    except Refused as error:
+        return str(error)
+    return memory_of(module).unseen or survey.unseen
+
+
+def _kinds(path: Any) -> list[type]:
+    """The classes of what makes a path, and those within it."""
+    if isinstance(path, Nested):
+        return [kind for each in (path.kind, *(inner for _, inner in path.inner)) for kind in _kinds(each)]
+    return [path if isinstance(path, type) else type(path)]

@@ -66,6 +66,11 @@ class Layout:
             at += max(n, 1)
         return found[0] if self.single else tuple(found)
 
+    def components(self, carried: Any) -> list[Tensor]:
+        """The separate components `(.., hidden)` of a carried form; `joined` taken back."""
+        parts = (carried,) if self.single else carried
+        return [c for part, n in zip(parts, self.counts, strict=True) for c in (part.unbind(-2) if n else (part,))]
+
     def position(self, solver: Solver) -> int | None:
         """Which packed component a solver calls the position; None where that is not one of them as it is."""
         unit = torch.eye(self.total)

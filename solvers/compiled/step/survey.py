@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
+import operator
 import sys
 import types
 import weakref
@@ -22,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from solvers.base.modules import has_hooks, slots_of
-from solvers.compiled.step.code import DYNAMIC, UNBOUNDED, names, own, own_names, trusted
+from solvers.compiled.step.code import DYNAMIC, PURE, UNBOUNDED, names, own, own_names, pure, trusted
 from solvers.compiled.step.refused import Refused
 
 #: Objects in a walk beyond which looking at all of them before each solve would cost more than it saves.
@@ -78,6 +80,7 @@ class Survey:
         watches: each is False once something it looks at was replaced or changed.
         held: the objects that were walked through, by address.
         read: names of those whose values the step read nevertheless.
+        unseen: the first thing on the way that can change without being seen to, or "".
     """
 
     def __init__(self, module: nn.Module, read: frozenset[str] = frozenset()) -> None:
@@ -88,6 +91,9 @@ class Survey:
         self._spaces: list[_Space] = []
         self._classes: dict[int, type] = {}
         self._dynamic = False
+        self._scopes: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}
+        self._passed: set[int] = set()
+        self.unseen = ""
 
     @functools.cached_property
     def named(self) -> dict[int, str]:
@@ -107,12 +113,25 @@ class Survey:
             raise Refused("what its step can reach is nested too deeply to see whether it changes") from None
 
     def unchanged(self) -> bool:
-        """Whether all that was walked through is still the same."""
+        """Whether all that was walked through is still the same, as far as it can be seen."""
         try:
             return all(watch() for watch in self.watches)
         except Exception:
             # What cannot be looked at as before was changed; a new walk says how.
             return False
+
+    def _blind(self, what: str) -> None:
+        self.unseen = self.unseen or what
+
+    def _same(self, value: Any) -> Same:
+        """An object that is told from others, but not from what it was."""
+        self._blind(f"an object of {type(value).__name__}")
+        return Same(value)
+
+    def _pass(self, value: Any) -> None:
+        """A function or a class that is looked at no further: whether it gives the same for the same."""
+        if not pure(value):
+            self._blind(getattr(value, "__name__", type(value).__name__))
 
     def _key(self, value: Any) -> Hashable:
         kind: Any = type(value)
@@ -141,9 +160,10 @@ class Survey:
         if name is not None and name not in self.read:
             return ("tensor", name)
         if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.device.type == "meta":
-            return Same(value)
+            return self._same(value)
         size = value.numel() * value.element_size()
         if size > LARGEST:
+            self._blind("a large tensor")
             version = value._version
             self.watches.append(lambda: value._version == version)
             return (Same(value), version)
@@ -153,6 +173,7 @@ class Survey:
 
     def _array(self, value: np.ndarray) -> Hashable:
         if value.dtype.hasobject:
+            self._blind("an array of objects")
             return (value.shape, self._sequence(value.ravel().tolist()))
         if value.nbytes > 16 * LARGEST:
             raise Refused(f"its step can reach an array of {value.nbytes:,} bytes, too large to see whether it changes")
@@ -196,24 +217,61 @@ class Survey:
         )
         bound = self._keys((defaults, more, *contents, vars(value) or None))
         if trusted(value):
+            self._pass(value)
             return (Same(value), code, bound)
         read = names(code)
         if read.attributes & UNBOUNDED or set(read.globals) & UNBOUNDED:
             word = sorted((read.attributes | set(read.globals)) & UNBOUNDED)[0]
             raise Refused(f"its code uses {word}, so that what it reads is not known")
-        self._dynamic |= bool((read.attributes | set(read.globals)) & DYNAMIC)
+        dynamic = (read.attributes | set(read.globals)) & DYNAMIC
+        if dynamic:
+            self._dynamic = True
+            self._blind(f"what {sorted(dynamic)[0]} finds")
         self._attributes |= read.attributes
         scope = value.__globals__
         found = tuple([scope.get(name, _MISSING) for name in read.globals])
         self.watches.append(lambda: all(map(is_, [scope.get(name, _MISSING) for name in read.globals], found)))
         modules = [sys.modules[name] for name in read.modules if name in sys.modules]
+        impure = [n for n, v in zip(read.globals, found, strict=True) if v is _MISSING and n not in PURE]
+        if impure or len(modules) < len(read.modules):
+            self._blind(f"{(*impure, *read.modules)[0]}")
         return (code, bound, *self._keys(v for v in found if v is not _MISSING), *self._keys(modules))
+
+    def _scope(self, function: types.FunctionType) -> None:
+        """The functions that a function of this project calls: what is put in their place is seen."""
+        if id(function) in self._passed or not own(function):
+            return
+        self._passed.add(id(function))
+        read = names(function.__code__)
+        for name in read.globals:
+            value = function.__globals__.get(name)
+            if isinstance(value, types.FunctionType):
+                self._names(function.__globals__, (name,))
+                self._scope(value)
+            elif isinstance(value, type) and own(value) and not issubclass(value, BaseException):
+                self._type(value)
+            elif value is torch or value is functional:
+                self._names(vars(value), [n for n in read.attributes if callable(vars(value).get(n))])
+
+    def _names(self, scope: Mapping[str, Any], asked: Iterable[str]) -> None:
+        self._scopes.setdefault(id(scope), (scope, {}))[1].update(dict.fromkeys(asked))
+
+    def _in_scopes(self) -> Iterable[Hashable]:
+        """What own code finds under the names of the functions it calls."""
+        for scope, asked in self._scopes.values():
+            if asked:
+                # One call for all of them: this runs before each solve, when nothing of it is in the caches.
+                get = operator.itemgetter(*asked)
+                found = get(scope)
+                self.watches.append(_watch_scope(scope, get, found))
+                yield (*asked, *map(Same, found if len(asked) > 1 else (found,)))
 
     def _method(self, value: types.MethodType) -> Hashable:
         return (self._key(value.__func__), self._key(value.__self__))
 
     def _builtin(self, value: Any) -> Hashable:
         owner = getattr(value, "__self__", None)
+        self._pass(value)
         return (Same(value), None if isinstance(owner, types.ModuleType) else self._key(owner))
 
     def _partial(self, value: functools.partial[Any]) -> Hashable:
@@ -240,7 +298,10 @@ class Survey:
         for base in value.__mro__:
             # Nobody but us has reason to look for methods of torch or Python that were exchanged: the comparison with a
             # plain step finds those.
-            if id(base) not in self._classes and (own(base) or not trusted(base)):
+            if not own(base) and trusted(base):
+                if not own(value):
+                    self._pass(base)
+            elif id(base) not in self._classes:
                 self._classes[id(base)] = base
                 self._spaces.append(_Space(vars(base), trusted(base), True))
         return Same(value)
@@ -286,7 +347,7 @@ class Survey:
         kind = type(value)
         home = kind.__module__.partition(".")[0]
         if home in _OPAQUE:
-            return Same(value)
+            return self._same(value)
         parts: list[Hashable] = [self._key(kind), self._extra(value)]
         slots = slots_of(kind)
         if slots and home != "builtins":
@@ -296,6 +357,8 @@ class Survey:
         elif parts[1] is None and _has_buffer(value):
             parts.append(self._buffer(value))
         elif parts[1] is None:
+            if kind is not object:
+                self._blind(f"an object of {kind.__name__}")
             parts += [Same(value), self._reduced(value) if home in sys.stdlib_module_names else None]
         return tuple(parts)
 
@@ -328,7 +391,7 @@ class Survey:
                     parts.append((i, name, self._member(space.values[name], space.trusted)))
         for space in self._spaces:
             self.watches.append(space.watch(self._attributes))
-        return parts
+        return [*parts, *self._in_scopes()]
 
     def _asked(self, space: _Space) -> Iterable[str]:
         """The names that are there, are asked for and were not looked up before."""
@@ -345,6 +408,9 @@ class Survey:
         inner = getattr(value, "__func__", getattr(value, "fget", value))
         code = isinstance(inner, types.FunctionType | type | types.ModuleType)
         if known and (trusted(inner) if code else callable(inner)):
+            self._pass(inner)
+            if isinstance(inner, types.FunctionType):
+                self._scope(inner)
             return Same(value)
         return self._key(value)
 
@@ -377,7 +443,9 @@ _KINDS: tuple[tuple[Any, Any], ...] = (
     ((types.BuiltinFunctionType, types.MethodWrapperType), Survey._builtin),
     (functools.partial, Survey._partial),
     (property, Survey._property),
+    (functools.cached_property, lambda survey, value: ("cached", survey._key(value.func))),
     ((staticmethod, classmethod), Survey._wrapped),
+    ((types.MemberDescriptorType, types.GetSetDescriptorType), lambda _, value: Same(value)),
     (type, Survey._type),
     (types.ModuleType, Survey._module),
     (np.ndarray, Survey._array),
@@ -387,6 +455,10 @@ _KINDS: tuple[tuple[Any, Any], ...] = (
     (weakref.ref, Survey._reference),
     (contextvars.ContextVar, Survey._variable),
 )
+
+
+def _watch_scope(scope: Mapping[str, Any], get: Callable[[Any], Any], found: Any) -> Callable[[], bool]:
+    return lambda: bool(get(scope) == found)
 
 
 def _content(cell: types.CellType) -> Any:

@@ -69,7 +69,8 @@ def gradients(rnn, gradient, arguments, lengths=None):
 
 def compare(values, expected, relative_error, bound=1e-5):
     for i, (a, b) in enumerate(zip(values, expected, strict=True)):
-        if b is None or not b.any():
+        # A gradient that is 0 in exact arithmetic is a few roundings in one path and 0 in the other.
+        if b is None or float(b.abs().max()) < 1e-13:
             assert a is None or float(a.abs().max()) < bound
         else:
             assert relative_error(a, b) < bound, i

@@ -2,11 +2,13 @@
 
 import copy
 import gc
+import os
 import pickle
 import random
 import sys
 import weakref
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import neuralosc
 import solvers
 from neuralosc import ContinuousRNN
 from solvers.compiled.step.fingerprint import memory_of
+from solvers.run import canary
 from tests.solvers.compiled import ways
 from tests.solvers.compiled.ways import Decay
 
@@ -155,6 +158,49 @@ def test_a_short_step_is_compared_by_what_it_adds(uncompiled, file):
     with solvers.backend("plain"):
         torch.testing.assert_close(second, rnn(X, state)[0], rtol=1e-6, atol=1e-7)
     assert not torch.allclose(first, second, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "patched", ["torch.tanh", "neuralosc.fields.oscillator.affine", "solvers.methods.partitioned.axpy"]
+)
+def test_a_function_put_in_the_place_of_one_that_the_library_calls(patched, uncompiled):
+    rnn = neuralosc.CoRNN(1, 2)
+    before = follows(rnn)
+    *_, name = patched.split(".")
+    other = {"tanh": torch.sin, "affine": lambda u, x, m: u - x @ m, "axpy": lambda x, h, s: x - h * s}[name]
+    with mock.patch(patched, other):
+        assert not torch.allclose(before, follows(rnn), rtol=1e-3)
+    torch.testing.assert_close(before, follows(rnn))
+
+
+@pytest.fixture
+def comparisons(monkeypatch):
+    """Counts the solves that are compared."""
+    counted, drifted = [], canary.drifted
+    monkeypatch.setattr(canary, "drifted", lambda *given: counted.append(1) or drifted(*given))
+    return counted
+
+
+@pytest.mark.parametrize("name", [card.name for card in neuralosc.models() if card.field and not card.blocks])
+def test_of_a_network_with_a_name_all_that_a_step_reads_is_looked_at(name, uncompiled, comparisons):
+    rnn = neuralosc.make(name, input_size=1, hidden_size=2)
+    with torch.no_grad():
+        for _ in range(canary.EVERY):
+            rnn(X)
+    assert rnn.solve(X).trajectories[0].record.path == "plain" or len(comparisons) == 1
+    assert all(memory_of(field).unseen == "" for field in rnn.fields)
+
+
+def test_what_cannot_be_looked_at_is_compared_at_each_solve(uncompiled, comparisons, file):
+    kept = Decay(lambda f: float(file.read_text()))
+    rnn = ContinuousRNN(kept, "euler", dt=0.1)
+    with torch.no_grad():
+        for _ in range(5):
+            rnn(X)
+    assert len(comparisons) == 4 and "Path" in memory_of(kept).unseen
+    asking = Decay(lambda f: float(os.getpid() > 0))
+    ContinuousRNN(asking, "euler", dt=0.1)(X)
+    assert memory_of(asking).unseen == "getpid"
 
 
 def test_what_is_known_of_a_field_goes_with_it(uncompiled):
