@@ -184,8 +184,8 @@ def test_onnx(name, length, tmp_path):
     """A step, a fixed length and any length, run by onnxruntime, with a clock of its own for each sample."""
     clocks = name not in BASELINES
     rnn = network(name, **({"max_dt": None} if clocks else {}))
-    if name in HOLDING:
-        # What was seen last is found by a running maximum, which ONNX has not.
+    if name in HOLDING and length != 6:
+        # What was seen last is found by a running maximum, which ONNX has for a known length alone.
         with pytest.raises((neuralosc.InputError, solvers.PairingError), match=r"earlier samples|aten\.cummax"):
             neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=True)
         return
@@ -196,6 +196,8 @@ def test_onnx(name, length, tmp_path):
     path = neuralosc.export_onnx(rnn, tmp_path / "rnn.onnx", length, timespans=clocks)
     for samples in (6, 9) if length == "any" else (length,):
         x, state, spans = given(rnn, *(() if samples is None else (samples,)))
+        if name in HOLDING:
+            x[0, 1:3, 0] = x[1, 0, 1] = torch.nan
         values = (x, state, spans)[: 2 + clocks]
         with torch.no_grad():
             expected = (neuralosc.Step(rnn) if length is None else rnn)(*values)
