@@ -333,6 +333,43 @@ def bench(
         out.print(f"Written: {json}", soft_wrap=True, markup=False)
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(metavar="[ROW]", help="What to run; see --list.")] = None,
+    overview: Annotated[
+        bool, typer.Option("--list", help="Show every row, how much was run, how it compares.")
+    ] = False,
+    epochs: Annotated[int | None, _number("--epochs", "Instead of the row's; such runs are kept apart.")] = None,
+    seeds: Annotated[int | None, _number("--seeds", "How many of the row's seeds; all if left out.")] = None,
+    only: Annotated[str, typer.Option("--only", metavar="TEXT", help="The cells that have this in their name.")] = "",
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="PATH", help="Folder with the data files of the task.")
+    ] = None,
+    threads: Annotated[int, _number("--threads", "CPU threads; 0: PyTorch's choice.")] = 0,
+    results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Folder of the results.")] = Path(
+        "results"
+    ),
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="PATH", help="Also write all results as a page.")
+    ] = None,
+    root: RootOption = Path("runs/reproduce"),
+) -> None:
+    """Run a published result again, and put what comes out beside what was published."""
+    from experiments import reproduce as again
+
+    if name is None and not overview and page is None:
+        raise InputError("reproduce what? Give a row, or --list to see which there are")
+    out = console()
+    if name is not None:
+        settings = {"epochs": epochs, "only": only, "data_dir": data_dir, "threads": threads}
+        again.publish(again.run(name, results, root, seeds, **settings), out)
+    if overview:
+        out.print(again.overview(results))
+    if page is not None:
+        again.write_page(results, page)
+        out.print(f"Written: {page}", soft_wrap=True, markup=False)
+
+
 @app.command("work-precision")
 def work_precision(
     to: Annotated[Path, typer.Option("--out", metavar="PATH", help="The picture to write.")] = Path(

@@ -18,6 +18,7 @@ from experiments.files import write_atomically
 from neuralosc import READOUTS
 from solvers.errors import InputError, unknown
 
+OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "milestones")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # Those that give one answer for a sequence.
@@ -51,7 +52,11 @@ class RunConfig:
             task that asks at every sample, "every" output. "auto" is the last, or every one.
         time: how the network is told the time between samples, of a task that has it: "true", its equation runs for
             that time; "input", it runs for 1 each time and is shown the time as one more feature; "ignored", not.
-        lr: learning rate of Adam.
+        lr: learning rate.
+        optimizer: "adam"; "adamw", whose decay is no part of the gradient; "rmsprop"; or "sgd", with momentum.
+        weight_decay: how much of a weight is taken off, of the matrices alone: biases, frequencies, dampings and steps
+            are no weights.
+        momentum: of "sgd" and "rmsprop".
         epochs: passes over the training set, at most.
         batch_size: sequences in a training batch.
         class_weights: weights of the classes in the loss: "none", or "balanced", the inverse of their frequency in the
@@ -81,6 +86,9 @@ class RunConfig:
     readout: str = "auto"
     time: str = "true"
     lr: float = 0.01
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
     epochs: int = 60
     batch_size: int = 64
     class_weights: str = "none"
@@ -102,15 +110,26 @@ class RunConfig:
             setattr(self, name, _converted(name, getattr(self, name), hint))
         for name in ("lr", "lr_factor", "epochs", "batch_size"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("gradient_clip", "patience", "seed", "threads", "limit_train_batches", "limit_evaluation_batches"):
+        for name in (
+            "weight_decay",
+            "momentum",
+            "gradient_clip",
+            "patience",
+            "seed",
+            "threads",
+            "limit_train_batches",
+            "limit_evaluation_batches",
+        ):
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
         self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
         words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": ("auto", *READOUTS)}
-        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS}
+        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS, "optimizer": OPTIMIZERS}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
+            raise InputError(f"momentum {self.momentum:g} with {self.optimizer}: it is of sgd and rmsprop alone")
         self._require("milestones", all(epoch > 0 for epoch in self.milestones), "numbers of epochs above 0")
         if (self.schedule == "milestones") != bool(self.milestones):
             raise InputError(

@@ -103,6 +103,26 @@ def answered(model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
     return totals.add(model(batch.x, batch.timespans, batch.lengths), targets(model, batch.y), batch.valid)
 
 
+def optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer of a configuration over the parameters of a model."""
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": torch.optim.SGD,
+    }
+    kind: Any = kinds[config.optimizer]
+    options = {"momentum": config.momentum} if config.optimizer in ("sgd", "rmsprop") else {}
+    parameters: Any = list(model.parameters())
+    if config.weight_decay:
+        # A vector is a bias, a frequency, a damping or a step: drawn to zero it is another equation.
+        matrices = [p for p in parameters if p.dim() > 1]
+        others = [p for p in parameters if p.dim() <= 1]
+        parameters = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    made: torch.optim.Optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay, **options)
+    return made
+
+
 class TrainingLoop(L.LightningModule):
     """What happens in a batch and in an epoch. Everything random in an epoch follows from the seed and the epoch.
 
@@ -145,8 +165,8 @@ class TrainingLoop(L.LightningModule):
         return self.validation_batches
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; its learning rate is set at the start of every epoch."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
+        """The optimizer; its learning rate is set at the start of every epoch."""
+        return optimizer(self.model, self.config)
 
     def on_train_epoch_start(self) -> None:
         """Choose the order, the dropout masks and the learning rate of this epoch."""

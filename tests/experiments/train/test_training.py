@@ -17,11 +17,11 @@ import neuralosc
 from experiments import tasks
 from experiments.train import checkpoints, history, training
 from experiments.train.checkpoints import load_checkpoint, sealed
-from experiments.train.config import RunConfig, load_yaml
+from experiments.train.config import OPTIMIZERS, RunConfig, load_yaml
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Totals
-from experiments.train.trainer import Batches, NonFiniteLossError
+from experiments.train.trainer import Batches, NonFiniteLossError, optimizer
 from experiments.train.training import build, evaluate, load_model, make_task, resume, train
 from solvers.compiled.passes import denormals
 from solvers.errors import InputError, NonFiniteStateError, UnknownNameError
@@ -471,3 +471,26 @@ def test_damaged_read_out_is_one_line(finished, tmp_path):
     save_file(neuralosc.Readout(3, 10).state_dict(), folder.readout_file, {"kind": "last"})
     with pytest.raises(InputError, match=r"shape \(10, 3\): expected \(output, 16\)"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_decays_matrices_alone(name, tmp_path):
+    config = tiny(optimizer=name, weight_decay=0.1, epochs=1, lr=1e-3, model_options={**OSCILLATOR, "learned": True})
+    model = build(config, make_task(config))
+    made = optimizer(model, config)
+    assert type(made).__name__.lower() == name
+    decayed, spared = (group["params"] for group in made.param_groups)
+    assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0.0]
+    assert {p.dim() for p in decayed} == {2} and max(p.dim() for p in spared) == 1
+    assert sum(p.numel() for p in (*decayed, *spared)) == sum(p.numel() for p in model.parameters())
+    result = train(config, root=tmp_path, progress=False)
+    again = train(config.__class__(**{**config.to_dict(), "weight_decay": 0.0}), root=tmp_path, progress=False)
+    assert result.test != again.test
+
+
+def test_momentum_is_of_those_that_have_it():
+    with pytest.raises(InputError, match=r"momentum 0\.9 with adam: it is of sgd and rmsprop alone"):
+        tiny(momentum=0.9)
+    config = tiny(optimizer="sgd", momentum=0.9)
+    (group,) = optimizer(build(config, make_task(config)), config).param_groups
+    assert group["momentum"] == 0.9

@@ -1,0 +1,165 @@
+"""What runs of a row gave: kept in one file, which every finished run is added to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.files import write_atomically
+from experiments.reproduce.rows import Cell, Row
+from experiments.tasks.metrics import METRICS
+from experiments.train.runs import environment
+from experiments.train.training import RunResult, device_of
+from solvers.errors import InputError
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a row.
+
+    Attributes:
+        path: the file.
+        row: what they are runs of.
+        epochs: of shortened runs, None where they are as long as the row says.
+        cells: by the name of a cell, {"settings", "runs"}; a run is {"seed", "test", "validation", "curve", ..}.
+    """
+
+    path: Path
+    row: Row
+    epochs: int | None
+    cells: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path, row: Row, epochs: int | None = None) -> Results:
+        """Those in a folder; none where there is no file. Shortened runs have a file of their own.
+
+        Raises:
+            InputError: the file is damaged, or of other settings than the row has now.
+        """
+        path = folder / (f"{row.name}.json" if epochs is None else f"{row.name}-{epochs}-epochs.json")
+        if not path.is_file():
+            return cls(path, row, epochs, {})
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            cells = values["cells"]
+            assert all(isinstance(run["test"][row.metric], float) for cell in cells.values() for run in cell["runs"])
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise InputError(f"{path} holds no results of {row.name}: move it away ({error})") from error
+        return cls(path, row, epochs, cells)
+
+    @classmethod
+    def every(cls, folder: Path, row: Row) -> list[Results]:
+        """All of a row that lie in a folder, the whole runs first."""
+        short = []
+        for path in folder.glob(f"{row.name}-*-epochs.json"):
+            number = path.name.removeprefix(f"{row.name}-").removesuffix("-epochs.json")
+            short += [int(number)] if number.isdigit() else []
+        whole = [None] if (folder / f"{row.name}.json").is_file() else []
+        return [cls.read(folder, row, epochs) for epochs in (*whole, *sorted(short))]
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        """Those that the row has, run or not."""
+        return self.row.cells(self.epochs)
+
+    def runs(self, cell: Cell) -> list[dict[str, Any]]:
+        """The runs of a cell, by seed.
+
+        Raises:
+            InputError: they had other settings than the cell has now.
+        """
+        found = self.cells.get(cell.name)
+        if found is None:
+            return []
+        if found["settings"] != settings(cell):
+            different = [key for key, value in settings(cell).items() if found["settings"].get(key) != value]
+            raise InputError(
+                f"{self.path}: runs of {cell.name!r} had other settings ({', '.join(different)}): move the file away, "
+                "or give --results another folder"
+            )
+        runs: list[dict[str, Any]] = found["runs"]
+        return runs
+
+    def add(self, cell: Cell, seed: int, result: RunResult) -> None:
+        """Add a finished run and write the file."""
+        runs = [run for run in self.runs(cell) if run["seed"] != seed]
+        runs.append(_entry(cell, seed, result))
+        self.cells[cell.name] = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
+        values = {"title": self.row.title, "source": self.row.source, "metric": self.row.metric, "cells": self.cells}
+        write_atomically(self.path, (json.dumps(values, indent=1) + "\n").encode())
+
+    def figures(self, cell: Cell) -> list[float]:
+        """The compared figure of each run of a cell."""
+        return [run["test"][self.row.metric] for run in self.runs(cell)]
+
+    def curve(self, cell: Cell) -> dict[int, float]:
+        """The validation metric after each epoch, a mean over the runs."""
+        by_epoch: dict[int, list[float]] = {}
+        for run in self.runs(cell):
+            for epoch, value in enumerate(run["curve"], 1):
+                by_epoch.setdefault(epoch, []).append(value)
+        return {epoch: statistics.fmean(values) for epoch, values in by_epoch.items()}
+
+    def best(self) -> tuple[Cell, float] | None:
+        """The cell with the best mean, and this; None where nothing ran."""
+        means = [(cell, statistics.fmean(found)) for cell in self.all_cells if (found := self.figures(cell))]
+        sign = 1 if METRICS[self.row.metric].larger else -1
+        return max(means, key=lambda each: sign * each[1], default=None)
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """What decides a run besides its seed and where it runs."""
+    own = {"seed", "data_dir", "device", "threads"}
+    return {key: value for key, value in cell.config.to_dict().items() if key not in own}
+
+
+def deviation(values: list[float]) -> float:
+    """The standard deviation of some runs, of a sample of all runs there could be; NaN of one."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _entry(cell: Cell, seed: int, result: RunResult) -> dict[str, Any]:
+    device = device_of(cell.config)
+    ran_on = environment(device)
+    return {
+        "seed": seed,
+        "test": result.test,
+        "validation": result.validation,
+        "baselines": result.baselines,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "seconds": round(result.seconds, 2),
+        "parameters": result.parameters,
+        "curve": _curve(result),
+        "machine": processor() if device == "cpu" else ran_on["device"]["name"],
+        "threads": cell.config.threads or torch.get_num_threads(),
+        "started": ran_on["started"],
+        "versions": ran_on["versions"],
+    }
+
+
+def _curve(result: RunResult) -> list[float]:
+    """The first metric of the validation set after each epoch."""
+    with result.folder.metrics_file.open(encoding="utf-8", newline="") as file:
+        records: list[Mapping[str, str]] = list(csv.DictReader(file))
+    name = next(key for key in records[0] if key.startswith("validation_") and key.partition("_")[2] in METRICS)
+    return [round(float(record[name]), 6) for record in records]

@@ -1,0 +1,139 @@
+"""What is reproduced: a published figure, the settings of its runs, and the cells of its table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.tasks.metrics import METRICS
+from experiments.train.config import RunConfig, read_yaml
+from solvers.errors import InputError, unknown
+
+FOLDER = Path(__file__).parent / "rows"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody published.
+
+    Attributes:
+        value: of the row's metric.
+        deviation: over the runs, None where none was given.
+        what: of which network, by whom.
+        curve: the validation metric after epochs.
+    """
+
+    value: float
+    what: str
+    deviation: float | None = None
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table of a row: some runs that differ in their seed.
+
+    Attributes:
+        labels: of its place on each axis of the table.
+        config: of its runs, but for the seed and the folder of the data.
+    """
+
+    labels: tuple[str, ...]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The labels in one line; "all" where the table has no axes."""
+        return ", ".join(self.labels) or "all"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something published that one command runs again.
+
+    Attributes:
+        name: what it is called, the name of its file.
+        title: what is measured, in a line.
+        source: who published it.
+        config: settings of all its runs, as in a configuration file.
+        metric: the figure that is compared, on the test set.
+        seeds: one run of every cell for each.
+        axes: of the table: by the name of an axis its labels, and the settings that each one stands for. A dot leads
+            into options: "model_options.dt".
+        published: figures to compare with.
+        reach: what is to be reached by the best cell, None where nothing was set.
+        note: what a reader has to know.
+    """
+
+    name: str
+    title: str
+    source: str
+    config: Mapping[str, Any]
+    metric: str
+    seeds: tuple[int, ...] = (0,)
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+    reach: float | None = None
+    note: str = ""
+
+    def cells(self, epochs: int | None = None) -> list[Cell]:
+        """The cells of the table, the last axis running fastest; with another number of epochs where one is given.
+
+        Raises:
+            InputError: settings that are none.
+        """
+        cells = []
+        for chosen in itertools.product(*(axis.items() for axis in self.axes.values())):
+            values = dict(self.config)
+            for settings in (*(each for _, each in chosen), {} if epochs is None else {"epochs": epochs}):
+                values = _with(values, settings)
+            cells.append(Cell(tuple(label for label, _ in chosen), RunConfig.from_dict(values)))
+        return cells
+
+
+def names() -> list[str]:
+    """The rows there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def row(name: str) -> Row:
+    """A row by its name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the nearest.
+        InputError: its file holds something that is no row.
+    """
+    if name not in names():
+        raise unknown("row", name, names())
+    path = FOLDER / f"{name}.yaml"
+    values = read_yaml(path)
+    known = [entry.name for entry in dataclasses.fields(Row)[1:]]
+    for key in values:
+        if key not in known:
+            raise InputError(f"{path}: {unknown('key of a row', key, known)}")
+    lacking = [key for key in ("title", "source", "config", "metric") if key not in values]
+    if lacking:
+        raise InputError(f"{path} has no {lacking[0]}: expected title, source, config and metric")
+    values["seeds"] = tuple(values.get("seeds", (0,)))
+    values["published"] = tuple(Published(**entry) for entry in values.get("published", ()))
+    made = Row(name=name, **values)
+    if made.metric not in METRICS:
+        raise InputError(f"{path}: {unknown('metric', made.metric, METRICS)}")
+    made.cells()
+    return made
+
+
+def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some settings put into it."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, value in settings.items():
+        section, _, inner = key.partition(".")
+        if inner:
+            result[section] = {**(result.get(section) or {}), inner: value}
+        else:
+            result[key] = value
+    return result

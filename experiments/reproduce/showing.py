@@ -1,0 +1,182 @@
+"""Results as tables for a terminal and as a page: what was reached beside what was published."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from experiments.reproduce import rows
+from experiments.reproduce.results import Results, deviation
+from experiments.reproduce.rows import Cell, Row
+from experiments.tasks.metrics import METRICS, shown
+
+COMMAND = "python -m experiments reproduce"
+
+PAGE = """# Results
+
+Published results run again, written by `{command} --page docs/results.md` from the files in `results/`; each row
+is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the standard
+deviation of a sample; figures are of the test set with the weights that were best on the validation set. Rows
+without runs wait for somebody who has the data or the time: their commands are ready.
+"""
+
+Grid = tuple[list[str], list[list[str]]]
+
+
+def overview(folder: Path) -> Grid:
+    """Every row: how much of it was run, how far, and how it compares."""
+    lines = []
+    for name in rows.names():
+        row = rows.row(name)
+        found = Results.every(folder, row)
+        lines += [[name, row.title, *_extent(each), *_compared(each)] for each in found]
+        if not found:
+            cell = row.cells()[0]
+            lines.append([name, row.title, f"0 of {_runs(row)}", str(cell.config.epochs), "", *_others(row)])
+    return ["row", "what", "runs", "epochs", "ours", "published", "to reach"], lines
+
+
+def cells(results: Results) -> Grid:
+    """The table of a row: a line for every cell that ran, and what was published below."""
+    row, metric = results.row, results.row.metric
+    axes = list(row.axes) or [""]
+    lines = []
+    for cell in results.all_cells:
+        runs = results.runs(cell)
+        if runs:
+            seconds = statistics.fmean(run["seconds"] for run in runs)
+            figure = _figure(metric, results.figures(cell))
+            labels = list(cell.labels) or [cell.config.model]
+            lines.append([*labels, figure, str(len(runs)), f"{seconds:.0f} s", f"{runs[0]['parameters']:,}"])
+    blank = [""] * (len(axes) - 1)
+    for name, value in _guesses(results):
+        lines.append([f"{name} (no network)", *blank, shown(metric, value), "", "", ""])
+    for entry in row.published:
+        figure = _figure(metric, [entry.value], entry.deviation)
+        lines.append([f"{entry.what} (published)", *blank, figure, "", "", ""])
+    return [*axes, metric, "runs", "time a run", "parameters"], lines
+
+
+def curve(results: Results) -> Grid | None:
+    """The validation metric after each epoch beside the published one; None where there is nothing to compare."""
+    published = [entry for entry in results.row.published if entry.curve]
+    ran = [(cell, found) for cell in results.all_cells if (found := results.curve(cell))]
+    if not published or not ran:
+        return None
+    epochs = sorted({epoch for _, found in ran for epoch in found} | {e for entry in published for e in entry.curve})
+    last = max(epoch for _, found in ran for epoch in found)
+    columns = [*(found for _, found in ran), *(entry.curve for entry in published)]
+    heads = [*(cell.name for cell, _ in ran), *(f"{entry.what} (published)" for entry in published)]
+    lines = [
+        [str(epoch), *(shown(results.row.metric, found[epoch]) if epoch in found else "" for found in columns)]
+        for epoch in epochs
+        if epoch <= last or any(epoch in entry.curve for entry in published)
+    ]
+    return ["epoch", *(head.replace("all", "ours", 1) if head == "all" else head for head in heads)], lines
+
+
+def table(title: str, grid: Grid) -> Table:
+    """A grid for a terminal."""
+    heads, lines = grid
+    result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, head in enumerate(heads):
+        numeric = number and all(line[number][:1].isdigit() or not line[number] for line in lines)
+        result.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    for line in lines:
+        result.add_row(*line)
+    return result
+
+
+def markdown(grid: Grid) -> str:
+    """A grid as Markdown."""
+    heads, lines = grid
+    rule = ["---"] * len(heads)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))
+
+
+def page(folder: Path) -> str:
+    """The page of all results in a folder."""
+    parts = [PAGE.format(command=COMMAND), markdown(overview(folder)), ""]
+    for name in rows.names():
+        row = rows.row(name)
+        for results in Results.every(folder, row):
+            parts += _section(results)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(results: Results) -> Iterable[str]:
+    row, epochs = results.row, results.epochs
+    short = "" if epochs is None else f", {epochs} epoch{'s' * (epochs > 1)}"
+    yield f"## {row.title}{short}\n"
+    yield f"{row.source}. {row.note}".strip() + "\n"
+    yield f"    {COMMAND} {row.name}{'' if epochs is None else f' --epochs {epochs}'}\n"
+    yield markdown(cells(results)) + "\n"
+    if (found := curve(results)) is not None:
+        yield f"{METRICS[results.row.metric].title} of the validation set after each epoch:\n"
+        yield markdown(found) + "\n"
+    yield f"Run on {_machines(results)}.\n"
+
+
+def _machines(results: Results) -> str:
+    runs = [run for cell in results.all_cells for run in results.runs(cell)]
+    places = {f"{run['machine']}, {_count(run['threads'])}, torch {run['versions']['torch']}" for run in runs}
+    return "; ".join(sorted(places))
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads != 1)
+
+
+def _guesses(results: Results) -> list[tuple[str, float]]:
+    """Answers that need no network, of the first run that has them."""
+    for cell in results.all_cells:
+        for run in results.runs(cell):
+            found = run.get("baselines", {})
+            return [
+                (name, figures[results.row.metric]) for name, figures in found.items() if results.row.metric in figures
+            ]
+    return []
+
+
+def _runs(row: Row) -> int:
+    return len(row.cells()) * len(row.seeds)
+
+
+def _extent(results: Results) -> list[str]:
+    done = sum(len(results.runs(cell)) for cell in results.all_cells)
+    return [f"{done} of {_runs(results.row)}", _epochs(results.row, results.all_cells)]
+
+
+def _epochs(row: Row, shown_cells: Sequence[Cell]) -> str:
+    """Epochs of the runs, and of those of the row where they are fewer."""
+    ran, whole = shown_cells[0].config.epochs, row.cells()[0].config.epochs
+    return str(whole) if ran == whole else f"{ran} of {whole}"
+
+
+def _compared(results: Results) -> list[str]:
+    """The best cell, beside what there is to compare it with."""
+    best = results.best()
+    if best is None:
+        return ["", *_others(results.row)]
+    cell, _ = best
+    which = f" ({cell.name})" if cell.labels else ""
+    return [_figure(results.row.metric, results.figures(cell)) + which, *_others(results.row)]
+
+
+def _others(row: Row) -> list[str]:
+    """The first published figure, and what is to be reached."""
+    metric = row.metric
+    first = row.published[0] if row.published else None
+    published = "" if first is None else f"{_figure(metric, [first.value], first.deviation)} ({first.what})"
+    better = "at least" if METRICS[metric].larger else "at most"
+    return [published, "" if row.reach is None else f"{better} {shown(metric, row.reach)}"]
+
+
+def _figure(metric: str, values: list[float], spread: float | None = None) -> str:
+    """A mean, and the standard deviation where there is one."""
+    spread = deviation(values) if spread is None and len(values) > 1 else spread
+    return shown(metric, statistics.fmean(values)) + ("" if spread is None else f" ± {shown(metric, spread)}")

@@ -1,0 +1,171 @@
+"""A row of published results: run by one command, kept run by run, shown beside what was published."""
+
+import json
+import re
+
+import pytest
+
+import neuralosc
+from experiments import reproduce, tasks
+from experiments.command import cli
+from experiments.reproduce import results, rows, showing
+from experiments.train import training
+from solvers.errors import InputError
+
+ROW = """
+title: The adding problem, small
+source: nobody
+metric: mse
+seeds: [3, 4]
+reach: 0.2
+published:
+  - {what: coRNN, value: 0.167, deviation: 0.01, curve: {1: 0.3, 2: 0.2}}
+note: Two networks.
+config:
+  task: adding
+  task_options: {length: 8, train_size: 40, validation_size: 10, test_size: 10}
+  model_options: {hidden_size: 4}
+  batch_size: 20
+  epochs: 2
+axes:
+  network:
+    coRNN: {model: cornn, model_options.gamma: 1.5}
+    LSTM: {model: lstm, lr: 0.02}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with one row, and where its runs and results go."""
+    monkeypatch.setattr(rows, "FOLDER", tmp_path / "rows")
+    rows.FOLDER.mkdir()
+    (rows.FOLDER / "small.yaml").write_text(ROW)
+    return tmp_path
+
+
+def command(folder, *arguments):
+    places = ["--results", str(folder / "results"), "--root", str(folder / "runs"), "--threads", "1"]
+    return cli.main(["reproduce", *arguments, *places])
+
+
+def stored(folder, name="small"):
+    return json.loads((folder / "results" / f"{name}.json").read_text())
+
+
+def test_every_row_is_one_and_says_what_it_compares():
+    assert len(rows.names()) >= 8
+    for name in rows.names():
+        row = rows.row(name)
+        assert row.title and row.source and row.seeds and len(set(row.seeds)) == len(row.seeds)
+        found = row.cells()
+        assert len({cell.name for cell in found}) == len(found)
+        # Cells differ in what they run, and not in their name alone.
+        assert len({str(results.settings(cell)) for cell in found}) == len(found)
+        assert all(cell.config.epochs == 1 for cell in row.cells(epochs=1))
+        assert all(neuralosc.model(cell.config.model) and tasks.options(cell.config.task) is not None for cell in found)
+
+
+def test_a_row_runs_and_is_kept_with_its_curves(folder, capsys):
+    assert command(folder, "small") == 0
+    printed = capsys.readouterr().out
+    values = stored(folder)
+    assert values["metric"] == "mse" and set(values["cells"]) == {"coRNN", "LSTM"}
+    for cell in values["cells"].values():
+        assert [run["seed"] for run in cell["runs"]] == [3, 4]
+        for run in cell["runs"]:
+            assert len(run["curve"]) == run["epochs"] == 2 and min(run["curve"]) == run["curve"][run["best_epoch"] - 1]
+            assert run["machine"] and run["threads"] == 1 and run["versions"]["torch"]
+    row = rows.row("small")
+    kept = results.Results.read(folder / "results", row)
+    mean = sum(run["test"]["mse"] for run in values["cells"]["LSTM"]["runs"]) / 2
+    assert f"{mean:.4g}" in printed and "0.167 ± 0.01" in printed and "coRNN (published)" in printed
+    best, value = kept.best()
+    assert value == min(sum(kept.figures(cell)) / 2 for cell in kept.all_cells) and best in kept.all_cells
+    # The settings reached the runs.
+    assert values["cells"]["LSTM"]["settings"]["lr"] == 0.02
+    assert values["cells"]["coRNN"]["settings"]["model_options"] == {"hidden_size": 4, "gamma": 1.5}
+    assert showing.curve(kept)[1][1][-1] == "0.2"
+
+
+def test_what_is_there_is_not_run_again_and_what_was_broken_off_goes_on(folder, monkeypatch):
+    assert command(folder, "small", "--seeds", "1", "--only", "LSTM") == 0
+    assert [run["seed"] for run in stored(folder)["cells"]["LSTM"]["runs"]] == [3] and len(stored(folder)["cells"]) == 1
+    ran, train = [], training.train
+
+    def killed(config, **where):
+        ran.append(config.seed)
+        train(config, **where)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", killed)
+    assert command(folder, "small", "--only", "LSTM") == 130
+    assert ran == [4] and len(stored(folder)["cells"]["LSTM"]["runs"]) == 1
+    assert command(folder, "small", "--only", "LSTM") == 0
+    assert ran == [4] and len(stored(folder)["cells"]["LSTM"]["runs"]) == 2
+
+
+def test_shortened_runs_are_kept_apart(folder, capsys):
+    assert command(folder, "small", "--epochs", "1", "--seeds", "1") == 0
+    assert not (folder / "results" / "small.json").exists()
+    assert all(
+        run["epochs"] == 1 for cell in stored(folder, "small-1-epochs")["cells"].values() for run in cell["runs"]
+    )
+    capsys.readouterr()
+    assert command(folder, "--list", "--page", str(folder / "page.md")) == 0
+    assert re.search(r"small .* 2 of 4 +1 of 2 ", capsys.readouterr().out)
+    page = (folder / "page.md").read_text()
+    assert "reproduce small --epochs 1" in page and "| coRNN (published) |" in page and "Run on " in page
+
+
+def test_settings_that_changed_since_are_not_mixed(folder, capsys):
+    assert command(folder, "small", "--seeds", "1", "--only", "LSTM") == 0
+    (rows.FOLDER / "small.yaml").write_text(ROW.replace("lr: 0.02", "lr: 0.03"))
+    assert command(folder, "small", "--only", "LSTM") == 2
+    assert "had other settings (lr)" in capsys.readouterr().err
+    (folder / "results" / "small.json").unlink()
+    assert command(folder, "small", "--only", "LSTM") == 2
+    assert "has lr 0.02, the row 0.03" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smal"], "unknown row 'smal'"),
+        ([], "Give a row, or --list"),
+        (["small", "--seeds", "3"], "small has 2, 3, 4"),
+        (["small", "--only", "GRU"], "expected a part of coRNN; LSTM"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(arguments, message, folder, capsys):
+    assert command(folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("metric: mse", "metric: mze", "unknown metric 'mze'"),
+        ("title:", "titel:", "unknown key of a row 'titel'"),
+        ("metric: mse\n", "", "has no metric"),
+        ("task: adding", "tusk: adding", "unknown configuration key 'tusk'"),
+    ],
+)
+def test_a_file_that_is_no_row_is_one_line(old, new, message, folder):
+    (rows.FOLDER / "small.yaml").write_text(ROW.replace(old, new))
+    with pytest.raises(InputError, match=re.escape(message)):
+        rows.row("small")
+
+
+def test_damaged_results_are_not_written_over(folder, capsys):
+    (folder / "results").mkdir()
+    (folder / "results" / "small.json").write_text('{"cells": {"LSTM": {"runs": [{}]}}}')
+    assert command(folder, "small") == 2
+    assert "holds no results of small: move it away" in capsys.readouterr().err
+    assert "runs" in (folder / "results" / "small.json").read_text()
+
+
+def test_a_row_without_axes_is_one_cell(folder):
+    (rows.FOLDER / "small.yaml").write_text(ROW[: ROW.index("axes:")])
+    (cell,) = rows.row("small").cells()
+    assert cell.name == "all" and reproduce.overview(folder / "results").row_count == 1
