@@ -1,4 +1,4 @@
-"""GRU-ODE-Bayes: a network that says at any time what it expects to be seen, and its losses."""
+"""GRU-ODE-Bayes: a network that says at any time what it expects to be seen, its losses and published weights."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import solvers
 from neuralosc.fields import GRUBayes
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.named.cards import Choices, named, network
+from neuralosc.named.published import Keys, Loaded, fill, perceptron, published
 from solvers.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+#: Maps of the jump as they are called here, and in a GRU cell of torch.
+GATES = (("V", "ih"), ("W", "hh"))
 
 #: Samples of which some features are missing, and between two of them steps of the published length at a timespan of 1.
 SPORADIC: Choices = {"missing": "mask", "substeps": 4}
@@ -83,3 +87,41 @@ def divergence(x: Tensor, mean: Tensor, variance: Tensor, noise: float = 0.01) -
     error = torch.where(seen, x, mean) - mean
     value = math.log(noise) - 0.5 * variance.log() + (variance + error.square()) / (2 * noise**2) - 0.5
     return torch.where(seen, value, 0.0)
+
+
+@published("gruodebayes")
+def _published(keys: Keys, delta_t: float, logvar: bool, **settings: Any) -> Loaded:
+    """Settings: `delta_t`, the longest step, and `logvar`; whether it is full and imputes is read off the keys.
+
+    A timespan of 1 is the published unit of time. No step passes a sample, as published ones do.
+    """
+    full, impute = "gru_c.lin_hr.weight" in keys.left, any(key.startswith("gru_c.lin_x") for key in keys.left)
+    maps = keys.maps("p_model", (0, 3))
+    recurrent = [keys.take("gru_c.lin_hr.weight")] if full else []
+    values = {
+        "R.weight": torch.cat([*recurrent, keys.take("gru_c.lin_hz.weight")]),
+        "U.weight": keys.take(f"gru_c.lin_h{'h' if full else 'n'}.weight"),
+        "w": keys.take("gru_obs.w_prep"),
+        "b": keys.take("gru_obs.bias_prep"),
+    }
+    for part in ("weight", "bias"):
+        if impute:
+            gates = ["lin_x"] if full else ["lin_xz", "lin_xn"]
+            values[f"P.{part}"] = torch.cat([keys.take(f"gru_c.{gate}.{part}") for gate in gates])
+        values |= {f"{our}.{part}": keys.take(f"gru_obs.gru_d.{part}_{their}") for our, their in GATES}
+        values |= {f"p.{2 * i}.{part}": pair[part == "bias"] for i, pair in enumerate(maps)}
+    keys.unused("gru_obs.gru_debug")
+    features, _, prep = values["w"].shape
+    hidden = len(values["U.weight"])
+    kind: dict[str, Any] = {"full": full, "impute": impute, "logvar": logvar, "p_hidden": len(maps[0][1])}
+    kind |= {"prep_hidden": prep}
+    rnn = GRUODEBayes(features, hidden, **kind, **{"dt": 1.0, "substeps": 1, "max_dt": delta_t, **settings})
+    rnn.to(values["w"].dtype)
+    fill(rnn.field, values, "gruodebayes")
+    answer, start = keys.maps("classification_model", (0, 3)), keys.maps("covariates_map", (0, 3))
+    keys.finish()
+    heads = {"classification_model": perceptron(keys.name, hidden, answer, nn.ReLU)}
+    heads["covariates_map"] = perceptron(keys.name, None, start, nn.ReLU, nn.Tanh())
+    if len(start[-1][1]) != hidden:
+        raise keys.wrong(f"has a covariates_map to {len(start[-1][1])} values and a state of {hidden}")
+    return rnn, nn.ModuleDict(heads)

@@ -18,6 +18,8 @@ from neuralosc.layers import inputs
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.solution import directions
+from neuralosc.named.published import Keys, fill, published
+from neuralosc.named.published_ode import published_classifier, published_field
 from solvers.base.values import exact, finite
 from solvers.errors import InputError
 from solvers.protocol import Time
@@ -300,3 +302,31 @@ class LatentODE(nn.Module):
             got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise InputError(f"noise is {got}, expected (draws, {mean.shape[0]}, {mean.shape[1]})")
         return mean + std * noise.to(mean)
+
+
+@published("latent_ode")
+def _published(keys: Keys, **settings: Any) -> tuple[LatentODE, nn.ModuleDict | None]:
+    sizes, values = published_field(keys, "encoder_z0.GRU_update", "encoder_z0.z0_diffeq_solver.ode_func.gradient_net")
+    last = f"net.{2 * sizes['field_layers'] + 2}"
+    for part in ("weight", "bias"):
+        # The clock of the encoder runs against theirs.
+        values[f"{last}.{part}"] = -values[f"{last}.{part}"]
+    values = {f"encoder.fields.0.{name}": value for name, value in values.items()}
+    flow = keys.maps("diffeq_solver.ode_func.gradient_net") or keys.maps("diffeq_solver.ode_func.gradient_net", (0,))
+    parts = {"transform": keys.maps("encoder_z0.transform_z0", (0, 2)), "flow.net": flow}
+    parts["readout"] = keys.maps("decoder.decoder", (0,))
+    for name, maps in parts.items():
+        for i, pair in enumerate(maps):
+            place = name if name == "readout" else f"{name}.{2 * i}"
+            values |= {f"{place}.{part}": value for part, value in zip(("weight", "bias"), pair, strict=True)}
+    latent = len(flow[-1][1])
+    if len(flow[0][1]) != sizes["units"]:
+        raise keys.wrong(f"has {len(flow[0][1])} units in the decoder's net and {sizes['units']} in the encoder's")
+    model = LatentODE(
+        sizes["features"], latent, encoder_size=sizes["hidden"], encoder_layers=sizes["field_layers"],
+        gate_units=sizes["gate_units"], units=sizes["units"], field_layers=len(flow) - 2, **settings,
+    ).to(flow[0][0].dtype)  # fmt: skip
+    fill(model, values, "latent_ode")
+    heads = published_classifier(keys, latent)
+    keys.finish()
+    return model, nn.ModuleDict(heads) if heads else None

@@ -1,4 +1,4 @@
-"""ODE-RNN: a network moves the state between the samples, a gated unit sets it at each one."""
+"""ODE-RNN: a network moves the state between the samples, a gated unit sets it at each one; published weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 import solvers
 from neuralosc.fields import JumpGRU
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.named.cards import Choices, named, network
+from neuralosc.named.published import Keys, Loaded, fill, perceptron, published
+from neuralosc.named.published_ode import published_classifier, published_field
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,3 +46,18 @@ def ODERNN(
     hyperparameters = {"update": update, "field_layers": field_layers, "units": units, "gate_units": gate_units}
     first = functools.partial(JumpGRU, masked=choices.get("missing") == "mask")
     return network("odernn", first, input_size, hidden_size, dt, solver, hyperparameters, choices, JumpGRU)
+
+
+@published("odernn")
+def _published(keys: Keys, **settings: Any) -> Loaded:
+    net = "z0_diffeq_solver.ode_func.gradient_net"
+    keys.repeated(f"ode_gru.{net}", net)
+    keys.unused("ode_gru.transform_z0")
+    sizes, values = published_field(keys, "ode_gru.GRU_update", net)
+    features, hidden = sizes.pop("features"), sizes.pop("hidden")
+    rnn = ODERNN(features, hidden, update="gru_unit", **sizes, **{"missing": "mask", **settings})
+    fill(rnn.to(values["net.0.weight"].dtype).field, values, "odernn")
+    heads: dict[str, nn.Module] = {"decoder": perceptron("odernn", hidden, keys.maps("decoder", (0, 2)), nn.Tanh)}
+    heads |= published_classifier(keys, hidden)
+    keys.finish()
+    return rnn, nn.ModuleDict(heads)

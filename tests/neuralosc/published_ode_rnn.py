@@ -5,7 +5,6 @@ import itertools
 import torch
 
 import solvers
-from neuralosc import JumpGRU
 from solvers.base.control import Held
 
 TOLERANCE = 1e-9
@@ -46,22 +45,6 @@ def fill(pairs):
         for parameter, value in pairs:
             assert parameter.shape == value.shape
             parameter.copy_(value)
-
-
-def published_field(g, prefix_net, prefix_unit):
-    """A masked field with the golden weights; X of the published unit is [x, mask]."""
-    hidden = g[f"{prefix_net}0_weight"].shape[1]
-    field = JumpGRU(
-        3 * g["input_size"],
-        hidden,
-        "gru_unit",
-        field_layers=g["field_layers"],
-        units=g["n_units"],
-        gate_units=g["n_gru_units"],
-        masked=True,
-    ).double()
-    fill(network_pairs(field.net, g, prefix_net) + unit_pairs(field.gates, g, prefix_unit))
-    return field
 
 
 def current(field, x, mask):

@@ -7,8 +7,10 @@ from torch import nn
 import neuralosc
 from neuralosc import ContinuousRNN, InputError
 from neuralosc.named.gruodebayes import divergence, negative_log_likelihood
+from tests.neuralosc.state_dicts import state_dict
 
 F64 = torch.float64
+KINDS = ("weight", "bias")
 NAN = float("nan")
 
 
@@ -19,9 +21,9 @@ def take(parameter, leaf):
     setattr(owner, name, leaf)
 
 
-def leaves(g, *kept):
-    """The golden values that have a gradient, and these."""
-    return {key[5:]: g[key[5:]].requires_grad_() for key in g if key.startswith("grad_")} | {k: g[k] for k in kept}
+def leaves(g):
+    """The golden values that have a gradient."""
+    return {key[5:]: g[key[5:]].requires_grad_() for key in g if key.startswith("grad_")}
 
 
 def check(g, found, inputs, relative_error):
@@ -35,9 +37,9 @@ def check(g, found, inputs, relative_error):
         assert relative_error(gradient, g[f"grad_{key}"]) <= 1e-9, key
 
 
-def set_motion(field, values, prefix=""):
+def set_motion(field, values):
     """The published weights of the motion between the samples."""
-    named = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(f"{prefix}lin_")}
+    named = {key: value for key, value in values.items() if key.startswith("lin_")}
     full = "lin_hr_weight" in named
     recurrent = [named["lin_hr_weight"]] if full else []
     take((field.R, "weight"), torch.cat([*recurrent, named["lin_hz_weight"]]))
@@ -89,12 +91,12 @@ def test_the_published_motion_of_another_code(golden, relative_error):
     check(g, {"y": output, "h": output}, inputs, relative_error)
 
 
-def set_jump(field, values, prefix=""):
+def set_jump(field, values):
     """The published weights of the jump."""
-    take((field, "w"), values[f"{prefix}w_prep"]), take((field, "b"), values[f"{prefix}bias_prep"])
+    take((field, "w"), values["w_prep"]), take((field, "b"), values["bias_prep"])
     for module, suffix in ((field.V, "ih"), (field.W, "hh")):
         for part in ("weight", "bias"):
-            take((module, part), values[f"{prefix}gru_d_{part}_{suffix}"])
+            take((module, part), values[f"gru_d_{part}_{suffix}"])
 
 
 class Given(nn.Module):
@@ -128,34 +130,36 @@ def test_the_published_jump(kind, golden, relative_error):
 WHOLE = ["full", "minimal", "full_autonomous", "minimal_autonomous", "full_midpoint"]
 
 
-def perceptron(values, prefix):
-    """Linear, relu, linear, as functions of the published weights."""
-
-    def apply(value):
-        hidden = torch.relu(value @ values[f"{prefix}_0_weight"].T + values[f"{prefix}_0_bias"])
-        return hidden @ values[f"{prefix}_3_weight"].T + values[f"{prefix}_3_bias"]
-
-    return apply
+def arranged(values, full):
+    """Published values by the names of the parameters of a network of ours and of what is around it."""
+    cell = {name: values[f"gru_obs_gru_d_{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    found = {"w": values["gru_obs_w_prep"], "b": values["gru_obs_bias_prep"]}
+    found |= {f"{our}.{kind}": cell[f"{kind}_{suffix}"] for our, suffix in (("V", "ih"), ("W", "hh")) for kind in KINDS}
+    update, candidate = values["gru_c_lin_hz_weight"], values[f"gru_c_lin_h{'h' if full else 'n'}_weight"]
+    found |= {"R.weight": torch.cat((values["gru_c_lin_hr_weight"], update)) if full else update, "U.weight": candidate}
+    for kind in KINDS:
+        maps = [values.get(f"gru_c_lin_{name}_{kind}") for name in (("x",) if full else ("xz", "xn"))]
+        found |= {} if maps[0] is None else {f"P.{kind}": torch.cat(maps)}
+        for name, place in (("p_model", "p"), ("classification_model", "answer"), ("covariates_map", "start")):
+            found |= {f"{place}.{2 * i}.{kind}": values[f"{name}_{3 * i}_{kind}"] for i in (0, 1)}
+    return found
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_published_model(name, golden, relative_error):
     """Its loop makes full steps until the time of an observation is reached or passed, from where it goes on."""
     g = golden(f"gruodebayes_{name}")
-    inputs, delta = leaves(g), g["delta_t"]
-    settings = {"full": g["full_gru_ode"], "impute": g["impute"], "logvar": g["logvar"], "p_hidden": 6}
-    rnn = neuralosc.GRUODEBayes(3, 7, dt=delta, prep_hidden=4, solver=g["solver"], substeps=1, **settings).double()
+    inputs, delta = {key: g[key].requires_grad_() for key in ("X", "cov")}, g["delta_t"]
+    settings = {"delta_t": delta, "logvar": g["logvar"], "solver": g["solver"]}
+    rnn, heads = neuralosc.from_reference("gruodebayes", state_dict("gruodebayes", g), **settings)
     field = rnn.field
-    set_motion(field, inputs, "gru_c_"), set_jump(field, inputs, "gru_obs_")
-    for index, published in ((0, 0), (2, 3)):
-        for part in ("weight", "bias"):
-            take((field.p[index], part), inputs[f"p_model_{published}_{part}"])
-    state = torch.tanh(perceptron(inputs, "covariates_map")(inputs["cov"])).unsqueeze(1)
+    assert (field.full, field.impute) == (g["full_gru_ode"], g["impute"])
+    state = heads["covariates_map"](inputs["cov"]).unsqueeze(1)
     path, time, likelihood, divergences = [state], 0.0, 0.0, 0.0
     pointers = g["time_ptr"].long().tolist()
     for i, observed in enumerate(g["times"].tolist()):
         while time < observed - 0.001 * delta:
-            state, time = rnn.advance(state, 1.0), time + delta
+            state, time = rnn.advance(state, delta), time + delta
             path.append(state)
         rows = slice(pointers[i], pointers[i + 1])
         seen = torch.where(g["M"][rows] > 0, inputs["X"][rows], NAN)
@@ -170,12 +174,22 @@ def test_the_published_model(name, golden, relative_error):
         likelihood = likelihood + before.sum()
         divergences = divergences + divergence(x, mean, variance, g["obs_noise_std"]).sum()
     while time < g["T"]:
-        state, time = rnn.advance(state, 1.0), time + delta
+        state, time = rnn.advance(state, delta), time + delta
         path.append(state)
     y = torch.stack(path)[:, :, 0]
-    found = {"y": y, "p": field.p(y), "class_pred": perceptron(inputs, "classification_model")(y[-1])}
+    found = {"y": y, "p": field.p(y), "class_pred": heads["classification_model"](y[-1])}
     found["loss"] = likelihood + g["mixing"] * divergences
-    check(g, found, inputs, relative_error)
+    parameters = {key: value for key, value in g.items() if key.startswith("grad_") and key[5:] not in inputs}
+    gradients = arranged({key[5:]: value for key, value in parameters.items()}, field.full)
+    own = dict(field.named_parameters())
+    for place, head in (("answer", "classification_model"), ("start", "covariates_map")):
+        own |= {f"{place}.{key}": value for key, value in heads[head].named_parameters()}
+    assert own.keys() == gradients.keys() and sum(map(torch.numel, gradients.values())) == sum(
+        map(torch.numel, parameters.values())
+    )
+    renamed = {key: value for key, value in g.items() if key not in parameters}
+    renamed |= {f"grad_{key}": value for key, value in gradients.items()}
+    check(renamed, found, {**inputs, **own}, relative_error)
 
 
 def gappy(batch=3, time=7, features=2):

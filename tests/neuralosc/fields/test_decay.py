@@ -6,6 +6,7 @@ from torch import nn
 
 import neuralosc
 from neuralosc import ContinuousRNN, InputError
+from tests.neuralosc.state_dicts import state_dict
 
 F64 = torch.float64
 NAN = float("nan")
@@ -14,8 +15,9 @@ NAN = float("nan")
 def test_the_published_network(golden, relative_error):
     """Its outputs are the decayed states before each update; its first interval is 0 whatever the first timespan."""
     g = golden("grud_masked")
-    rnn = neuralosc.GRUD(3, 7).double()
-    field, weight = rnn.field, g["rnn_cell_weight_ih"]
+    weights = state_dict("grud", g)
+    rnn, _ = neuralosc.from_reference("grud", weights, empirical_mean=g["empirical_mean"])
+    field = rnn.field
     ours = {
         "rnn_cell_weight_hh": field.W.weight,
         "rnn_cell_bias_ih": field.V.bias,
@@ -24,11 +26,7 @@ def test_the_published_network(golden, relative_error):
         "temp_decay_h_b": field.R.bias,
         "temp_decay_x_b": field.decay.b,
     }
-    with torch.no_grad():
-        field.V.weight.copy_(torch.cat((weight[:, :3], weight[:, 10:]), 1)), field.U.weight.copy_(weight[:, 3:10])
-        field.decay.w.copy_(g["temp_decay_x_W"].diag())
-        for name, parameter in ours.items():
-            parameter.copy_(g[name])
+    assert torch.equal(field.decay.mean, g["empirical_mean"])
     x, spans, mean = (g[key].requires_grad_() for key in ("x", "timespans", "empirical_mean"))
     field.decay.mean = mean
     seen = torch.where(g["mask"] > 0, x, NAN)

@@ -9,6 +9,7 @@ import solvers
 from neuralosc import JumpGRU
 from solvers.base.control import Held
 from tests.neuralosc import published_ode_rnn as published
+from tests.neuralosc.state_dicts import state_dict
 
 F64 = torch.float64
 NAN = float("nan")
@@ -40,9 +41,8 @@ def test_the_published_run(golden, relative_error):
     """Forward as published: which intervals it integrates, and in which sense, is the loop's, not the field's."""
     g = golden("odernn")
     nets = ("z0_diffeq_solver_ode_func_gradient_net_", "ode_gru_GRU_update_")
-    field = published.published_field(g, *nets)
-    decoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    published.fill(published.network_pairs(decoder, g, "decoder_"))
+    rnn, heads = neuralosc.from_reference("odernn", state_dict("odernn", g))
+    field, decoder = rnn.field, heads["decoder"]
     x, times = g["x"].requires_grad_(), g["time_steps"].tolist()
     spans, (a, b) = [], (times[-1] + g["start_offset"], times[-1])
     for i in range(len(times)):

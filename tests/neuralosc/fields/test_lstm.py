@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import neuralosc
+from tests.neuralosc.state_dicts import state_dict
 
 F64 = torch.float64
 
@@ -13,16 +14,13 @@ F64 = torch.float64
 def test_the_published_network(solver, golden, relative_error):
     """Its LSTM comes first and the motion over the timespan of the same sample after it."""
     g = golden(f"odelstm_{solver}")
-    rnn, readout = neuralosc.ODELSTM(3, 7, solver=solver, max_dt=None).double(), nn.Linear(7, 4, dtype=F64)
-    assert rnn.substeps == g["unfolds"]
+    rnn, readout = neuralosc.from_reference("odelstm", state_dict("odelstm", g), solver=solver)
+    assert rnn.substeps == g["unfolds"] and f"fixed_{rnn.solver.name}" == g["solver"]
     places = {"lstm_weight_ih": "V.weight", "lstm_weight_hh": "W.weight", "lstm_bias_ih": "V.bias"}
     places |= {"lstm_bias_hh": "W.bias", "f_node_0_weight": "W_1.weight", "f_node_0_bias": "W_1.bias"}
     places |= {"f_node_2_weight": "W_2.weight", "f_node_2_bias": "W_2.bias"}
     ours = {f"rnn_cell_{key}": rnn.field.get_parameter(place) for key, place in places.items()}
     ours |= {"fc_weight": readout.weight, "fc_bias": readout.bias}
-    with torch.no_grad():
-        for key, parameter in ours.items():
-            parameter.copy_(g[key])
     x, spans = g["x"].requires_grad_(), g["timespans"].requires_grad_()
     state, states = torch.zeros(3, 2, 7, dtype=F64), []
     for sample, span in zip(x.unbind(1), spans.unbind(1), strict=True):

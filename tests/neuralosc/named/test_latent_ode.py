@@ -11,6 +11,7 @@ import neuralosc
 import solvers
 from neuralosc import LatentODE
 from tests.neuralosc import published_ode_rnn as published
+from tests.neuralosc.state_dicts import state_dict
 
 F64 = torch.float64
 NAN = float("nan")
@@ -25,32 +26,19 @@ def reversed_signs(pairs):
 
 def published_model(g):
     """The model with the golden weights, and parameter -> golden gradient."""
-    model = LatentODE(
-        g["input_size"],
-        g["latent_dim"],
-        encoder_size=g["rec_dim"],
-        encoder_layers=g["field_layers"],
-        field_layers=g["field_layers"],
-        units=g["n_units"],
-        gate_units=g["n_gru_units"],
-        solver="rk4_38",
-    ).double()
+    model, heads = neuralosc.from_reference("latent_ode", state_dict("latent_ode", g), solver="rk4_38")
+    assert heads is None
     field = model.encoder.field
 
-    def pairs(gradients):
-        grad = "grad_" * gradients
-        parts = [
-            ("encoder_z0_transform_z0_", model.transform),
-            ("diffeq_solver_ode_func_gradient_net_", model.flow.net),
-        ]
-        found = [pair for prefix, net in parts for pair in published.network_pairs(net, g, prefix, gradients)]
-        found += published.unit_pairs(field.gates, g, "encoder_z0_GRU_update_", gradients)
-        net = published.network_pairs(field.net, g, "encoder_z0_z0_diffeq_solver_ode_func_gradient_net_", gradients)
-        readout = [(getattr(model.readout, p), g[f"{grad}decoder_decoder_0_{p}"]) for p in ("weight", "bias")]
-        return found + reversed_signs(net) + readout
-
-    published.fill(pairs(False))
-    return model, pairs(True)
+    parts = [
+        ("encoder_z0_transform_z0_", model.transform),
+        ("diffeq_solver_ode_func_gradient_net_", model.flow.net),
+    ]
+    found = [pair for prefix, net in parts for pair in published.network_pairs(net, g, prefix, gradients=True)]
+    found += published.unit_pairs(field.gates, g, "encoder_z0_GRU_update_", gradients=True)
+    net = published.network_pairs(field.net, g, "encoder_z0_z0_diffeq_solver_ode_func_gradient_net_", gradients=True)
+    readout = [(getattr(model.readout, part), g[f"grad_decoder_decoder_0_{part}"]) for part in ("weight", "bias")]
+    return model, found + reversed_signs(net) + readout
 
 
 def with_places(x, mask, times, least, offset):
