@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,19 @@ from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.scaling import Scaler
 from neuralosc.layers.sequence_model import SequenceModel
 from neuralosc.named.cards import make
+from neuralosc.named.latent_ode import LatentODE
 from solvers.errors import InputError
 
 #: What is written of a model.
 PARTS = ("rnn", "settings", "readout", "collator", "input_scaler", "target_scaler")
 READOUT = ("features", "answers", "kind", "bidirectional", "bias")
+
+#: What is written of a latent ODE, and behind "encoder_" of its encoder.
+LATENT_ODE = (
+    "input_size", "latent_size", "encoder_size", "update", "encoder_layers", "gate_units", "units", "field_layers",
+    "dt", "solver", "max_dt", "gradient",
+)  # fmt: skip
+ENCODER = ("solver", "dt", "substeps", "gradient", "control", "max_dt")
 
 
 def settings(rnn: RecurrentLayer) -> dict[str, Any]:
@@ -76,6 +85,21 @@ def model(description: Mapping[str, Any], tensors: int) -> SequenceModel:
     ]
     collator = None if parts["collator"] is None else _collator(parts["collator"])
     return SequenceModel(rnn, readout, collator, *scalers)
+
+
+def latent_ode(description: Mapping[str, Any], tensors: int) -> LatentODE:
+    """The latent ODE that was described, with weights drawn anew."""
+    arguments.known("a latent ODE", description, [*LATENT_ODE, *(f"encoder_{name}" for name in ENCODER)])
+    chosen = {name: description[name] for name in LATENT_ODE}
+    for name in ("encoder_layers", "field_layers"):
+        if isinstance(chosen[name], int) and chosen[name] > tensors:
+            raise InputError(f"it has {name} {chosen[name]}, and the file {tensors} tensors in all")
+    encoder = {name: description[f"encoder_{name}"] for name in ENCODER}
+    if encoder["max_dt"] is None:
+        encoder["max_dt"] = math.inf
+    made = LatentODE(**chosen)
+    made.encoder = made.encoder.with_solver(**encoder)
+    return made
 
 
 def _written(collator: Collator) -> dict[str, Any]:

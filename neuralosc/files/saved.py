@@ -11,36 +11,38 @@ import torch
 from torch import nn
 
 import solvers
-from neuralosc.files import descriptions
-from neuralosc.layers.recurrent import RecurrentLayer, recurrent
+from neuralosc.files.kinds import KINDS, Kind, kind_of
+from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.rnn import ContinuousRNN
 from neuralosc.layers.scaling import Scaler
 from neuralosc.layers.sequence_model import SequenceModel
+from neuralosc.named.latent_ode import LatentODE
 from neuralosc.version import __version__
 from solvers.errors import InputError
 
-FORMAT = "neuralosc 2"
+#: Of a network, and of a whole model.
+FORMAT, MODEL_FORMAT = (kind.format for kind in KINDS[:2])
 #: The one before, in which max_dt was in units of time and not a timespan.
 EARLIER = "neuralosc 1"
-#: Of a whole model.
-MODEL_FORMAT = "neuralosc model 1"
 
 
 def save(
-    rnn: RecurrentLayer | SequenceModel, path: str | os.PathLike[str], metadata: dict[str, str] | None = None
+    rnn: RecurrentLayer | SequenceModel | LatentODE,
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write the weights and the configuration of a network or a model; the file appears whole or not at all.
 
     Args:
-        rnn: a named network, or one of your own field (then `load` needs one to load `into`); or a `SequenceModel` of
-            one, with its scaling, its read-out and its unit of time.
+        rnn: a named network, or one of your own field (then `load` needs one to load `into`); a `SequenceModel` of
+            one, with its scaling, its read-out and its unit of time; or a `LatentODE`.
         path: file to write.
         metadata: further text to keep with it.
 
     Raises:
         InputError: safetensors is not installed, or the folder does not exist.
     """
-    write, network = _safetensors().save, recurrent(rnn.rnn if isinstance(rnn, SequenceModel) else rnn)
+    write, kind = _safetensors().save, kind_of(rnn)
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"cannot save to {target}: the folder {target.parent} does not exist; make it first")
@@ -49,17 +51,13 @@ def save(
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"metadata {key!r} is {value!r}, expected text: use str() or json.dumps")
-    solver = getattr(network, "solver", None)
-    if isinstance(solver, solvers.Solver) and solver.name not in solvers.SOLVERS:
-        raise InputError(f"solver {solver.name!r} has no registered name to save: use solvers.register first")
+    for part in rnn.modules():
+        solver = getattr(part, "solver", None)
+        if isinstance(solver, solvers.Solver) and solver.name not in solvers.SOLVERS:
+            raise InputError(f"solver {solver.name!r} has no registered name to save: use solvers.register first")
     tensors = {name: value.detach().cpu().contiguous() for name, value in rnn.state_dict().items()}
-    header = {**(metadata or {}), "version": __version__}
-    if isinstance(rnn, SequenceModel):
-        header |= {"format": MODEL_FORMAT, "config": json.dumps(descriptions.described(rnn))}
-    else:
-        header |= {"format": FORMAT, "config": json.dumps(rnn.config)}
-        if rnn.config is None:
-            header["settings"] = json.dumps(descriptions.settings(rnn))
+    header = {**(metadata or {}), "version": __version__, "format": kind.format}
+    header |= {name: json.dumps(value) for name, value in kind.written(rnn).items()}
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(write(tensors, metadata=header))
@@ -70,13 +68,13 @@ def save(
 
 
 def load(
-    path: str | os.PathLike[str], into: RecurrentLayer | SequenceModel | None = None
-) -> ContinuousRNN | SequenceModel | Any:
-    """Read what `save` wrote: a ContinuousRNN, whatever other named network was saved, or a `SequenceModel`.
+    path: str | os.PathLike[str], into: RecurrentLayer | SequenceModel | LatentODE | None = None
+) -> ContinuousRNN | SequenceModel | LatentODE | Any:
+    """Read what `save` wrote: a ContinuousRNN or other named network, a `SequenceModel`, or a `LatentODE`.
 
     Args:
         path: the file.
-        into: a network of your own field, or a model of one, to load the weights into; named networks are built anew
+        into: a network of your own field, or a model of one, to load the weights into; all else is built anew
             without it. It must have what the saved one was computed with (dt, solver, control, ..), which the weights
             alone do not say.
 
@@ -87,31 +85,25 @@ def load(
     tensors, header = _read(source)
     if header.get("format") == EARLIER:
         header = _renewed(header)
-    if header.get("format") not in (FORMAT, MODEL_FORMAT):
+    kind = next((kind for kind in KINDS if kind.format == header.get("format")), None)
+    if kind is None:
         raise InputError(
             f"{source} is a safetensors file but not one of neuralosc.save (format {header.get('format')!r}, "
-            f"expected {FORMAT!r} or {MODEL_FORMAT!r}): give a file that neuralosc.save wrote"
+            f"expected {' or '.join(repr(kind.format) for kind in KINDS)}): give a file that neuralosc.save wrote"
         )
-    whole = header["format"] == MODEL_FORMAT
     if into is None:
-        made = _rebuild(source, header.get("config", ""), tensors, whole)
+        made = _rebuild(source, header.get("config", ""), tensors, kind)
         _check_scales(made, tensors, source)
         # Each tensor keeps the precision in which it was saved.
         made.load_state_dict(tensors, assign=True)
         return made
-    if whole != isinstance(_network_or_model(into), SequenceModel):
-        kinds = ("a network", "a SequenceModel")
-        raise InputError(f"{source} holds {kinds[whole]}, and into is {kinds[not whole]}: give the same")
+    if kind_of(into) is not kind:
+        raise InputError(f"{source} holds {kind.name}, and into is {kind_of(into).name}: give the same")
     _fit(into, tensors, source)
-    _agree(into, header, source)
+    _agree(into, header, source, kind)
     _check_scales(into, tensors, source)
     into.load_state_dict(tensors)
     return into
-
-
-def _network_or_model(given: Any) -> RecurrentLayer | SequenceModel:
-    """Refuse what is neither a recurrent layer nor a model of one."""
-    return given if isinstance(given, SequenceModel) else recurrent(given)
 
 
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -142,21 +134,21 @@ def _renewed(header: dict[str, str]) -> dict[str, str]:
     return changed
 
 
-def _rebuild(source: Path, written: str, tensors: dict[str, Any], whole: bool) -> RecurrentLayer | SequenceModel:
-    """The network, or the whole model, of a stored configuration, with weights drawn from a stream of its own."""
+def _rebuild(source: Path, written: str, tensors: dict[str, Any], kind: Kind) -> nn.Module:
+    """What a stored configuration is of, with weights drawn from a stream of its own."""
     try:
         config = json.loads(written)
-        if (config["rnn"] if whole else config) is None:
+        if kind.own(config):
+            whole = kind.type is SequenceModel
             raise InputError(
                 f"{source} holds the weights of a network with a field of its own: make that network"
                 f"{' and its model' if whole else ''} and call neuralosc.load(path, into={'model' if whole else 'rnn'})"
             )
-        build = descriptions.model if whole else descriptions.network
         with torch.device("meta"):
             # Its shapes alone: a few bytes of configuration could ask for any amount of memory.
-            _fit(build(config, len(tensors)), tensors, source)
+            _fit(kind.build(config, len(tensors)), tensors, source)
         with torch.random.fork_rng(devices=[]):
-            return build(config, len(tensors))
+            return kind.build(config, len(tensors))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
         if isinstance(error, InputError) and str(source) in str(error):
             raise
@@ -168,25 +160,14 @@ def _rebuild(source: Path, written: str, tensors: dict[str, Any], whole: bool) -
 
 
 #: What a network may have otherwise than the saved one: the same weights give the same outputs.
-_FREE = ("gradient", "dropout", "missing")
+_FREE = ("gradient", "dropout", "missing", "encoder_gradient")
 
 
-def _all_settings(given: RecurrentLayer | SequenceModel) -> dict[str, Any]:
-    return _flat(descriptions.described(given)) if isinstance(given, SequenceModel) else descriptions.settings(given)
-
-
-def _flat(description: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the network of a model beside those of its other parts."""
-    others = {name: value for name, value in description.items() if name not in ("rnn", "settings")}
-    return {**(description["rnn"] or description["settings"]), **others}
-
-
-def _agree(given: RecurrentLayer | SequenceModel, header: dict[str, str], source: Path) -> None:
+def _agree(given: nn.Module, header: dict[str, str], source: Path, kind: Kind) -> None:
     """Refuse other settings than those saved; older files have none of networks of own fields."""
     try:
-        saved = json.loads(header.get("config", "null")) or json.loads(header.get("settings", "{}"))
-        saved = _flat(saved) if header["format"] == MODEL_FORMAT else saved
-        own = json.loads(json.dumps(_all_settings(given)))
+        saved = kind.known({name: json.loads(header.get(name, "null")) for name in ("config", "settings")})
+        own = kind.known(json.loads(json.dumps(kind.written(given))))
         names = [name for name in saved if name in own and name not in _FREE and saved[name] != own[name]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
@@ -200,7 +181,7 @@ def _agree(given: RecurrentLayer | SequenceModel, header: dict[str, str], source
         )
 
 
-def _check_scales(given: RecurrentLayer | SequenceModel, tensors: dict[str, Any], source: Path) -> None:
+def _check_scales(given: nn.Module, tensors: dict[str, Any], source: Path) -> None:
     """Refuse a scale that is none."""
     for name, scaler in given.named_modules():
         if isinstance(scaler, Scaler):

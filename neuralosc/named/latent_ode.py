@@ -110,7 +110,10 @@ class LatentODE(nn.Module):
         self.latent_size = arguments.count("latent_size", latent_size)
         self.dt = arguments.positive("dt", dt)
         self.max_dt = None if max_dt is None else arguments.positive("max_dt", max_dt)
-        arguments.count("encoder_size", encoder_size)
+        self.sizes = {
+            "encoder_size": arguments.count("encoder_size", encoder_size), "update": update,
+            "encoder_layers": encoder_layers, "gate_units": gate_units, "units": units, "field_layers": field_layers,
+        }  # fmt: skip
         shown_size = arguments.shown("mask", input_size)
         field = JumpGRU(shown_size, encoder_size, update, encoder_layers, units, gate_units, masked=True)
         self.encoder = ContinuousRNN(field, encoder_solver, dt, encoder_substeps, missing="mask")
@@ -124,6 +127,20 @@ class LatentODE(nn.Module):
         self.solver = solvers.get({"name": "native_dopri5", "rtol": 1e-3, "atol": 1e-4} if solver is None else solver)
         self.gradient = solvers.get_gradient(gradient)
         solvers.check(self.flow, self.solver, self.gradient)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All of it but its weights: its arguments, and behind "encoder_" the choices of the encoder."""
+        return {
+            "input_size": self.input_size,
+            "latent_size": self.latent_size,
+            **self.sizes,
+            "dt": self.dt,
+            "solver": solvers.spec(self.solver),
+            "max_dt": self.max_dt,
+            "gradient": solvers.gradient_spec(self.gradient),
+            **{f"encoder_{name}": value for name, value in self.encoder.choices().items()},
+        }
 
     def encode(
         self, x: Tensor, timespans: Tensor | None = None, lengths: Lengths | None = None
