@@ -28,6 +28,7 @@ from neuralosc.fields import (
     Oscillator,
     Relaxation,
     Residual,
+    TimeGatedLSTM,
 )
 from neuralosc.files.programs import Step, export, export_onnx
 from neuralosc.files.saved import load, save
@@ -63,6 +64,7 @@ from neuralosc.named import (
     LipschitzRNN,
     LTCSynapse,
     NoisyRNN,
+    PhasedLSTM,
     TorchGRU,
     UnICORNN,
 )
@@ -130,6 +132,7 @@ __all__ = [
     "Orthogonal",
     "Oscillator",
     "Partitioned",
+    "PhasedLSTM",
     "Readout",
     "RecurrentLayer",
     "Relaxation",
@@ -140,6 +143,7 @@ __all__ = [
     "Solution",
     "Step",
     "Stream",
+    "TimeGatedLSTM",
     "TorchGRU",
     "UnICORNN",
     "VectorField",

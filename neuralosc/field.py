@@ -40,12 +40,14 @@ class VectorField(nn.Module):
         input_size: features of a sample of the input.
         hidden_size: channels of each component of the state.
         components: 1 for a first-order field, 2 for an oscillator (position, velocity).
+        timed: whether it looks at t, so that a state alone does not say how it goes on; a step then gives a stream.
     """
 
     #: What a bound field has of its own, all else being the field's: its constants, and the operators it made.
     __slots__ = ("_bound", "_operators")
 
     components: int = 1
+    timed: bool = False
     input_size: int
     hidden_size: int
 

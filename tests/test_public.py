@@ -98,6 +98,7 @@ MODELS = [
     "cornn",
     "unicornn",
     "hamiltonian",
+    "phased_lstm",
     "lstm",
     "torch_gru",
 ]

@@ -16,6 +16,7 @@ from neuralosc.fields.neurons import LeakyIntegrator, LiquidTimeConstant
 from neuralosc.fields.noisy import Noisy
 from neuralosc.fields.orthogonal import Orthogonal
 from neuralosc.fields.oscillator import HamiltonianOscillator, Oscillator
+from neuralosc.fields.phased import TimeGatedLSTM
 from neuralosc.fields.synapses import LiquidSynapses
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "Oscillator",
     "Relaxation",
     "Residual",
+    "TimeGatedLSTM",
 ]

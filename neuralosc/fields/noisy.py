@@ -94,6 +94,11 @@ class Noisy(VectorField):
             return getattr(modules["field"], name)
 
     @property
+    def timed(self) -> bool:  # type: ignore[override]
+        """Whether the field looks at t."""
+        return self.field.timed
+
+    @property
     def structure(self) -> frozenset[str]:
         """That of the field, and stochastic."""
         return self.field.structure | {"stochastic"}

@@ -102,8 +102,8 @@ def export(rnn: RecurrentLayer | SequenceModel, length: int | None = None, times
         _, state = module(x)
         if not isinstance(state, Tensor):
             raise InputError(
-                "a step of this network needs earlier samples too, and a program of a step takes a state alone: give a "
-                "length, or make the network with control 'hold' and missing 'error'"
+                "a step of this network needs earlier samples too, or the time, and a program of a step takes a state "
+                "alone: give a length, or make the network with control 'hold', missing 'error' and an untimed field"
             )
         inputs = (x, state, spans) if timespans else (x, state)
         batch = Dim("batch")

@@ -247,7 +247,7 @@ class ContinuousRNN(Stack):
         Returns:
             output `(batch, hidden)`, and what the next step needs: the state, `([layers,] batch, components, hidden)`;
             a `Stream`, which holds it, where one was given, or where earlier samples matter too (a control other than
-            "hold", or `missing="hold"`).
+            "hold", or `missing="hold"`), or the time does that was not given (a field that is `timed`).
         """
         return streams.step(self, x, state, timespan, time)
 

@@ -168,6 +168,11 @@ class Stack(RecurrentLayer):
         """Whether a sample acts on a field in no time."""
         return any(instantaneous(field) for field in self.fields)
 
+    @property
+    def timed(self) -> bool:
+        """Whether a field looks at the time, so that a state alone does not say how it goes on."""
+        return any(self.layer(index).timed for index in range(len(self.fields)))
+
     def checked_after(
         self,
         memory: Memory | None,

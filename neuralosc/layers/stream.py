@@ -234,7 +234,7 @@ def step(
         currents.append(window)
     end = gathered(ends)
     memory = rnn.control.memory
-    if not memory and rnn.missing == "error" and before is None:
+    if not memory and rnn.missing == "error" and before is None and (time is not None or not rnn.timed):
         return value, end
     kept = tuple(window[len(window) - memory :] if memory else () for window in currents)
     return value, Stream(end, kept, spans[-memory:] if memory else (), seen, started + span)

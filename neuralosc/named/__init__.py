@@ -20,6 +20,7 @@ from neuralosc.named.ode_rnn import ODERNN
 from neuralosc.named.odelstm import ODELSTM
 from neuralosc.named.orthogonal import CayleyRNN, ExpRNN
 from neuralosc.named.oscillators import CoRNN, HamiltonianRNN, UnICORNN
+from neuralosc.named.phased_lstm import PhasedLSTM
 
 __all__ = [
     "CTGRU",
@@ -44,6 +45,7 @@ __all__ = [
     "LatentODE",
     "LipschitzRNN",
     "NoisyRNN",
+    "PhasedLSTM",
     "TorchGRU",
     "UnICORNN",
 ]

@@ -140,9 +140,9 @@ def given(rnn, *inner, batch=5):
 
 
 def looks_back(rnn):
-    """Whether a step needs earlier samples too, so that there is a program of whole sequences alone."""
+    """Whether a step needs earlier samples or the time too, so that there is a program of whole sequences alone."""
     control = getattr(rnn, "control", None)
-    return control is not None and control.memory > 0
+    return control is not None and (control.memory > 0 or rnn.timed)
 
 
 # torch.export remarks on how torch.nn.LSTM keeps its weights.
