@@ -103,6 +103,7 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "gru_bayes_alone": lambda i, h: neuralosc.GRUBayes(i, h, 5, 3, impute=False, masked=False),
     "lstm_flow": neuralosc.LSTMFlow,
     "lstm_drive": neuralosc.LSTMDrive,
+    "decaying_lstm": neuralosc.DecayingLSTM,
     "time_gated_lstm": lambda i, h: neuralosc.TimeGatedLSTM(i, h, 1.0, 3.0, open_ratio=0.6, leak=0.1),
     "orthogonal": neuralosc.Orthogonal,
     "linear_oscillator": neuralosc.LinearOscillator,

@@ -84,6 +84,7 @@ MODELS = [
     "gru",
     "grud",
     "gruodebayes",
+    "hawkes_lstm",
     "lipschitz",
     "antisymmetric",
     "lem",

@@ -7,6 +7,7 @@ from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.fading import FadingGRU, MultiscaleTraces
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
 from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
+from neuralosc.fields.hawkes import DecayingLSTM
 from neuralosc.fields.jump_gru import JumpGRU
 from neuralosc.fields.linear_oscillator import LinearOscillator
 from neuralosc.fields.lipschitz import Antisymmetric, Lipschitz, Residual
@@ -22,6 +23,7 @@ from neuralosc.fields.synapses import LiquidSynapses
 __all__ = [
     "Antisymmetric",
     "ClosedFormContinuous",
+    "DecayingLSTM",
     "DenseHamiltonian",
     "FadingGRU",
     "GRUBayes",

@@ -11,6 +11,7 @@ from neuralosc.named.ctgru import CTGRU
 from neuralosc.named.gated import GRU, RNN
 from neuralosc.named.grud import GRUD
 from neuralosc.named.gruodebayes import GRUODEBayes
+from neuralosc.named.hawkes_lstm import HawkesLSTM
 from neuralosc.named.latent_ode import LatentODE
 from neuralosc.named.lipschitz import AntisymmetricRNN, LipschitzRNN
 from neuralosc.named.multiscale import LEM
@@ -41,6 +42,7 @@ __all__ = [
     "ExpRNN",
     "GRUODEBayes",
     "HamiltonianRNN",
+    "HawkesLSTM",
     "LTCSynapse",
     "LatentODE",
     "LipschitzRNN",

@@ -32,6 +32,7 @@ STRUCTURES = {
     "gru_bayes_alone": {"relaxing", "quasilinear", "impulsive"},
     "lstm_flow": {"impulsive"},
     "lstm_drive": {"impulsive"},
+    "decaying_lstm": {"closed_form", "differential", "impulsive"},
     "time_gated_lstm": {"closed_form", "differential", "impulsive"},
     "neural_cde": {"controlled"},
     "orthogonal": {"semilinear", "linear", "impulsive"},
