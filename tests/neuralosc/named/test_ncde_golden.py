@@ -4,6 +4,9 @@ Time is a feature of x there, the sum of the timespans, and paths are drawn over
 times `t`, which all samples share.
 """
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -44,7 +47,10 @@ def check(g, rnn, readout, leaves, z):
     assert relative_error(z, g["z"]) <= TOLERANCE
     y = readout(z)
     assert relative_error(y, g["y"]) <= TOLERANCE
-    loss = (y * g["loss_weight"]).sum() + (z * g["loss_weight_z"]).sum()
+    compare_gradients(g, rnn, readout, leaves, (y * g["loss_weight"]).sum() + (z * g["loss_weight_z"]).sum())
+
+
+def compare_gradients(g, rnn, readout, leaves, loss):
     field = rnn.field
     parts = {"func_linear_in": field.layers[0], "func_linears_0": field.layers[1], "func_linear_out": field.out}
     parts |= {"initial_network": field.zeta, "linear": readout}
@@ -182,3 +188,52 @@ def test_a_field_of_ones_own(golden):
     gradients = torch.autograd.grad((y * g["loss_weight"]).sum(), list(wanted.values()))
     for name, gradient in zip(wanted, gradients, strict=True):
         assert relative_error(gradient, g[f"grad_{name}"]) <= TOLERANCE, name
+
+
+def spline_slopes(x, times):
+    """Where natural splines through what was observed start, and their derivative, at a knot that before it.
+
+    Of missing entries the first and the last alone are filled, with the first and the last value that was observed.
+    """
+    pieces, starts = [], []
+    for series in x.transpose(1, 2).reshape(-1, x.shape[1]):
+        seen = (~series.isnan()).nonzero().squeeze(-1)
+        ends = torch.tensor([0, len(series) - 1])
+        values = series.index_put((ends,), series[seen[[0, -1]]])
+        seen = (~values.isnan()).nonzero().squeeze(-1)
+        knots = times[seen]
+        spans = torch.cat((torch.ones_like(knots[:1]), knots.diff()))
+        samples = [value.view(1, 1) for value in values[seen]]
+        starts.append(values[0])
+        pieces.append((knots, solvers.CONTROLS["natural"].derivatives(samples, clock_of(knots - spans, spans))))
+
+    def slopes(t):
+        places = [(paths, max(1, int((knots < t).sum()))) for knots, paths in pieces]
+        return torch.cat([paths[place](torch.as_tensor(t, dtype=x.dtype)).view(1) for paths, place in places]).view(
+            len(x), -1
+        )
+
+    return torch.stack(starts).view(len(x), -1), slopes
+
+
+def test_the_published_model_class(golden):
+    """Its steps are equal, whatever the samples, across knots; between its points it draws a line."""
+    g = golden("ncde_metamodel")
+    rnn, readout = network({**g, "interpolation": "natural", "step_size": 0})
+    x, times, rule = g["x"].clone().requires_grad_(), g["times"], solvers.get(SOLVERS[g["solver"]])
+    (first, slopes), h = spline_slopes(x, times), float(times.diff().min())
+    start, end = float(times[0]), float(times[-1])
+    assert abs(h - g["step_size"]) < 1e-15
+    points = [start + i * h for i in range(math.ceil((end - start) / h))] + [end]
+    z = [rnn.field.initial_state(first)]
+    for t, after in itertools.pairwise(points):
+        z.append(rule.step(rnn.field, t, after - t, z[-1], slopes))
+    z = torch.stack(z, 1)[:, :, 0]
+    grid = torch.tensor(points, dtype=times.dtype)
+    places = torch.searchsorted(grid, times).clamp_min(1)
+    share = ((times - grid[places - 1]) / (grid[places] - grid[places - 1])).unsqueeze(-1)
+    stream = readout(z[:, places - 1] + share * (z[:, places] - z[:, places - 1]))
+    y = stream[torch.arange(len(x)), g["final_index"]]
+    assert max(relative_error(stream, g["stream"]), relative_error(y, g["y"])) <= TOLERANCE
+    loss = (y * g["loss_weight"]).sum() + (stream * g["loss_weight_stream"]).sum()
+    compare_gradients(g, rnn, readout, {"x": x}, loss)
