@@ -69,7 +69,7 @@ def save(
 
 def load(
     path: str | os.PathLike[str], into: RecurrentLayer | SequenceModel | LatentODE | None = None
-) -> ContinuousRNN | SequenceModel | LatentODE | Any:
+) -> ContinuousRNN | SequenceModel | Any:
     """Read what `save` wrote: a ContinuousRNN or other named network, a `SequenceModel`, or a `LatentODE`.
 
     Args:
