@@ -98,6 +98,25 @@ def test_the_clock_goes_on_in_streams_and_each_sequence_has_its_own():
     assert not torch.allclose(rnn.step(x[:, 5], stream.state, spans[:, 5])[0], outputs[-1].squeeze(1))
 
 
+def test_a_step_of_a_field_that_looks_at_the_time_gives_a_stream():
+    torch.manual_seed(0)
+    rnn = neuralosc.PhasedLSTM(2, 4, open_ratio=0.6).double()
+    x, spans = torch.randn(3, 4, 2, dtype=F64), 4 * torch.rand(3, 4, dtype=F64)
+    state, times = None, spans.cumsum(1) - spans
+    for i in range(4):
+        _, state = rnn.step(x[:, i], state, spans[:, i])
+        assert isinstance(state, neuralosc.Stream)
+    torch.testing.assert_close(state.state, rnn(x, timespans=spans)[1], rtol=1e-12, atol=1e-13)
+    # Who says the time each time needs none.
+    bare = torch.zeros(3, 2, 4, dtype=F64)
+    for i in range(4):
+        _, bare = rnn.step(x[:, i], bare, spans[:, i], time=times[:, i])
+    torch.testing.assert_close(bare, state.state, rtol=1e-12, atol=1e-13)
+    noisy = ContinuousRNN(neuralosc.Noisy(rnn.field, 0.1), "euler_maruyama")
+    assert noisy.timed and isinstance(noisy.step(x[:, 0])[1], neuralosc.Stream)
+    assert not neuralosc.HawkesLSTM(2, 4).timed
+
+
 def test_how_it_begins():
     field = neuralosc.TimeGatedLSTM(2, 400, shortest_period=2.0, longest_period=50.0, open_ratio=0.1).double()
     tau, s, r = (field.constants[name] for name in ("tau", "s", "r"))
