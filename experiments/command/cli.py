@@ -6,6 +6,9 @@ Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the r
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import neuralosc
+from experiments import own
 from experiments.command import options, parsers
 from experiments.command.options import has_settings
 from solvers.errors import InputError, NumericalError
@@ -165,7 +168,7 @@ def train(
     Every option that is left out has the default of the task, the model or the solver that was chosen.
     """
     from experiments.compare import reports
-    from experiments.train import training
+    from experiments.train import networks, training
 
     if resume is not None:
         extra = [*options.given(values), *(["config"] if config else []), *(["name"] if name else [])]
@@ -177,7 +180,7 @@ def train(
         result = training.train(settings, root=root, name=name)
     out = console()
     out.print(reports.result_table(result))
-    if neuralosc.model(result.folder.config().model).solver is not None:
+    if networks.card(result.folder.config()).solver is not None:
         out.print("\nSwap its solver:")
         out.print(f"  {PROGRAM} compare {result.folder.path}", soft_wrap=True, markup=False)
 
@@ -399,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(_application(arguments))
         with command.make_context(PROGRAM, arguments or ["--help"]) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -414,6 +417,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except OSError:
                 _silence(sys.stderr)
         return code
+
+
+def _application(arguments: Sequence[str]) -> typer.Typer:
+    """The commands, of which `train` has options for the arguments of what is one's own on this command line."""
+    names = options.named_in(arguments[1:]) if arguments[:1] == ["train"] else {}
+    if not any(map(own.is_own, names.values())):
+        return app
+    wider = copy.copy(app)
+    known = functools.partial(options.settings_with, names)
+    wider.registered_commands = [
+        copy.copy(command) for command in app.registered_commands if command.callback is not train
+    ]
+    wider.command("train")(options.has_settings(known=known)(inspect.unwrap(train)))
+    return wider
 
 
 def verdict(failure: BaseException) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,22 @@ import typer
 
 import neuralosc
 import solvers
-from experiments import tasks
+from experiments import own, tasks
 from experiments.command import parsers
+from experiments.tasks import contract
 from experiments.tasks.table import Table
-from experiments.train.config import RunConfig, load_yaml
+from experiments.train import networks
+from experiments.train.config import RunConfig, load_yaml, read_yaml
 from experiments.train.model import HIDDEN_SIZE
+from experiments.train.networks import own_arguments, own_class
 from solvers.errors import InputError
 from solvers.methods.imex import IMPLICIT_TERMS
+
+ROLES = ("task", "field", "model")
+"""What may be a class of one's own."""
+
+COMMAND = ("config", "resume", "name", "root", "help")
+"""Options that a command has of its own."""
 
 SECTIONS = ("task_options", "model_options", "solver_options")
 SOLVING = ("solver", "substeps", "max_dt", "gradient", "control")
@@ -114,16 +123,85 @@ def _section(doc: str | None) -> dict[str, str]:
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which the help shows them."""
-    elsewhere = ("task", "data_dir", "model", "readout", "time", *SECTIONS)
+    elsewhere = ("task", "data_dir", "model", "field", "readout", "time", *SECTIONS)
     training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in elsewhere]
     return (
         *_run_settings("Task", ("task", "data_dir")),
         *_task_settings(),
-        *_run_settings("Model", ("model", "readout", "time")),
+        *_run_settings("Model", ("model", "field", "readout", "time")),
         *_model_settings(),
         *_solver_settings(),
         *_run_settings("Training", training),
     )
+
+
+def settings_with(names: Mapping[str, str]) -> tuple[Setting, ...]:
+    """Every setting, with the arguments of what is one's own in the place of others of that name.
+
+    Args:
+        names: what is given as "task", "field" and "model".
+
+    Raises:
+        InputError: a class that cannot be used, or an argument of it that is called like another setting.
+    """
+    added: dict[str, Setting] = {}
+    known = {setting.key: setting for setting in settings()}
+    for role, name in names.items():
+        if not own.is_own(name):
+            continue
+        for setting in _own_settings(role, name):
+            other = added.get(setting.key, known.get(setting.key))
+            if setting.key in COMMAND or (other is not None and other.section != setting.section):
+                raise InputError(
+                    f"{role} {name!r} is made with {setting.key!r}, and {setting.flag} is taken: rename it"
+                )
+            added[setting.key] = setting
+    unchanged = (added.pop(key, setting) for key, setting in known.items())
+    return (*unchanged, *added.values())
+
+
+def _own_settings(role: str, name: str) -> Iterator[Setting]:
+    """The arguments of a class of one's own."""
+    if role == "task":
+        kind, section = contract.own_class(name), "task_options"
+        taken = {key: value for key, value in tasks.defaults(name).items() if key != "data_dir"}
+    else:
+        kind, section = own_class(role, name), "model_options"
+        taken = own_arguments(role, name)
+    text = descriptions(kind)
+    try:
+        hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+    except Exception:  # of names that are not there: the defaults say enough
+        hints = {}
+    for key, default in taken.items():
+        needed = default is inspect.Parameter.empty
+        yield Setting(
+            key,
+            section,
+            role.capitalize() if role == "task" else "Model",
+            parsers.of_argument(default, hints.get(key)),
+            _sentence(text.get(key, "") or f"of {name}"),
+            "must be given" if needed else _shown(default),
+        )
+
+
+def named_in(arguments: Sequence[str]) -> dict[str, str]:
+    """What is given as --task, --field and --model on a command line, or in the file of its --config."""
+    found: dict[str, str] = {}
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--task", "--field", "--model", "--config"):
+            found[flag[2:]] = value if equals else "".join(arguments[place + 1 : place + 2])
+    path = found.pop("config", None)
+    stored = {} if path is None else read_yaml(path)
+    of_file = {role: value for role, value in stored.items() if role in ROLES and isinstance(value, str)}
+    return _overridden(of_file, found)
+
+
+def _overridden(base: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """Names with others in their place; a field takes the place of a model, and the other way round."""
+    network = [role for role in ROLES[1:] if role in found]
+    return {**{role: name for role, name in base.items() if not network or role == "task"}, **found}
 
 
 def _run_settings(panel: str, names: Iterable[str]) -> list[Setting]:
@@ -209,9 +287,9 @@ def _shown(value: Any) -> str:
 
 
 def has_settings(
-    only: Callable[[Setting], bool] = lambda _: True,
+    only: Callable[[Setting], bool] = lambda _: True, known: Callable[[], Iterable[Setting]] = settings
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command, which takes them as `**values`, the options of every setting that `only` lets through."""
+    """Give a command, which takes them as `**values`, the options of every known setting that `only` lets through."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
@@ -219,7 +297,7 @@ def has_settings(
             return command(**values)
 
         signature = inspect.signature(command, eval_str=True)
-        derived = [setting.parameter() for setting in settings() if only(setting)]
+        derived = [setting.parameter() for setting in known() if only(setting)]
         declared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         parameters = [*derived, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in declared)]
         wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -241,15 +319,19 @@ def resolve(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         InputError: a hyperparameter that the network does not take, or a value that cannot be used.
     """
-    chosen = given(values)
+    named = {role: values[role] for role in ROLES if values.get(role)}
+    names = _overridden({role: getattr(base, role) for role in ROLES if getattr(base, role)}, named)
+    known = settings_with(names)
+    chosen = {setting.key for setting in known if values.get(setting.key) is not None}
     changes: dict[str, Any] = {section: dict(getattr(base, section)) for section in SECTIONS}
-    for setting in settings():
+    for setting in known:
         if setting.key in chosen:
             target = changes[setting.section] if setting.section else changes
-            target[setting.key] = chosen[setting.key]
-    if chosen.get("csv") and "task" not in chosen:
+            target[setting.key] = values[setting.key]
+    changes |= {role: names.get(role, "") for role in ROLES}
+    if values.get("csv") and "task" not in chosen:
         changes["task"] = Table.name
-    if chosen.get("milestones") and "schedule" not in chosen:
+    if values.get("milestones") and "schedule" not in chosen:
         changes["schedule"] = "milestones"
     result = RunConfig.from_dict({**base.to_dict(), **changes})
     _check_model_options(result)
@@ -258,18 +340,19 @@ def resolve(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def _check_model_options(config: RunConfig) -> None:
-    card = neuralosc.model(config.model)
+    card = networks.card(config)
     takes = ["hidden_size", *(key for key in card.defaults if key != "hidden_size")]
     for key in config.model_options:
         if key not in takes:
-            raise InputError(f"model {card.name!r} takes no {flags([key])}: it takes {flags(takes)}")
+            what = networks.role(config)
+            raise InputError(f"{what} {card.name!r} takes no {flags([key])}: it takes {flags(takes)}")
 
 
 def _check_solver_options(config: RunConfig) -> None:
-    chosen = config.model_options.get("solver") or neuralosc.model(config.model).solver
+    chosen = config.model_options.get("solver") or networks.card(config).solver
     if chosen is None:
         if config.solver_options:
-            raise InputError(f"model {config.model!r} has no solver and takes no {flags(config.solver_options)}")
+            raise InputError(f"model {config.network!r} has no solver and takes no {flags(config.solver_options)}")
         return
     solver = solvers.get(chosen)
     takes = solver.option_names()

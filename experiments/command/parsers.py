@@ -53,6 +53,18 @@ def anything(text: str) -> Any:
         return text
 
 
+def plain(text: str) -> Any:
+    """What a text says itself: a whole number, a number, several separated by commas, or else text."""
+    parts = text.split(",")
+    for kind in (int, float):
+        try:
+            values = [kind(part) for part in parts]
+        except ValueError:
+            continue
+        return values[0] if len(values) == 1 else values
+    return text
+
+
 METAVARS: dict[Callable[..., Any], str] = {
     bool: "",
     str: "NAME",
@@ -61,6 +73,7 @@ METAVARS: dict[Callable[..., Any], str] = {
     numbers: "NUMBER[,...]",
     whole_numbers: "N[,...]",
     anything: "VALUE",
+    plain: "VALUE",
 }
 BY_TYPE: dict[Any, Callable[..., Any]] = {bool: bool, str: str, int: whole_number, float: number}
 
@@ -83,3 +96,12 @@ def of_hint(hint: Any) -> Callable[..., Any]:
         return whole_numbers
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     return BY_TYPE.get(kinds[0], anything) if len(kinds) == 1 else anything
+
+
+def of_argument(default: Any, hint: Any) -> Callable[..., Any]:
+    """The parser for an argument of a class of one's own, by its type hint, or else by its default."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    if len(kinds) == 1 and kinds[0] in BY_TYPE and typing.get_origin(hint) not in (list, tuple):
+        return BY_TYPE[kinds[0]]
+    kind = None if isinstance(default, list | tuple) else BY_TYPE.get(type(default))
+    return kind or plain

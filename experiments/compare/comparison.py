@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import neuralosc
 import solvers
+from experiments import own
 from experiments.compare.contenders import CONFIRMATION, REFERENCE, Contender, contenders, sweep_of
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
 from experiments.train.feeding import shown, told
 from experiments.train.model import swappable
+from experiments.train.networks import card
 from experiments.train.scoring import Scoring
-from experiments.train.training import SPLITS, load_model, threads
+from experiments.train.training import SPLITS, load_model, require_same_data, threads
 from neuralosc import SequenceModel
 from solvers.errors import InputError, NumericalError, unknown
 
@@ -132,9 +133,11 @@ def compare(
     """
     model, config, task = load_model(path)
     rnn = swappable(model)
-    published = solvers.get(neuralosc.model(config.model).solver or rnn.solver).name
+    # A field of one's own has no step that was published.
+    published = None if own.is_own(config.network) else solvers.get(card(config).solver or rnn.solver).name
     trained = Contender(rnn.solver.name, rnn.substeps, rnn.solver.options)
     table = contenders(trained, published, names, substeps, options)
+    require_same_data(path, config, task)
     batch, available = select(task, config.seed, split, samples, seed)
     swept = sweep_of(table) if sweep else []
     race = _Race(copy.deepcopy(model).double().eval(), task, table, swept)
@@ -142,7 +145,7 @@ def compare(
         race.run(shown(race.model, told(batch, config.time)), report)
     return Comparison(
         run=str(path),
-        model=config.model,
+        model=config.network,
         task=task.name,
         split=split,
         metric_name=task.metric_name,

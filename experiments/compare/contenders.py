@@ -76,7 +76,7 @@ CONFIRMATION = Contender("rk4", substeps=64)
 
 def contenders(
     trained: Contender,
-    published: str,
+    published: str | None,
     names: Sequence[str] = (),
     substeps: Sequence[int] = (),
     options: Mapping[str, Any] | None = None,
@@ -85,7 +85,7 @@ def contenders(
 
     Args:
         trained: the solver the run was trained with.
-        published: name of the network's published step.
+        published: name of the network's published step, if it has one.
         names: the solvers to compare; none for the default list.
         substeps: substeps per sample of the solvers with fixed steps; none for the run's own.
         options: options for every solver that takes them.
@@ -95,7 +95,8 @@ def contenders(
         InputError: substeps below 1, an option that none of the solvers takes, or a value it cannot have.
     """
     options = options or {}
-    candidates = [solvers.get(name) for name in names or (trained.solver, published, *DEFAULT_SOLVERS)]
+    standard = [trained.solver, *([published] if published else []), *DEFAULT_SOLVERS]
+    candidates = [solvers.get(name) for name in names or standard]
     chosen = {solver.name: solver for solver in candidates}
     if any(count < 1 for count in substeps):
         raise InputError(f"substeps is {min(substeps)}: expected whole numbers of at least 1")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from experiments import own
+from experiments.tasks import contract
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Splits, Task
 from experiments.tasks.digits import Digits
@@ -16,7 +18,7 @@ from experiments.tasks.table import Table
 from experiments.tasks.uea import UEA
 from solvers.errors import unknown
 
-__all__ = ["TASKS", "Splits", "Task", "get", "options"]
+__all__ = ["TASKS", "Splits", "Task", "defaults", "get", "options"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -34,9 +36,24 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
         UnknownNameError: no such task; the message lists the nearest names.
     """
+    return tuple(defaults(name))
+
+
+def defaults(name: str) -> dict[str, object]:
+    """The options of a task with their defaults, `inspect.Parameter.empty` where there is none.
+
+    Args:
+        name: of `TASKS`, or of a class of one's own, `package.module:Class`.
+
+    Raises:
+        UnknownNameError: no such task; the message lists the nearest names.
+        InputError: what `own.find` refuses.
+    """
+    if own.is_own(name):
+        return own.arguments("task", name, contract.own_class(name))
     if name not in TASKS:
         raise unknown("task", name, TASKS)
-    return tuple(inspect.signature(TASKS[name]).parameters)
+    return {key: parameter.default for key, parameter in inspect.signature(TASKS[name]).parameters.items()}
 
 
 def get(name: str, **given: object) -> Task:
@@ -44,10 +61,12 @@ def get(name: str, **given: object) -> Task:
 
     Raises:
         UnknownNameError: no such task or no such option; the message lists the nearest names.
-        InputError: an option with a value the task cannot use.
+        InputError: an option with a value the task cannot use, or a class of one's own that is no task.
     """
     known = options(name)
     for option in given:
         if option not in known:
             raise unknown(f"option of task {name!r}", option, known)
+    if own.is_own(name):
+        return contract.fulfilled(name, own.made("task", name, contract.own_class(name), **given))
     return TASKS[name](**given)

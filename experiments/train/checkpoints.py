@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.files import write_atomically
+from experiments.train import probes
 from experiments.train.config import RunConfig
 from experiments.train.curves import draw_learning_curve
 from experiments.train.events import Events
@@ -29,6 +30,8 @@ from solvers.errors import InputError
 
 FORMAT = "neuralosc training checkpoint 2"
 KEYS = {"format", "config", "epochs", "model", "optimizer", "precision", "history"}
+#: Of a run with code of one's own: what the weights answered to some series.
+PROBE = "probe"
 
 # What is in the record of every epoch, whatever the task.
 FIGURES = {"epoch", "train_loss", "validation_loss", "learning_rate", "seconds"}
@@ -72,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         # Whatever the reader of a foreign file stumbles over.
         raise InputError(f"checkpoint {path} is damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content) != KEYS:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content) - {PROBE} != KEYS:
         raise InputError(f"{path} is not a checkpoint of a run: expected the format {FORMAT!r}")
     if not _holds(content):
         raise InputError(f"checkpoint {path} is damaged: it does not hold what a run writes")
@@ -91,11 +94,20 @@ def _holds(content: dict[str, Any]) -> bool:
             return False
         if not all(type(value) in (int, float) for value in record.values()) or record["epoch"] != number:
             return False
+    if PROBE in content and not _tensors(content[PROBE]):
+        return False
     try:
         RunConfig.from_dict(config)
     except (InputError, TypeError):
         return False
-    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content["model"].items())
+    return _tensors(content["model"])
+
+
+def _tensors(values: Any) -> bool:
+    """Whether this is a mapping of names to tensors."""
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
+    )
 
 
 def newest(folder: RunFolder) -> dict[str, Any] | None:
@@ -316,7 +328,8 @@ class Keeper(L.Callback):
             "precision": trainer.precision_plugin.state_dict(),
             "history": self.history,
         }
-        written = sealed(content)
+        probe = probes.of(loop.model, self.config, loop.splits)
+        written = sealed(content if probe is None else {**content, PROBE: probe})
         if self.written is not None:
             write_atomically(self.folder.previous, self.written)
         write_atomically(self.folder.last, written)

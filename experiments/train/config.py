@@ -8,17 +8,19 @@ import re
 import sys
 import typing
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments import own
 from experiments.files import write_atomically
 from neuralosc import READOUTS
 from solvers.errors import InputError, unknown
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
+STANDARD_MODEL = "cornn"
 SCHEDULES = ("constant", "cosine", "milestones")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # Those that give one answer for a sequence.
@@ -42,9 +44,11 @@ class RunConfig:
     """Everything that decides what a run does.
 
     Attributes:
-        task: name of the task.
+        task: name of the task, or package.module:Class of a class of one's own, derived from experiments.tasks.Task.
         task_options: options of the task, such as the length of `adding`.
-        model: name of the network.
+        model: name of the network, or package.module:Class of a class of one's own, called like torch.nn.RNN: made with
+            input_size and hidden_size, and rnn(x) gives output and state, batch first. "cornn" where there is no field.
+        field: package.module:Class of a vector field of one's own, in place of a model: `ContinuousRNN` runs it.
         model_options: what `neuralosc.make` takes: hidden_size, dt, solver, substeps, gradient, control and the
             hyperparameters of the network. What is left out has the network's default; hidden_size 128.
         solver_options: options of the solver: rtol, atol, max_steps, implicit.
@@ -79,10 +83,11 @@ class RunConfig:
     """
 
     task: str = "digits"
-    task_options: dict[str, Any] = field(default_factory=dict)
-    model: str = "cornn"
-    model_options: dict[str, Any] = field(default_factory=dict)
-    solver_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: str = ""
+    field: str = ""
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    solver_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     readout: str = "auto"
     time: str = "true"
     lr: float = 0.01
@@ -94,7 +99,7 @@ class RunConfig:
     class_weights: str = "none"
     gradient_clip: float = 1.0
     schedule: str = "cosine"
-    milestones: list[int] = field(default_factory=list)
+    milestones: list[int] = dataclasses.field(default_factory=list)
     lr_factor: float = 0.1
     patience: int = 0
     seed: int = 0
@@ -108,6 +113,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, hint in _HINTS.items():
             setattr(self, name, _converted(name, getattr(self, name), hint))
+        if self.model and self.field:
+            raise InputError(f"model is {self.model!r} and field is {self.field!r}: give one of them")
+        self._require("field", not self.field or own.is_own(self.field), own.EXPECTED.removeprefix("expected "))
+        if not self.field:
+            self.model = self.model or STANDARD_MODEL
         for name in ("lr", "lr_factor", "epochs", "batch_size"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in (
@@ -140,6 +150,11 @@ class RunConfig:
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise InputError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+
+    @property
+    def network(self) -> str:
+        """The model, or the field."""
+        return self.field or self.model
 
     def learning_rate(self, epoch: int) -> float:
         """The learning rate during `epoch`, counted from 0: a function of nothing else, so a resumed run has it too."""

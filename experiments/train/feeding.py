@@ -11,10 +11,11 @@ import neuralosc
 from experiments.tasks import Task
 from experiments.tasks.metrics import CLASSIFICATION
 from experiments.tasks.series import Batch, batch_of
+from experiments.train import networks
 from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
+from experiments.train.networks import OwnLayer
 from neuralosc import SequenceModel
 from neuralosc.arguments import HELD, MISSING
-from neuralosc.named.baselines import Baseline
 from solvers.errors import InputError
 
 
@@ -46,6 +47,15 @@ def fit(model: SequenceModel, config: RunConfig, task: Task) -> None:
         model.fit_scaling(batch.x, batch.lengths, None if task.kind == CLASSIFICATION else batch.y)
 
 
+def scale(model: SequenceModel, task: Task) -> None:
+    """Give a model scales to be filled, where `fit` gives it those of the training set."""
+    if task.measured:
+        weight = model.readout.weight
+        model.input_scaler = neuralosc.Scaler(model.rnn.input_size).to(weight)
+        if task.kind != CLASSIFICATION:
+            model.target_scaler = neuralosc.Scaler(model.readout.out_features).to(weight)
+
+
 def features(config: RunConfig, task: Task) -> int:
     """Features of the samples that the network is given.
 
@@ -69,7 +79,10 @@ def missing(config: RunConfig, task: Task) -> dict[str, Any]:
     if given == "error":
         kinds = ", ".join(kind for kind in MISSING if kind != "error")
         raise InputError(f"missing is 'error', and task {task.name!r} has missing values: use one of {kinds}")
-    blocks = neuralosc.model(config.model).blocks
+    about = networks.card(config)
+    if "missing" not in about.defaults:
+        raise InputError(f"task {task.name!r} has missing values, and model {config.network!r} takes no 'missing'")
+    blocks = about.blocks
     return {"missing": "hold" if blocks and "mask" not in HELD else "mask"}
 
 
@@ -93,8 +106,23 @@ def check(rnn: neuralosc.RecurrentLayer, config: RunConfig, task: Task) -> None:
     Raises:
         InputError: the line says what to use.
     """
-    if task.irregular and config.time == "true" and isinstance(rnn, Baseline) and rnn.timespans == "refuse":
+    if task.irregular and config.time == "true" and getattr(rnn, "timespans", None) == "refuse":
         raise InputError(
-            f"model {config.model!r} knows no time between samples, and task {task.name!r} has it: use --time input or "
-            "--time ignored"
+            f"model {config.network!r} knows no time between samples, and task {task.name!r} has it: use --time input "
+            "or --time ignored"
         )
+
+
+def check_lengths(rnn: neuralosc.RecurrentLayer, config: RunConfig, task: Task) -> None:
+    """Refuse a module of one's own that takes no lengths for series of several.
+
+    Raises:
+        InputError: the line says what to write.
+    """
+    if isinstance(rnn, OwnLayer) and "lengths" not in rnn.takes:
+        lengths = batch_of(task.splits(config.seed)[0], slice(None)).lengths
+        if lengths is not None and int(lengths.min()) < int(lengths.max()):
+            raise InputError(
+                f"model {config.network!r} has no 'lengths' in its forward, and the series of task {task.name!r} have "
+                f"{int(lengths.min())} to {int(lengths.max())} samples: let it take them"
+            )

@@ -14,7 +14,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.tasks import Task
-from experiments.train import feeding
+from experiments.train import feeding, networks
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
 from neuralosc import SequenceModel
@@ -32,7 +32,7 @@ def swappable(model: SequenceModel) -> neuralosc.ContinuousRNN:
     if isinstance(model.rnn, neuralosc.LinOSSNetwork):
         raise InputError("a stack of blocks has layers between its recurrences: compare a network without blocks")
     if not isinstance(model.rnn, neuralosc.ContinuousRNN):
-        name = (model.rnn.config or {}).get("model")
+        name = (model.rnn.config or {}).get("model", getattr(model.rnn, "name", type(model.rnn).__name__))
         raise InputError(f"model {name!r} is a baseline without a solver: there is none to choose or to compare")
     return model.rnn
 
@@ -52,24 +52,42 @@ def build(config: RunConfig, task: Task) -> SequenceModel:
         InputError: a name or a hyperparameter that the network or the solver does not take.
         PairingError: a network, solver and gradient that cannot work together.
     """
+    model = _assembled(config, task, feeding.missing(config, task))
+    feeding.check_lengths(model.rnn, config, task)
+    feeding.fit(model, config, task)
+    return model
+
+
+def blank(config: RunConfig, task: Task) -> SequenceModel:
+    """The model of a run's configuration, to load its weights and scales into: no data are read.
+
+    Raises:
+        InputError, PairingError: see `build`.
+    """
+    model = _assembled(config, task, {})
+    feeding.scale(model, task)
+    return model
+
+
+def _assembled(config: RunConfig, task: Task, more: dict[str, Any]) -> SequenceModel:
+    """Network, read-out and unit of time, without scales; `more` are options of the network."""
     options: dict[str, Any] = {"hidden_size": HIDDEN_SIZE, **config.model_options}
     if "input_size" in options:
         raise InputError("model_options.input_size is given: the task decides it, leave it out")
     if config.solver_options:
-        name = options.get("solver") or neuralosc.model(config.model).solver
+        name = options.get("solver") or networks.card(config).solver
         if name is None:
-            raise InputError(f"solver_options are given, and model {config.model!r} has no solver: leave them out")
+            raise InputError(f"solver_options are given, and model {config.network!r} has no solver: leave them out")
         options["solver"] = solvers.get(name, **config.solver_options)
-    options |= feeding.missing(config, task)
+    options |= more
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, 0))
-        rnn = neuralosc.make(config.model, input_size=feeding.features(config, task), **options)
+        rnn = networks.make(config, feeding.features(config, task), options)
         readout = neuralosc.Readout(rnn.output_size, task.output_size, feeding.readout(config, task), rnn.bidirectional)
     feeding.check(rnn, config, task)
     # A network that is not told the time has no unit of it.
-    model = SequenceModel(rnn, readout, task.collator if config.time == "true" else None).to(dtype(config))
-    feeding.fit(model, config, task)
-    return model
+    collator = task.collator if config.time == "true" else None
+    return SequenceModel(rnn, readout, collator).to(dtype(config))
 
 
 def dtype(config: RunConfig) -> torch.dtype:
@@ -94,13 +112,17 @@ def save_model(model: SequenceModel, folder: RunFolder) -> None:
     folder.readout_file.unlink(missing_ok=True)
 
 
-def load_saved(folder: RunFolder) -> SequenceModel:
+def load_saved(folder: RunFolder, into: SequenceModel | None = None) -> SequenceModel:
     """The model that `save_model` wrote, also of runs from before, whose read-out has a file of its own.
+
+    Args:
+        folder: the run.
+        into: what the weights are loaded into, of a network of one's own: see `blank`.
 
     Raises:
         InputError: a file is missing, damaged, or holds something else.
     """
-    stored = neuralosc.load(folder.model_file)
+    stored = neuralosc.load(folder.model_file, into)
     return stored if isinstance(stored, SequenceModel) else SequenceModel(stored, _readout_of_before(folder, stored))
 
 

@@ -17,6 +17,7 @@ from experiments.tasks.columns import Recorded
 from experiments.tasks.table import Table
 from experiments.train.config import RunConfig
 from experiments.train.model import dtype
+from experiments.train.networks import OwnLayer
 from experiments.train.trainer import EVALUATION_BATCH, Batches
 from experiments.train.training import load_model, threads
 from neuralosc import SequenceModel
@@ -143,4 +144,9 @@ def export(run: str | Path, path: str | Path, onnx: bool = False, length: int | 
     model, config, task = load_model(run)
     if not onnx:
         return neuralosc.save(model, target)
+    if isinstance(model.rnn, OwnLayer):
+        raise InputError(
+            f"--onnx is for fields and for networks of neuralosc, and model {config.network!r} is a module of your "
+            "own: take torch.onnx for it, or leave --onnx out"
+        )
     return neuralosc.export_onnx(model, target, length or "any", timespans=task.irregular and config.time == "true")

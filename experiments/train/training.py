@@ -14,13 +14,22 @@ import torch
 
 import neuralosc
 import solvers
-from experiments import tasks
+from experiments import own, tasks
 from experiments.tasks import Task
 from experiments.tasks.series import batch_of
-from experiments.train import checkpoints, feeding, history
-from experiments.train.checkpoints import MOVABLE, Keeper, load_checkpoint, newest, put_weights, require_same
+from experiments.train import checkpoints, feeding, history, networks, probes
+from experiments.train.checkpoints import MOVABLE, PROBE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
-from experiments.train.model import build, load_saved, make_task, parameter_count, save_model, swappable
+from experiments.train.model import (
+    HIDDEN_SIZE,
+    blank,
+    build,
+    load_saved,
+    make_task,
+    parameter_count,
+    save_model,
+    swappable,
+)
 from experiments.train.progress import Reporter
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Scoring
@@ -86,7 +95,7 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
         loop = TrainingLoop(model, config, task)
         for line in task.notices:
             checkpoints.notice(line)
-        folder = RunFolder.create(root, name, prefix=f"{config.task}-{config.model}")
+        folder = RunFolder.create(root, name, prefix=f"{own.short(config.task)}-{own.short(config.network)}")
         with folder.locked():
             folder.write_config(config, device)
             return _run(folder, loop, device, None, progress)
@@ -116,10 +125,14 @@ def resume(path: str | Path, progress: bool = True) -> RunResult:
         checkpoint = newest(folder)
         if checkpoint is not None:
             require_same(folder, config, checkpoint)
+        require_same_arguments(config)
         task = make_task(config)
         model = build(config, task)
         if checkpoint is not None:
             put_weights(model, checkpoint, folder.last)
+            probe = checkpoint.get(PROBE)
+            probes.require_same_answers(model, config, probe, str(folder.path))
+            probes.require_same_data(task, config, probe, str(folder.path))
         loop = TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
         with threads(config):
             return _run(folder, loop, device, checkpoint, progress)
@@ -170,6 +183,7 @@ def evaluate(
             chosen = solvers.get(solver or rnn.solver.name, **solver_options)
         model = model.with_solver(chosen, **swaps)
     where = device_of(config if device is None else replace(config, device=device))
+    require_same_data(folder, config, task)
     sets = task.splits(config.seed)
     batches = evaluation_batches(sets[SPLITS.index(split)], config, limit=limit)
     scoring = Scoring.of(task, config, sets[0], model)
@@ -179,7 +193,7 @@ def evaluate(
     return {
         "run": str(folder.path),
         "task": config.task,
-        "model": config.model,
+        "model": config.network,
         "split": split,
         "samples": min(batches.samples, len(batches) * batches.size),
         "solver": getattr(getattr(model.rnn, "solver", None), "name", None),
@@ -212,21 +226,61 @@ def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, T
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     config = folder.config()
+    require_same_arguments(config)
     task = make_task(config)
-    best = None
-    with contextlib.suppress(InputError):
-        best = load_checkpoint(folder.best)
+    best = _best(folder)
     if best is not None:
         require_same(folder, config, best, (*MOVABLE, "threads", "limit_evaluation_batches"))
     if folder.model_file.is_file():
         _require_unchanged(folder)
-        model = load_saved(folder)
+        model = load_saved(folder, blank(config, task) if own.is_own(config.network) else None)
     elif folder.best.is_file():
         model = build(config, task)
         put_weights(model, best or load_checkpoint(folder.best), folder.best)
     else:
         raise InputError(f"run {folder.path} has no weights yet: it has not finished its first epoch")
+    if own.is_own(config.network):
+        probe = _probe(folder, config.network, best)
+        probes.require_same_answers(model, config, probe, str(folder.path))
     return model.eval(), config, task
+
+
+def require_same_arguments(config: RunConfig) -> None:
+    """Refuse a run whose task, field or model is a class that takes other arguments than in its training.
+
+    Raises:
+        InputError: it does.
+    """
+    networks.require_same(config)
+    if own.is_own(config.task):
+        now = {name: default for name, default in tasks.defaults(config.task).items() if name != "data_dir"}
+        own.require_arguments("task", config.task, now, config.task_options, ("data_dir",))
+
+
+def require_same_data(run: str | Path | RunFolder, config: RunConfig, task: Task) -> None:
+    """Refuse a task of one's own that gives other data than in the training of a run, before it is measured on them.
+
+    Raises:
+        InputError: it does.
+    """
+    if own.is_own(config.task):
+        folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+        probes.require_same_data(task, config, _probe(folder, config.task, _best(folder)), str(folder.path))
+
+
+def _best(folder: RunFolder) -> dict[str, Any] | None:
+    """The checkpoint of the best epoch; None where it is lost."""
+    with contextlib.suppress(InputError):
+        return load_checkpoint(folder.best)
+    return None
+
+
+def _probe(folder: RunFolder, name: str, checkpoint: dict[str, Any] | None) -> probes.Probe | None:
+    """What code of one's own did in training; that nothing is left of it is said."""
+    probe: probes.Probe | None = (checkpoint or {}).get(PROBE)
+    if probe is None:
+        checkpoints.notice(f"run {folder.path} has no checkpoint left that says whether {name} is what it was then")
+    return probe
 
 
 def device_of(config: RunConfig) -> str:
@@ -252,19 +306,25 @@ def device_of(config: RunConfig) -> str:
 def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
     """The configuration with everything written out that was left to defaults or to the machine."""
     rnn = model.rnn
-    assert rnn.config is not None
-    chosen = {name: value for name, value in rnn.config.items() if name not in ("model", "input_size")}
     solver = rnn.solver if isinstance(rnn, neuralosc.ContinuousRNN) else None
-    if solver is not None:
-        chosen["solver"] = solver.name
-    options = {name: getattr(task, name) for name in tasks.options(config.task) if name != "data_dir"}
+    if rnn.config is None:
+        given = {"hidden_size": HIDDEN_SIZE, **config.model_options, **feeding.missing(config, task)}
+        chosen = networks.chosen(config, given, rnn)
+    else:
+        chosen = {name: value for name, value in rnn.config.items() if name not in ("model", "input_size")}
+        if solver is not None:
+            chosen["solver"] = solver.name
+    options = {**tasks.defaults(config.task), **config.task_options}
+    options.pop("data_dir", None)
+    if not own.is_own(config.task):
+        options = {name: getattr(task, name) for name in options}
     folder = config.task_options.get("data_dir", config.data_dir)
     return replace(
         config,
         readout=model.readout.kind,
         task_options=options,
         model_options=chosen,
-        solver_options={} if solver is None else solver.options,
+        solver_options=solver.options if solver is not None and "solver" in chosen else {},
         threads=torch.get_num_threads(),
         data_dir=None if folder is None else str(Path(folder).expanduser().resolve()),
     )
@@ -329,7 +389,7 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
         baselines=guessed(task, 2, loop.scoring, model, tested),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
-    named = {"task": config.task, "model": config.model, "metric": task.metric_name}
+    named = {"task": config.task, "model": config.network, "metric": task.metric_name}
     folder.write_result(status="finished", **named, **values, checksums=folder.checksums())
     return result
 
@@ -374,5 +434,5 @@ def _give_up(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, *, status: s
             put_weights(loop.model.cpu(), load_checkpoint(folder.best), folder.best)
             save_model(loop.model, folder)
     with contextlib.suppress(InputError, OSError):
-        named = {"task": config.task, "model": config.model, "epochs": len(keeper.history)}
+        named = {"task": config.task, "model": config.network, "epochs": len(keeper.history)}
         folder.write_result(status=status, message=message, **named, checksums=folder.checksums())
