@@ -21,7 +21,7 @@ from experiments.compare import figures
 from experiments.compare.comparison import CONFIRMED_SAMPLES, Comparison, Measurement
 from experiments.compare.contenders import CONFIRMATION, TRAINED
 from experiments.files import write_atomically
-from experiments.tasks.metrics import METRICS
+from experiments.tasks.metrics import METRICS, parted
 from experiments.tasks.metrics import shown as number
 from experiments.train.training import RunResult
 from solvers.errors import InputError
@@ -179,10 +179,10 @@ def result_table(result: RunResult) -> Table:
     """How a training run ended."""
     grid = _pairs(f"run {result.folder.path}")
     grid.add_row("best epoch", f"{result.best_epoch} of {result.epochs}")
-    for split, values in (("validation", result.validation), ("test", result.test)):
-        grid.add_row(split, _figures(values))
+    grid.add_row("validation", _figures(_whole(result.validation)))
+    _add_parted(grid, "test", result.test)
     for name, values in result.baselines.items():
-        grid.add_row(f"  {name}", _figures(values))
+        _add_parted(grid, f"  {name}", values)
     grid.add_row("parameters", f"{result.parameters:,}")
     grid.add_row("time", f"{result.seconds:.1f} s")
     return grid
@@ -192,15 +192,42 @@ def _figures(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(name, value)}" for name, value in values.items())
 
 
+def _whole(values: Mapping[str, float]) -> dict[str, float]:
+    """The figures of all outputs."""
+    return {name: value for name, value in values.items() if not parted(name)[1]}
+
+
+def _of_each(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of single outputs, by output."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        metric, output = parted(name)
+        if output:
+            found.setdefault(output, {})[metric] = value
+    return found
+
+
+def _add_parted(grid: Table, label: str, values: Mapping[str, float]) -> None:
+    """A row with the figures of all outputs, and one for each single output."""
+    grid.add_row(label, _figures(_whole(values)))
+    indent = " " * (len(label) - len(label.lstrip()) + 2)
+    for output, figures_ in _of_each(values).items():
+        grid.add_row(f"{indent}{output}", _figures(figures_))
+
+
 def figures_table(values: Mapping[str, Any]) -> Table:
     """What an evaluation found."""
     grid = _pairs("evaluation")
+    single = _of_each(values)
     for name, value in values.items():
-        if value is None:
+        if value is None or parted(name)[1]:
             continue
+        if name == "seconds":
+            for output, figures_ in single.items():
+                grid.add_row(f"  {output}", _figures(figures_))
         if isinstance(value, Mapping):
             for what, figures_ in value.items():
-                grid.add_row(f"  {what}", _figures(figures_))
+                _add_parted(grid, f"  {what}", figures_)
             continue
         shown = (
             f"{value:.1f} s" if name == "seconds" else number(name, value) if isinstance(value, float) else str(value)

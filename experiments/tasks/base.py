@@ -80,6 +80,11 @@ class Task(ABC):
         """What y and the answers are multiplied by, channel by channel, before they are compared; None for 1."""
         return None
 
+    @property
+    def reported(self) -> dict[str, int]:
+        """Outputs of a regression whose own errors are told beside those of all, and their numbers; none of most."""
+        return {}
+
     def guesses(self, part: int) -> dict[str, Tensor]:
         """Answers without a network to the training (0), validation (1) or test set (2), by what they are called.
 

@@ -92,8 +92,22 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+#: The errors that are reported of single outputs, in their units.
+OF_EACH = ("rmse", "mae")
+
 #: What is reported of a task that names none.
 STANDARD = {CLASSIFICATION: ("accuracy",), REGRESSION: ("mse",)}
+
+
+def at(name: str, output: str) -> str:
+    """What the figure of a single output is called: `rmse_24h`."""
+    return f"{name}_{output}"
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The inverse: the figure and the output, which is empty where a figure is of all of them."""
+    metric, _, output = name.partition("_")
+    return (metric, output) if name not in METRICS and metric in OF_EACH and output else (name, "")
 
 
 def shown(name: str, value: float) -> str:

@@ -253,6 +253,19 @@ class Table(Task):
             return self.classes if self.labels else self.target
         return [f"{column} +{horizon}" for column in self.target for horizon in self.asked.horizons]
 
+    @property
+    def reported(self) -> dict[str, int]:
+        """Of a forecast of several values some horizons, of each target."""
+        if not self.forecast or self.output_size == 1:
+            return {}
+        horizons = self.asked.horizons
+        return {
+            f"{column}_{horizons[place]}" if len(self.target) > 1 else f"{horizons[place]}": number * len(horizons)
+            + place
+            for number, column in enumerate(self.target)
+            for place in windows.reported(horizons)
+        }
+
     # The data
 
     @functools.cached_property

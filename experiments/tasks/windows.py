@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from solvers.errors import InputError
 
 #: More horizons than any table has answers for.
 MOST = 10_000
+#: Horizons up to which errors are told of each.
+EACH = 6
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ class Windows(NamedTuple):
     last: np.ndarray
     targets: np.ndarray
     until: np.ndarray
+
+
+def reported(horizons: Sequence[Any]) -> list[int]:
+    """Numbers of the horizons whose errors are told: of all of them, or of many those at the quartiles."""
+    order = sorted(range(len(horizons)), key=lambda number: Unit.of(horizons[number], "horizon").size)
+    if len(order) <= EACH:
+        return order
+    return [order[math.ceil(len(order) * part / 4) - 1] for part in range(1, 5)]
 
 
 def durations(text: str, option: str) -> tuple[Any, ...]:

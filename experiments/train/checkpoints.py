@@ -268,6 +268,9 @@ class Keeper(L.Callback):
             raise NonFiniteLossError(
                 f"the validation loss is {record['validation_loss']} after epoch {record['epoch']}"
             )
+        if self.history:
+            # A run that an earlier version began keeps the figures that it began with.
+            record = {name: value for name, value in record.items() if name in self.history[0]}
         self.history.append(record)
         self._save(trainer, pl_module)
         self._log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.tasks import Task
-from experiments.tasks.metrics import CLASSIFICATION, METRICS, STANDARD
+from experiments.tasks.metrics import CLASSIFICATION, METRICS, OF_EACH, STANDARD, at
 from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import RunConfig
 from neuralosc import SequenceModel
@@ -31,6 +32,7 @@ class Scoring:
         scale: what targets and answers are multiplied by before they are compared, `(outputs,)`; None for 1.
         units: what answers and targets are multiplied by for the figures, and not for the loss, `(outputs,)`; targets
             that are NaN do not count then. None where both are of one scale, and a target is never missing.
+        reported: outputs whose own errors are figures too, and their numbers; see `Task.reported`.
         weights: of the classes in the loss, `(outputs,)`; None for 1.
     """
 
@@ -41,6 +43,7 @@ class Scoring:
     scale: Tensor | None = field(default=None, compare=False)
     weights: Tensor | None = field(default=None, compare=False)
     units: Tensor | None = field(default=None, compare=False)
+    reported: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -60,7 +63,7 @@ class Scoring:
             weights = balanced(batch_of(train, slice(None)), task)
         scaler = None if model is None else model.target_scaler
         units = None if scaler is None else scaler.scale.detach().cpu()
-        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights, units)
+        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights, units, task.reported)
 
     def totals(self) -> Totals:
         """Nothing counted yet."""
@@ -96,6 +99,8 @@ class Totals:
         self.sequences = self.samples = self.correct = 0
         self.loss = self.weight = 0.0
         collected = [name for name in self.names if METRICS[name].of_torchmetrics]
+        # Of each reported output: the sums of squares and of absolute errors, and how many they are of.
+        self.sums = torch.zeros(3, len(self.scoring.reported), dtype=torch.float64)
         self.collected = {name: METRICS[name].make(self.scoring.outputs) for name in collected}
 
     def add(self, answers: Tensor, y: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -117,6 +122,7 @@ class Totals:
             if self.scoring.scale is not None:
                 scale = self.scoring.scale.to(answers)
                 answers, y = answers * scale, y * scale
+            self._count_each(answers.detach(), y)
             if self.scoring.units is not None:
                 return self._measured(answers, y, self.scoring.units.to(answers))
             loss, weight = F.mse_loss(answers, y), float(len(y))
@@ -128,6 +134,16 @@ class Totals:
         self.samples += samples
         self.weight += weight
         self.loss += loss.item() * weight
+
+    def _count_each(self, answers: Tensor, y: Tensor) -> None:
+        """Count the errors of the reported outputs, of the targets that there are."""
+        if not self.scoring.reported:
+            return
+        columns = list(self.scoring.reported.values())
+        answers, y = (part[:, columns].cpu().double() for part in (answers, y))
+        units = 1.0 if self.scoring.units is None else self.scoring.units[columns].double()
+        errors = (answers - y) * units
+        self.sums += torch.stack((errors.square().nansum(0), errors.abs().nansum(0), (~y.isnan()).sum(0)))
 
     def _measured(self, answers: Tensor, y: Tensor, units: Tensor) -> Tensor:
         """The loss over the targets that there are; the figures are in units."""
@@ -163,9 +179,19 @@ class Totals:
                 metric.update(answers[:, 1] if self.scoring.outputs == 2 else answers, y)
 
     def result(self) -> dict[str, float]:
-        """{"loss", and the metrics by name} of what was counted; NaN where there is none."""
+        """{"loss", the metrics, and those of reported outputs} of what was counted; NaN where there is none."""
         loss = self.loss / self.weight if self.weight else math.nan
-        return {"loss": loss, **{name: self._figure(name, loss) for name in self.names}}
+        return {"loss": loss, **{name: self._figure(name, loss) for name in self.names}, **self._of_each()}
+
+    def _of_each(self) -> dict[str, float]:
+        """RMSE and MAE of each reported output in its units, NaN of one without a target."""
+        squares, absolute, count = self.sums
+        figures = ((squares / count).sqrt(), absolute / count)
+        return {
+            at(name, output): float(values[place])
+            for place, output in enumerate(self.scoring.reported)
+            for name, values in zip(OF_EACH, figures, strict=True)
+        }
 
     def _figure(self, name: str, loss: float) -> float:
         if not self.samples:

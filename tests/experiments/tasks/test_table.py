@@ -1,5 +1,8 @@
 """A table of one's own as a task: what is read, how it is divided, what is asked, and what is refused."""
 
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +11,10 @@ import torch
 import neuralosc
 from experiments.command.cli import main
 from experiments.tasks.table import Table
+from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import RunConfig
-from experiments.train.training import build, evaluate, load_model, train
+from experiments.train.scoring import Scoring
+from experiments.train.training import build, evaluate, load_model, resume, train
 from solvers.errors import InputError
 
 HOURS = pd.date_range("2026-01-01", periods=240, freq="h")
@@ -108,6 +113,48 @@ def test_strides_tolerances_and_ranges_of_horizons(tmp_path):
     assert not near.y.isnan().any()
 
 
+def test_errors_are_told_of_each_horizon_or_of_the_quartiles_of_many(tmp_path):
+    path = tmp_path / "a.csv"
+    assert forecast(path, horizon="1h..24h").reported == {"6h": 5, "12h": 11, "18h": 17, "24h": 23}
+    assert forecast(path, horizon="24h,90min,2h").reported == {"90min": 1, "2h": 2, "24h": 0}
+    assert forecast(path, horizon="7h,6h,5h,4h,3h,2h,1h").reported == {"2h": 5, "4h": 3, "6h": 1, "7h": 0}
+    several = forecast(path, horizon="2h,24h", target="wave,other").reported
+    assert several == {"wave_2h": 0, "wave_24h": 1, "other_2h": 2, "other_24h": 3}
+    assert forecast(path, horizon="2h").reported == {}
+    assert Table(csv=people(path), id="who", target="score", inputs="a").reported == {}
+
+
+def test_errors_of_several_targets_are_each_in_its_units(tmp_path):
+    task = forecast(tmp_path / "a.csv", target="wave,other", horizon="2h,24h")
+    config = RunConfig(task="table", model="gru", model_options={"hidden_size": 4})
+    model = build(config, task)
+    batch = task.splits()[0][:]
+    answers = batch.y + torch.tensor([0.5, -1.0, 2.0, -4.0])
+    totals = Scoring.of(task, config, task.splits()[0], model).totals()
+    for part in (slice(0, 20), slice(20, None)):
+        totals.add(*(model.scaled(values[part].float()) for values in (answers, batch.y)))
+    figures = totals.result()
+    for name, error in (("wave_2h", 0.5), ("wave_24h", 1.0), ("other_2h", 2.0), ("other_24h", 4.0)):
+        assert figures[f"rmse_{name}"] == pytest.approx(error, rel=1e-4)
+        assert figures[f"mae_{name}"] == pytest.approx(error, rel=1e-4)
+
+
+def test_a_run_of_before_goes_on_with_the_figures_it_began_with(tmp_path):
+    options = {"csv": daily(tmp_path / "a.csv"), "time_column": "when", "target": "wave", "horizon": "2h,24h"}
+    values = {"task": "table", "task_options": {**options, "history": "6h"}, "model": "gru", "epochs": 2, "threads": 1}
+    folder = train(RunConfig(**values, model_options={"hidden_size": 3}), tmp_path, "run", progress=False).folder
+    old = load_checkpoint(folder.previous)
+    names = [name for name in old["history"][0] if not re.search(r"_\d+h$", name)]
+    old["history"] = [{name: record[name] for name in names} for record in old["history"]]
+    for path in (folder.last, folder.best):
+        path.write_bytes(sealed(old))
+    for path in (folder.result_file, folder.previous):
+        path.unlink()
+    whole = resume(folder.path, progress=False)
+    assert whole.epochs == 2 and "rmse_24h" in whole.test
+    assert set(load_checkpoint(folder.last)["history"][1]) == set(names)
+
+
 def test_series_are_divided_by_id_with_the_classes_in_each_part(tmp_path):
     task = Table(csv=people(tmp_path / "a.csv"), id="who", time_column="t", target="label", inputs="a")
     assert task.kind == "classification" and task.classes == ["no", "yes"] and task.gaps
@@ -148,6 +195,8 @@ def test_a_forecast_from_the_command_line_to_the_served_model(tmp_path, capsys):
     assert run(f"--csv {path} {asked}", tmp_path) == 0
     out = capsys.readouterr().out
     assert "persistence" in out and "mean of the hour" in out
+    # Beside the totals each horizon, of the network and of what needs none.
+    assert len(re.findall(r"^ +(?:2h|24h) +rmse \S+ +mae \S+ *$", out, re.MULTILINE)) == 2 * 3
     model, config, task = load_model(tmp_path / "run")
     assert config.task == "table" and config.task_options["inputs"] == ["wave", "other"]
     figures = evaluate(tmp_path / "run")
@@ -157,6 +206,16 @@ def test_a_forecast_from_the_command_line_to_the_served_model(tmp_path, capsys):
         errors = (model.unscaled(model(batch.x, batch.timespans, batch.lengths)) - batch.y)[~batch.y.isnan()]
     assert figures["rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
     assert figures["mae"] == pytest.approx(float(errors.abs().mean()), rel=1e-5)
+    ahead = (model.unscaled(model(batch.x, batch.timespans, batch.lengths)) - batch.y).detach()
+    for column, horizon in enumerate(("2h", "24h")):
+        own = ahead[:, column][~ahead[:, column].isnan()]
+        assert figures[f"rmse_{horizon}"] == pytest.approx(float(own.square().mean().sqrt()), rel=1e-5)
+        assert figures[f"mae_{horizon}"] == pytest.approx(float(own.abs().mean()), rel=1e-5)
+    history = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"train_rmse_2h", "validation_mae_24h"} <= set(history.columns)
+    assert result["test"]["rmse_24h"] == figures["rmse_24h"]
+    assert result["validation"]["mae_2h"] == pytest.approx(history.validation_mae_2h[0], rel=1e-6)
     still = (task.guesses(2)["persistence"] - batch.y)[~batch.y.isnan()]
     assert figures["baselines"]["persistence"]["mae"] == pytest.approx(float(still.abs().mean()), rel=1e-5)
     # The file of the training is not needed any more.
