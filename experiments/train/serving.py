@@ -23,6 +23,13 @@ from experiments.train.training import load_model, threads
 from neuralosc import SequenceModel
 from solvers.errors import InputError, NumericalError
 
+#: What to do on the command line about a network that cannot be an ONNX file, by what is said of it.
+ONNX_ADVICE = {
+    "max_dt bounds": "; train the run with --max-dt inf, or with --solver relaxation_euler where the field has it",
+    "needs earlier samples": "; here --length N",
+    "answers sample by sample": "; here --length N",
+}
+
 
 class NonFiniteAnswerError(NumericalError):
     """A prediction that is NaN or infinite."""
@@ -149,4 +156,9 @@ def export(run: str | Path, path: str | Path, onnx: bool = False, length: int | 
             f"--onnx is for fields and for networks of neuralosc, and model {config.network!r} is a module of your "
             "own: take torch.onnx for it, or leave --onnx out"
         )
-    return neuralosc.export_onnx(model, target, length or "any", timespans=task.irregular and config.time == "true")
+    timespans = task.irregular and config.time == "true"
+    try:
+        return neuralosc.export_onnx(model, target, length or "any", timespans=timespans)
+    except InputError as error:
+        advice = next((advice for said, advice in ONNX_ADVICE.items() if said in str(error)), "")
+        raise type(error)(f"{error}{advice}") from error

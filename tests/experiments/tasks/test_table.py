@@ -11,6 +11,7 @@ import torch
 import neuralosc
 from experiments.command.cli import main
 from experiments.tasks.table import Table
+from experiments.train import serving
 from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import RunConfig
 from experiments.train.scoring import Scoring
@@ -250,6 +251,74 @@ def test_classes_are_predicted_by_their_names_and_runs_resume_to_the_same_figure
         assert label == ("yes" if float(yes) > float(no) else "no") and float(yes) + float(no) == pytest.approx(1)
     again = train(RunConfig.from_dict(load_model(tmp_path / "run")[1].to_dict()), tmp_path, "again", progress=False)
     assert evaluate(tmp_path / "run")["loss"] == again.test["loss"]
+
+
+def spread(path, rows=6, gaps=False):
+    """Series of irregular times and of one length, with a class and a number."""
+    random, lines = np.random.RandomState(1), []
+    for i in range(12):
+        times = np.cumsum(random.exponential(size=rows)).round(6)
+        lines += [(i, t, random.randn(), (times[-1] - t) ** 2, "ab"[i % 2], i / 3) for t in times]
+    table = pd.DataFrame(lines, columns=["id", "t", "x", "z", "label", "score"])
+    if gaps:
+        table.loc[::4, "x"] = np.nan
+    table.to_csv(path, index=False)
+    return str(path)
+
+
+SERVED = {
+    "classes": (spread, "--id id --time-column t --target label --inputs x,z", None),
+    "numbers": (spread, "--id id --time-column t --target score --inputs x,z --max-dt inf --solver euler", 6),
+    "numbers with gaps": (lambda path: spread(path, gaps=True), "--id id --time-column t --target score --inputs x", 6),
+    "a forecast": (daily, "--time-column when --target wave --horizon 2h,24h --history 6h", 7),
+    "a change": (daily, "--time-column when --target wave --horizon 2h --history 6h --relative --readout mean", 7),
+    "evenly spaced": (spread, "--id id --target label --inputs x,z --readout mean", None),
+}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if what == "classes" else pytest.mark.slow) for what in SERVED]
+)
+def test_what_is_exported_gives_the_numbers_of_predict(what, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="an ONNX file is run by onnxruntime: pip install onnxruntime")
+    pytest.importorskip("onnxscript", reason="an ONNX file is written by onnxscript: pip install onnxscript")
+    write, line, length = SERVED[what]
+    path = write(tmp_path / "a.csv")
+    more = [] if "--solver" in line else ["--solver", "relaxation_euler"]
+    assert run(f"--csv {path} {line}", tmp_path, *more) == 0
+    model, _, task = load_model(tmp_path / "run")
+    predicted = serving.predict(tmp_path / "run", [path])
+    serving.export(tmp_path / "run", tmp_path / "m.safetensors")
+    served = neuralosc.load(tmp_path / "m.safetensors")
+    session = runtime.InferenceSession(serving.export(tmp_path / "run", tmp_path / "m.onnx", True, length))
+    expected = predicted.iloc[:, 2:] if task.labels or task.forecast else predicted.iloc[:, 1:]
+    rows = []
+    for one in task._series:
+        first = serving._first(one, task) if task.forecast else 0
+        times, values = one.times[first:], one.values[first:]
+        given = {"x": values[None].astype(np.float32), "state": np.zeros((1, 1, 4), np.float32)}
+        if task.irregular:
+            batch = model.collator([(times, values)])
+            given["timespans"] = batch.timespans.numpy()
+        (answer,) = session.run(["answer"], given)
+        # The file for neuralosc.load answers to times and values themselves.
+        by_hand = served.predict(times if task.irregular else None, values)
+        np.testing.assert_allclose(answer[0], by_hand, rtol=1e-4, atol=1e-5)
+        if task.labels:
+            answer = torch.from_numpy(answer).softmax(-1).numpy()
+        if task.relative:
+            answer = answer + serving._last(one, task)[:, 0]
+        rows.append(answer.reshape(-1, 1) if task.forecast else answer)
+    np.testing.assert_allclose(np.concatenate(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_an_onnx_file_is_told_what_to_do(tmp_path):
+    assert run(f"--csv {spread(tmp_path / 'a.csv', gaps=True)} --id id --time-column t --target label", tmp_path) == 0
+    with pytest.raises(InputError, match=r"needs earlier samples too.*; here --length N"):
+        serving.export(tmp_path / "run", tmp_path / "m.onnx", onnx=True)
+    with pytest.raises(InputError, match=r"max_dt bounds the steps.*--max-dt inf, or with --solver relaxation_euler"):
+        serving.export(tmp_path / "run", tmp_path / "m.onnx", onnx=True, length=6)
+    assert not (tmp_path / "m.onnx").exists()
 
 
 BAD = [
