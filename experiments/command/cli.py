@@ -201,13 +201,15 @@ def evaluate(run: RunArgument, split: SplitOption = "test", **values: Any) -> No
 @app.command()
 def predict(
     run: RunArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Tables with the columns of the training.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Tables with the columns of the training, or .ts files.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="PATH", help="The CSV to write; standard output if left out."),
     ] = None,
 ) -> None:
-    """The answers of a run on a file of your own (train --csv) to the series of other files, as CSV."""
+    """The answers of a run on a file of your own (train --csv), or on `uea`, to the series of other files, as CSV."""
     from experiments.files import write_atomically
     from experiments.train import checkpoints, serving
 

@@ -43,6 +43,7 @@ class Task(ABC):
         length: samples in a sequence, the longest.
         measured: x and y are in the units of the data, NaN in y where there is no target: the model has the scales of
             the training set, as `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
+        counted: timespans are numbers of steps; `--time input` shows them as they are, without a scale.
         collator: how times became timespans, which the model keeps; None where it need not know.
         notices: what is to be said of the data.
 
@@ -61,6 +62,7 @@ class Task(ABC):
     gaps: bool = False
     length: int
     measured: ClassVar[bool] = False
+    counted: ClassVar[bool] = False
     collator: Collator | None = None
     notices: Sequence[str] = ()
 
@@ -121,6 +123,18 @@ def stratified(
     part = np.digitize(quantile, [1 - validation - test, 1 - test])
     train, held_out, held_back = (torch.from_numpy(np.sort(by_class[part == number])) for number in range(3))
     return train, held_out, held_back
+
+
+def names(option: str, value: Any) -> list[str]:
+    """Names separated by commas, or a list of them."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise InputError(f"--{option} is {value!r}: expected names, separated by commas")
+    names = [str(part).strip() for part in parts if str(part).strip()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--{option} names {twice!r} twice")
+    return names
 
 
 def positive(task: str, option: str, value: Any, least: int = 1) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from neuralosc import Collator
 from solvers.errors import InputError
 
 Index = int | slice | Tensor
@@ -102,3 +104,16 @@ def _taken(part: Tensor) -> Callable[[Tensor], Tensor]:
 def batch_of(data: Any, index: Index) -> Batch:
     """The samples of a data set, whether it gives pairs (x, y) or a `Batch`."""
     return Batch(*data[index])
+
+
+def collated(pieces: Sequence[Any], y: Tensor, collator: Collator | None, irregular: bool) -> Series:
+    """Series as recorded, `(times, values)` each, with their targets, padded, in double precision.
+
+    Args:
+        pieces: what a `Collator` takes.
+        y: their targets.
+        collator: how times become timespans; None where they are one step apart.
+        irregular: whether there are timespans.
+    """
+    made = dataclasses.replace(collator or Collator(), dtype=torch.float64)(pieces)
+    return Series(made.x, y, made.timespans if irregular else None, made.lengths)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from experiments.tasks import columns, guesses, windows
-from experiments.tasks.base import SPLIT_SEED, Splits, Task, stratified
+from experiments.tasks.base import SPLIT_SEED, Splits, Task, names, stratified
 from experiments.tasks.columns import Layout, Recorded
-from experiments.tasks.series import Series
+from experiments.tasks.series import Series, collated
 from experiments.tasks.windows import Asked, Windows
 from neuralosc import Collator
 from solvers.errors import InputError, unknown
@@ -94,11 +94,11 @@ class Table(Task):
         checksum: str = "",
     ) -> None:
         self.notices: list[str] = []
-        self.csv = [str(Path(name).expanduser().absolute()) for name in _names("csv", csv)]
-        self.target = _names("target", target)
+        self.csv = [str(Path(name).expanduser().absolute()) for name in names("csv", csv)]
+        self.target = names("target", target)
         self.id, self.time_column, self.time_format = str(id), str(time_column), str(time_format)
         self.given_unit = windows.duration(time_unit, "time-unit") if time_unit != "median" else time_unit
-        self.given_inputs, self.given_classes = _names("inputs", inputs), _names("classes", classes)
+        self.given_inputs, self.given_classes = names("inputs", inputs), names("classes", classes)
         self.horizon, self.history, self.stride, self.tolerance = map(str, (horizon, history, stride, tolerance))
         self.relative = bool(relative)
         self.order, self.duplicates, self.given_checksum = order, duplicates, checksum
@@ -429,8 +429,7 @@ class Table(Task):
 
     def batch(self, pieces: Sequence[tuple[np.ndarray, np.ndarray]], y: Tensor) -> Series:
         """Series with their targets, padded, in double precision."""
-        made = dataclasses.replace(self.collator or Collator(), dtype=torch.float64)(pieces)
-        return Series(made.x, y, made.timespans if self.irregular else None, made.lengths)
+        return collated(pieces, y, self.collator, self.irregular)
 
     def _check_training(self, train: Series) -> None:
         """Refuse columns of which the training part has no value."""
@@ -479,15 +478,3 @@ class Table(Task):
             name: torch.from_numpy(guesses.filled(answers - last if self.relative else answers, means.tolist()))
             for name, answers in found.items()
         }
-
-
-def _names(option: str, value: Any) -> list[str]:
-    """Names separated by commas, or a list of them."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        raise InputError(f"--{option} is {value!r}: expected names, separated by commas")
-    names = [str(part).strip() for part in parts if str(part).strip()]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"--{option} names {twice!r} twice")
-    return names

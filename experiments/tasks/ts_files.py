@@ -59,8 +59,8 @@ def shipped(task: str) -> Path:
     return Path(_aeon(task).__file__).parent / "data"
 
 
-def read_ts(task: str, path: Path) -> Labelled:
-    """The series of a .ts file, of any lengths.
+def read_ts(task: str, path: Path, labelled: bool = True) -> Labelled:
+    """The series of a .ts file, of any lengths; not `labelled`, of a file with or without classes, which are left out.
 
     Raises:
         InputError: there is no aeon; the file is damaged, has no classes, or has values that cannot be used.
@@ -77,7 +77,7 @@ def read_ts(task: str, path: Path) -> Labelled:
     if header["timestamps"]:
         # aeon's reader would lose the signs of the values, and the times.
         raise InputError(f"{path} has @timeStamps true: only series of evenly spaced samples can be read")
-    if header["targetlabel"] or not header["classlabel"] or not len(header["class_values"]):
+    if labelled and (header["targetlabel"] or not header["classlabel"] or not len(header["class_values"])):
         raise InputError(f"{path} names no classes: expected a header with @classLabel true and the labels")
     if not len(found):
         raise InputError(f"{path} holds no series after its @data: fetch the file again")
@@ -87,6 +87,8 @@ def read_ts(task: str, path: Path) -> Labelled:
             raise InputError(
                 f"{path}: series {number} has an infinite value: expected numbers, or ? where one is missing"
             )
+    if not labelled:
+        return Labelled(series, (), ())
     classes = tuple(str(label) for label in header["class_values"])
     # aeon writes "nan" as "NaN", in labels too.
     labels = tuple(str(name).strip().lower() for name in names)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from experiments.tasks.base import Splits, Task, positive, stratified
-from experiments.tasks.series import Series
+from experiments.tasks import columns
+from experiments.tasks.base import Splits, Task, names, positive, stratified
+from experiments.tasks.columns import Layout, Recorded
+from experiments.tasks.series import Series, collated
 from experiments.tasks.ts_files import PARTS, Labelled, files, read_ts
-from neuralosc import Collator, Scaler
+from neuralosc import Collator
 from solvers.errors import InputError, listed
 
 VALIDATION_SHARE = 0.2
+#: Columns of tables of series.
+SERIES, TIME, CLASS = "series", "time", "class"
 
 
 class UEA(Task):
     """Series of one set of the UEA or UCR archive; asked is their class. Lengths may differ, values be missing (NaN).
 
     The test set is the published one. One in five of the published training series of each class are the validation
-    set, chosen once by a fixed seed; the rest is trained on. Channels are standardized by mean and deviation of what
-    the training set has left of them.
+    set, chosen once by a fixed seed; the rest is trained on. Values are as measured: the scales of the model are those
+    of what the training set has left.
 
     With `drop` p, floor(p n) of the n samples of each series are removed, in all three sets. Which ones depends on
     `drop_seed`, on the number of the series and on n alone, so that every network and every seed of a run sees the
@@ -40,6 +47,7 @@ class UEA(Task):
             PickupGestureWiimoteZ among them.
         drop: fraction of the samples of each series that is removed, at least 0 and less than 1.
         drop_seed: chooses which samples are removed.
+        classes: the classes in their order, separated by commas; if left out as the files name them.
         data_dir: folder with NAME/NAME_TRAIN.ts and NAME/NAME_TEST.ts; None for the sets that come with aeon.
 
     Attributes:
@@ -50,9 +58,16 @@ class UEA(Task):
     description = "a set of the UEA or UCR archive by its name, whole or with samples removed at random; needs aeon"
     kind = "classification"
     baseline = "the share of the largest class"
+    measured: ClassVar[bool] = True
+    counted: ClassVar[bool] = True
 
     def __init__(
-        self, dataset: str = "JapaneseVowels", drop: float = 0.0, drop_seed: int = 0, data_dir: str | None = None
+        self,
+        dataset: str = "JapaneseVowels",
+        drop: float = 0.0,
+        drop_seed: int = 0,
+        classes: str = "",
+        data_dir: str | None = None,
     ) -> None:
         if not isinstance(dataset, str) or not dataset:
             raise InputError(f"task {self.name!r}: option 'dataset' is {dataset!r}: expected the name of a set")
@@ -60,7 +75,10 @@ class UEA(Task):
             raise InputError(f"task {self.name!r}: option 'drop' is {drop!r}: expected a fraction from 0 to below 1")
         self.dataset, self.drop, self.data_dir = dataset, drop, data_dir
         self.drop_seed = positive(self.name, "drop_seed", drop_seed, least=0)
+        self.given_classes = tuple(names("classes", classes))
         self.irregular = drop > 0
+        # Numbers of samples are the times.
+        self.collator = Collator(unit=1.0, first=1.0) if self.irregular else None
 
     @functools.cached_property
     def _parts(self) -> tuple[Labelled, Labelled]:
@@ -70,6 +88,8 @@ class UEA(Task):
         if set(train.classes) != set(test.classes):
             said = f"{listed(train.classes)} and {listed(test.classes)}"
             raise InputError(f"{paths[0]} and {paths[1]} name different classes in their headers: {said}")
+        if self.given_classes and set(self.given_classes) != set(train.classes):
+            raise InputError(f"--classes are {listed(self.given_classes)}, those of {paths[0]} {listed(train.classes)}")
         expected = train.series[0].shape[1]
         for part, path in zip((train, test), paths, strict=True):
             for one in part.series:
@@ -101,7 +121,7 @@ class UEA(Task):
     @property
     def classes(self) -> tuple[str, ...]:
         """The labels of the classes, in the order of their numbers."""
-        return self._parts[0].classes
+        return self.given_classes or self._parts[0].classes
 
     def splits(self, seed: int = 0) -> Splits:
         """The three sets, the same for every `seed`.
@@ -118,18 +138,53 @@ class UEA(Task):
                 f"task {self.name!r}: {self.dataset!r} has no class with three training series or more, and so none is "
                 "left for validation: use another set"
             )
-        batch = Collator(first=1.0, dtype=torch.float64)(self._kept())
-        lengths = None if bool((batch.lengths == batch.x.shape[1]).all()) else batch.lengths
-        scaler = Scaler(self.input_size).double().fit(batch.x[train], batch.lengths[train])
-        valid = torch.arange(batch.x.shape[1]) < batch.lengths.unsqueeze(-1)
-        data = Series(
-            scaler(batch.x).masked_fill(~valid.unsqueeze(-1), 0).float(),
-            torch.from_numpy(labels),
-            batch.timespans.float() if self.irregular else None,
-            lengths,
-        )
+        data = self.batch(self._kept(), torch.from_numpy(labels))
         sets = data.parts(train, validation, torch.arange(published, len(data)))
         return sets[0], sets[1], sets[2]
+
+    def batch(self, pieces: Sequence[Any], y: torch.Tensor) -> Series:
+        """Series with their targets, padded, in double precision."""
+        data = collated(pieces, y, self.collator, self.irregular)
+        x, lengths = data.whole.x, data.whole.lengths
+        whole = lengths is not None and bool((lengths == x.shape[1]).all())
+        return Series(*data.whole._replace(lengths=None)) if whole else data
+
+    def read(self, paths: Sequence[Path], channels: int, say: columns.Say) -> list[Recorded]:
+        """Series to be answered: of .ts files, whose classes are not looked at, or of tables.
+
+        A table has one row a sample, a column `series` that names its series, the channels in their order and, where
+        samples were removed, a column `time`, in steps; without it they are one step apart. A column `class` is left
+        out.
+
+        Raises:
+            InputError: a file that cannot be used, or another number of channels.
+        """
+        tables = [path for path in paths if path.suffix.lower() != ".ts"]
+        found = [one for path in paths if path not in tables for one in self._read_ts(path, len(paths) > 1)]
+        for path in tables:
+            if SERIES not in columns.frames([path], Layout())[0].columns:
+                raise InputError(f"{path} has no column {SERIES!r}: expected one that says of which series a row is")
+            (table,) = columns.frames([path], Layout(id=SERIES))
+            time = TIME if self.irregular and TIME in table.columns else ""
+            layout = Layout(id=SERIES, time=time)
+            inputs = columns.input_columns(table, dataclasses.replace(layout, targets=(CLASS,)), say)
+            if len(inputs) != channels:
+                raise InputError(
+                    f"{path} has the channels {listed(inputs)}: expected {channels} of them, as in training"
+                )
+            found += columns.recorded([path], [table], dataclasses.replace(layout, inputs=inputs), say)
+        for one in found:
+            if one.values.shape[1] != channels:
+                raise InputError(f"series {one.name!r} has {one.values.shape[1]} channels: expected {channels}")
+        return found
+
+    def _read_ts(self, path: Path, several: bool) -> list[Recorded]:
+        """The series of a file by their numbers, from 1, where there are several files with its name before."""
+        begin = f"{path.stem} " if several else ""
+        return [
+            Recorded(f"{begin}{number}", np.arange(len(one)), one, np.zeros((len(one), 0)))
+            for number, one in enumerate(read_ts(self.name, path, labelled=False).series, start=1)
+        ]
 
     def _kept(self) -> list[dict[str, Any]]:
         """What is left of each series, the test series last: the numbers of its samples, and their values."""

@@ -45,6 +45,9 @@ def fit(model: SequenceModel, config: RunConfig, task: Task) -> None:
     if task.measured:
         batch = told(batch_of(task.splits(config.seed)[0], slice(None)), config.time)
         model.fit_scaling(batch.x, batch.lengths, None if task.kind == CLASSIFICATION else batch.y)
+        if task.counted and config.time == "input":
+            assert model.input_scaler is not None
+            model.input_scaler.mean[-1], model.input_scaler.scale[-1] = 0, 1
 
 
 def scale(model: SequenceModel, task: Task) -> None:

@@ -15,6 +15,7 @@ import neuralosc
 from experiments.tasks import columns, windows
 from experiments.tasks.columns import Recorded
 from experiments.tasks.table import Table
+from experiments.tasks.uea import CLASS, SERIES, UEA
 from experiments.train.config import RunConfig
 from experiments.train.model import dtype
 from experiments.train.networks import OwnLayer
@@ -45,7 +46,7 @@ def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], N
     classification one with the class and the probability of each.
 
     Args:
-        run: folder of a run of the task `table`.
+        run: folder of a run of the task `table`, or of `uea`, whose files see `UEA.read`.
         paths: files with the same columns; those of the target may be missing where they are no inputs.
         say: is told of rows that are left out or sorted.
 
@@ -53,35 +54,46 @@ def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], N
         InputError: no run, a run of another task, or a file that cannot be used.
         NumericalError: an answer that is not finite.
     """
-    import pandas as pd
-
     model, config, task = load_model(run)
+    files = [Path(path).expanduser() for path in paths]
+    if isinstance(task, UEA):
+        # The time is shown as one more feature.
+        series = task.read(files, model.rnn.input_size - (config.time == "input"), say)
+        return _classes(series, _answers(model, config, task, series), task.classes, SERIES, CLASS)
     if not isinstance(task, Table):
         raise InputError(f"run {run} was trained on task {config.task!r}, and no file has its columns: evaluate it")
     # Nothing is asked of the targets, but where a change is to be added to the last of them.
     needed = tuple(task.target) if task.relative else ()
     layout = dataclasses.replace(task.layout(), targets=needed, labels=False)
-    files = [Path(path).expanduser() for path in paths]
     series = columns.recorded(files, columns.frames(files, layout), layout, say)
     answers = _answers(model, config, task, series)
     name = task.id or "series"
-    rows: dict[str, Any] = {name: [one.name for one in series]}
     if task.forecast:
         return _at_horizons(task, series, answers, name)
     if task.labels:
-        chances = answers.softmax(-1)
-        rows[task.target[0]] = [task.classes[int(place)] for place in chances.argmax(-1)]
-        rows |= {f"p({label})": chances[:, place].numpy() for place, label in enumerate(task.classes)}
-    else:
-        rows |= {column: answers[:, place].numpy() for place, column in enumerate(task.target)}
+        return _classes(series, answers, task.classes, name, task.target[0])
+    return _table({name: [one.name for one in series], **dict(zip(task.target, answers.T.numpy(), strict=True))})
+
+
+def _classes(series: Sequence[Recorded], answers: Tensor, classes: Sequence[str], name: str, asked: str) -> Any:
+    """One row for each series: its class, and the probability of each."""
+    chances = answers.softmax(-1)
+    rows: dict[str, Any] = {name: [one.name for one in series]}
+    rows[asked] = [classes[int(place)] for place in chances.argmax(-1)]
+    return _table(rows | {f"p({label})": chances[:, place].numpy() for place, label in enumerate(classes)})
+
+
+def _table(rows: dict[str, Any]) -> Any:
+    import pandas as pd
+
     return pd.DataFrame(rows)
 
 
-def _answers(model: SequenceModel, config: RunConfig, task: Table, series: Sequence[Recorded]) -> Tensor:
+def _answers(model: SequenceModel, config: RunConfig, task: Table | UEA, series: Sequence[Recorded]) -> Tensor:
     """`(series, outputs)`, in the units of the targets."""
     pieces = []
     for one in series:
-        first = _first(one, task) if task.forecast else 0
+        first = _first(one, task) if isinstance(task, Table) and task.forecast else 0
         pieces.append((one.times[first:], one.values[first:]))
     data = task.batch(pieces, torch.zeros(len(pieces)))
     batches = Batches(data, EVALUATION_BATCH, dtype=dtype(config), time=config.time)

@@ -239,6 +239,11 @@ def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, T
         put_weights(model, best or load_checkpoint(folder.best), folder.best)
     else:
         raise InputError(f"run {folder.path} has no weights yet: it has not finished its first epoch")
+    if task.measured and model.input_scaler is None:
+        raise InputError(
+            f"run {folder.path} is of a version that scaled the values of task {config.task!r} before the model, which "
+            "has no scales: train it again"
+        )
     if own.is_own(config.network):
         probe = _probe(folder, config.network, best)
         probes.require_same_answers(model, config, probe, str(folder.path))

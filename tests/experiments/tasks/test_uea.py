@@ -1,19 +1,28 @@
 """Sets of the UEA and UCR archives. What needs aeon is left out where it is not installed."""
 
 import importlib.util
+import io
 import re
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import neuralosc
 from experiments import tasks
 from experiments.command.cli import main
 from experiments.tasks import ts_files
 from experiments.tasks.ts_files import Labelled, read_ts
 from experiments.tasks.uea import kept
+from experiments.train import serving, training
+from experiments.train.config import RunConfig, load_yaml
+from experiments.train.model import build
+from experiments.train.runs import RunFolder
 from experiments.train.training import evaluate
 from solvers.errors import InputError
 
@@ -81,7 +90,7 @@ def test_timespans_are_the_true_gaps_and_the_first_is_one():
     assert task.irregular and not task.gaps and task.input_size == 3 and task.output_size == 3
     for data, count in zip(task.splits(), (24, 6, 12), strict=True):
         whole = data[:]
-        assert len(data) == count and whole.x.dtype == whole.timespans.dtype == torch.float32
+        assert len(data) == count and whole.x.dtype == whole.timespans.dtype == torch.float64
         assert (whole.timespans[:, 0] == 1).all() and (whole.timespans == whole.timespans.round()).all()
         assert not whole.x[~whole.valid].any() and not whole.timespans[~whole.valid].any()
         # The first channel goes up by the same amount in each step of the original.
@@ -92,22 +101,30 @@ def test_timespans_are_the_true_gaps_and_the_first_is_one():
         assert (whole.timespans[whole.valid] >= 1).all() and whole.timespans.max() >= 3
 
 
+def scales(task, time="true"):
+    """Means and scales of the model of a task."""
+    config = RunConfig(task="uea", model="gru", model_options={"hidden_size": 3}, precision="64", time=time)
+    scaler = build(config, task).input_scaler
+    return scaler.mean.numpy(), scaler.scale.numpy()
+
+
 def test_the_samples_left_are_those_of_the_series_in_its_place():
     test = made(12, 1)
     task = task_of(made(30, 0), test, drop=0.3, drop_seed=4)
     train, _, held_back = task.splits()
-    rows = train.whole.x[train.whole.valid].numpy()
-    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
-    np.testing.assert_allclose(rows.std(0), 1, atol=1e-6)
     left = [kept(len(one), 0.3, (4, 1, number)) for number, one in enumerate(test.series)]
     assert held_back.whole.lengths.tolist() == [len(places) for places in left]
     flat = np.concatenate([one[places] for one, places in zip(test.series, left, strict=True)])
-    shown = held_back.whole.x[held_back.whole.valid].numpy()
-    for channel in range(3):
-        # Scaled by what another set says: one line through all points.
-        slope, start = np.polyfit(flat[:, channel], shown[:, channel], 1)
-        np.testing.assert_allclose(slope * flat[:, channel] + start, shown[:, channel], atol=1e-5)
+    np.testing.assert_array_equal(held_back.whole.x[held_back.whole.valid], flat)
     assert held_back.whole.y.tolist() == [number % 3 for number in range(12)]
+    rows = train.whole.x[train.whole.valid].numpy()
+    mean, scale = scales(task)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scale, rows.std(0), rtol=1e-12)
+    # Numbers of steps, which are shown as they are.
+    mean, scale = scales(task, "input")
+    assert (mean[-1], scale[-1]) == (0, 1)
+    np.testing.assert_allclose(mean[:-1], rows.mean(0), rtol=1e-12)
 
 
 def test_sets_depend_on_the_seed_of_the_removal_alone():
@@ -125,8 +142,7 @@ def test_sets_depend_on_the_seed_of_the_removal_alone():
 def test_the_scale_is_that_of_the_training_set_alone():
     train, test = made(30, 0), made(12, 1)
     far = Labelled(tuple(100 * one for one in test.series), test.labels, test.classes)
-    near, away = (task_of(train, part).splits() for part in (test, far))
-    assert same(near[0][:], away[0][:]) and same(near[1][:], away[1][:]) and not same(near[2][:], away[2][:])
+    np.testing.assert_array_equal(scales(task_of(train, test)), scales(task_of(train, far)))
 
 
 def test_without_removal_samples_are_a_step_apart():
@@ -143,14 +159,22 @@ def test_missing_values_stay_missing_and_do_not_count():
     train, _, test = task.splits()
     seen = train.whole.x[..., 1][train.whole.valid]
     assert task.gaps and 0.2 < seen.isnan().float().mean() < 0.4 and not test.whole.x.isnan().any()
-    seen = seen[~seen.isnan()]
-    assert abs(seen.mean()) < 1e-5 and abs(seen.std(correction=0) - 1) < 1e-5
+    mean, scale = scales(task)
+    seen = seen[~seen.isnan()].numpy()
+    np.testing.assert_allclose((mean[1], scale[1]), (seen.mean(), seen.std()), rtol=1e-12)
 
 
 def test_classes_are_numbered_as_the_training_set_names_them():
     test = Labelled(made(3, 1).series, ("running", "walking", "at rest"), ("at rest", "running", "walking"))
     task = task_of(made(30, 0), test)
     assert task.classes == CLASSES and task.splits()[2][:].y.tolist() == [1, 0, 2]
+
+
+def test_classes_are_numbered_as_the_run_says():
+    task = task_of(made(30, 0), made(12, 1), classes="running,at rest,walking")
+    assert task.classes == ("running", "at rest", "walking") and task.splits()[2][:].y.tolist()[:3] == [2, 0, 1]
+    # Without any file.
+    assert tasks.get("uea", classes=list(CLASSES)).output_size == 3
 
 
 def test_too_few_series_for_validation_are_refused():
@@ -174,6 +198,98 @@ def test_too_few_series_for_validation_are_refused():
 def test_useless_options_are_refused(options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         tasks.get("uea", **options)
+
+
+# Answers to other files
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs on series that stand in for those of files, by what they are told of the time."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patched(patch)
+        for time, drop in (("true", 0.5), ("input", 0.5), ("ignored", 0.5), ("even", 0.0)):
+            options = {"hidden_size": 4, "solver": "relaxation_euler"}
+            config = {"task": "uea", "task_options": {"drop": drop}, "model": "gru", "model_options": options}
+            config |= {"time": "true" if time == "even" else time, "epochs": 2, "threads": 1, "lr": 0.05}
+            training.train(RunConfig.from_dict(config), root, time, progress=False)
+    return root
+
+
+def patched(patch):
+    """Have the files of the set hold series made here, and others those of the test set."""
+    held = {"TRAIN": made(30, 0), "TEST": made(12, 1)}
+
+    def read(task, path, labelled=True):
+        found = held[path.stem.rpartition("_")[2]]
+        return found if labelled else Labelled(found.series, (), ())
+
+    patch.setattr("experiments.tasks.uea.read_ts", read)
+    patch.setattr("experiments.tasks.uea.files", lambda *_: (Path("Tiny_TRAIN.ts"), Path("Tiny_TEST.ts")))
+
+
+def table(path, places=lambda number, one: np.arange(len(one)), without=(), **more):
+    """The test series, or some of their samples, as a table."""
+    parts = []
+    for number, one in enumerate(made(12, 1).series):
+        left = places(number, one)
+        parts.append(pd.DataFrame(one[left], columns=["b", "a", "c"]).assign(series=f"0{number}", time=left, **more))
+    pd.concat(parts).drop(columns=list(without)).to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize("time", ["true", "input", "ignored"])
+def test_a_run_answers_other_files_by_the_names_of_the_classes(time, runs, tmp_path, monkeypatch, capsys):
+    assert load_yaml(runs / time / "config.yaml").task_options["classes"] == list(CLASSES)
+    left = table(tmp_path / "left.csv", lambda number, one: kept(len(one), 0.5, (0, 1, number)), **{"class": "?"})
+    # None of the files of the training, and no aeon.
+    monkeypatch.setitem(sys.modules, "aeon", None)
+    assert main(["predict", str(runs / time), left]) == 0
+    out = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype={"series": str})
+    assert list(out.columns) == ["series", "class", *(f"p({name})" for name in CLASSES)] and out.series[1] == "01"
+    patched(monkeypatch)
+    test = training.load_model(runs / time)[2].splits()[2].whole
+    figures = evaluate(runs / time)
+    assert (out["class"] == [CLASSES[int(y)] for y in test.y]).mean() == figures["accuracy"]
+    chances = out[[f"p({name})" for name in CLASSES]].to_numpy()
+    loss = -np.log(chances[np.arange(12), test.y]).mean()
+    assert loss == pytest.approx(figures["loss"], rel=1e-5)
+
+
+def test_a_file_of_series_is_answered_as_a_table_of_them(runs, tmp_path, monkeypatch):
+    patched(monkeypatch)
+    (tmp_path / "new_TEST.ts").touch()
+    for time in ("true", "even"):
+        ts = serving.predict(runs / time, [tmp_path / "new_TEST.ts"])
+        csv = serving.predict(runs / time, [table(tmp_path / f"{time}.csv", without=["time"] * (time == "even"))])
+        assert ts.series.tolist() == [f"{number}" for number in range(1, 13)]
+        np.testing.assert_allclose(ts.iloc[:, 2:].to_numpy(), csv.iloc[:, 2:].to_numpy(), rtol=1e-6)
+    both = serving.predict(runs / "even", [tmp_path / "new_TEST.ts", tmp_path / "even.csv"])
+    assert both.series[0] == "new_TEST 1" and len(both) == 24
+    served = neuralosc.load(serving.export(runs / "even", tmp_path / "model.safetensors"))
+    logits = torch.from_numpy(served.predict(None, list(made(12, 1).series)))
+    np.testing.assert_allclose(logits.softmax(-1), ts.iloc[:, 2:].to_numpy(), rtol=1e-5)
+
+
+def test_tables_that_do_not_fit_are_refused(runs, tmp_path):
+    with pytest.raises(InputError, match="has the channels b, a, c, time: expected 3"):
+        serving.predict(runs / "even", [table(tmp_path / "a.csv")])
+    pd.DataFrame({"a": [1.0]}).to_csv(tmp_path / "b.csv", index=False)
+    with pytest.raises(InputError, match="has no column 'series'"):
+        serving.predict(runs / "true", [tmp_path / "b.csv"])
+
+
+def test_a_run_of_before_has_no_scales_and_is_refused(runs, tmp_path, monkeypatch):
+    patched(monkeypatch)
+    shutil.copytree(runs / "true", tmp_path / "old")
+    folder = RunFolder.open(tmp_path / "old")
+    model = neuralosc.load(folder.model_file)
+    model.input_scaler = None
+    neuralosc.save(model, folder.model_file)
+    folder.result_file.unlink()
+    with pytest.raises(InputError, match=r"scaled the values of task 'uea' before the model.*train it again"):
+        evaluate(folder.path)
 
 
 # Without aeon, and what its reader says
@@ -218,6 +334,9 @@ def test_what_the_reader_finds_becomes_series_in_time(monkeypatch, tmp_path):
     read = read_ts("uea", tmp_path / "x.ts")
     assert read.series[0].tolist() == [[0, 3], [1, 4], [2, 5]] and read.series[1].shape == (1, 2)
     assert read.labels == ("a", "b") and read.classes == ("b", "a")
+    answered(monkeypatch, [np.ones((1, 2))], [], classlabel=False, class_values=[])
+    read = read_ts("uea", tmp_path / "x.ts", labelled=False)
+    assert read.series[0].shape == (2, 1) and read.labels == read.classes == ()
 
 
 ONE = [np.zeros((1, 4))]
@@ -262,7 +381,9 @@ def test_parts_that_do_not_fit_are_refused(train, test, message, monkeypatch, tm
     folder.mkdir()
     for part in parts:
         (folder / f"Tiny_{part}.ts").touch()
-    monkeypatch.setattr("experiments.tasks.uea.read_ts", lambda task, path: parts[path.stem.rpartition("_")[2]])
+    monkeypatch.setattr(
+        "experiments.tasks.uea.read_ts", lambda task, path, labelled=True: parts[path.stem.rpartition("_")[2]]
+    )
     with pytest.raises(InputError, match=message):
         tasks.get("uea", dataset="Tiny", data_dir=str(tmp_path)).splits()
 
