@@ -193,7 +193,8 @@ def named_in(arguments: Sequence[str]) -> dict[str, str]:
         if flag in ("--task", "--field", "--model", "--config"):
             found[flag[2:]] = value if equals else "".join(arguments[place + 1 : place + 2])
     path = found.pop("config", None)
-    stored = {} if path is None else read_yaml(path)
+    # An option without its value is refused where it is read.
+    stored = read_yaml(path) if path else {}
     of_file = {role: value for role, value in stored.items() if role in ROLES and isinstance(value, str)}
     return _overridden(of_file, found)
 
