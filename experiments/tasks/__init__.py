@@ -11,6 +11,7 @@ from experiments.tasks.base import Splits, Task
 from experiments.tasks.digits import Digits
 from experiments.tasks.event_mnist import EventMNIST
 from experiments.tasks.halfcheetah import HalfCheetah
+from experiments.tasks.hopper import Hopper
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physionet2012 import PhysioNet2012
@@ -24,7 +25,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
-        *(EventMNIST, Oscillators, HalfCheetah, PhysioNet2012),
+        *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
         *(Table, UEA),
     )
 }

@@ -25,8 +25,8 @@ class Task(ABC):
     """Sequences with targets, divided into training, validation and test sets.
 
     A data set holds `x` (time, input) float32 and `y`: a class number for a classification, (output,) float32 for a
-    regression. It is indexed by a number, a slice or a vector of numbers, as a `TensorDataset` is. One of series with
-    times or lengths of their own is a `Series`.
+    regression, NaN where there is no target. It is indexed by a number, a slice or a vector of numbers, as a
+    `TensorDataset` is. One of series with times or lengths of their own is a `Series`.
 
     Attributes:
         name: what the task is called in `TASKS`.
@@ -41,8 +41,8 @@ class Task(ABC):
         irregular: the samples have timespans.
         gaps: values may be missing, NaN in x.
         length: samples in a sequence, the longest.
-        measured: x and y are in the units of the data, NaN in y where there is no target: the model has the scales of
-            the training set, as `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
+        measured: x and y are in the units of the data: the model has the scales of the training set, as
+            `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
         counted: timespans are numbers of steps; `--time input` shows them as they are, without a scale.
         collator: how times became timespans, which the model keeps; None where it need not know.
         notices: what is to be said of the data.
@@ -57,7 +57,7 @@ class Task(ABC):
     kind: str
     metrics: tuple[str, ...] = ()
     baseline: ClassVar[float | str]
-    every: ClassVar[bool] = False
+    every: bool = False
     irregular: bool = False
     gaps: bool = False
     length: int
@@ -90,7 +90,8 @@ class Task(ABC):
     def guesses(self, part: int) -> dict[str, Tensor]:
         """Answers without a network to the training (0), validation (1) or test set (2), by what they are called.
 
-        They are `(sequences, outputs)` in the units of y, of classes logarithms of probabilities; none of most tasks.
+        They have the shape of y and are in its units, of classes `(sequences, classes)` logarithms of probabilities;
+        none of most tasks.
         """
         return {}
 

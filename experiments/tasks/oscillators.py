@@ -1,4 +1,4 @@
-"""Driven, damped oscillators looked at now and then: what their period and damping are."""
+"""Driven, damped oscillators looked at now and then: what their period and damping are, or where they are else."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from experiments.tasks.base import Splits, Task, positive
-from experiments.tasks.series import Series
+from experiments.tasks.series import Series, batch_of
+from experiments.tasks.subsets import QUESTIONS, Subset
+from solvers.errors import unknown
 
+PARAMETERS = "parameters"
 #: The shortest and the longest period, the least and the largest damping, the shortest and the longest mean gap.
 PERIODS, DAMPINGS, GAPS = (4.0, 16.0), (0.05, 0.5), (0.5, 2.0)
 
 
 class Oscillators(Task):
-    """An oscillator that hangs on a moving hook, seen at random times; asked are its period and its damping.
+    """An oscillator that hangs on a moving hook, seen at random times; asked are its period and damping, or its path.
 
         q'' = w^2 (u(t) - q) - 2 z w q',    u(t) = a cos(v t + phi),    w = 2 pi / P
 
@@ -25,14 +29,22 @@ class Oscillators(Task):
     from -1 to 1; the solution is the closed one. Targets are log P and z, less their means and in units of their
     standard deviations: always answering 0 has the mean squared error 1.
 
+    An interpolation or extrapolation shows a fraction of the samples and asks for (q, u) at their times, as `Subset`
+    says; loss and figures are in the units of q and u, and means and last values are reported beside.
+
     Args:
         length: samples in a sequence, at least 2.
         shortest: samples in the shortest sequence; lengths are drawn uniformly from there to `length`; 0 for `length`.
         train_size, validation_size, test_size: sequences in each set.
+        ask: "parameters", period and damping; "interpolation", samples of the whole series are shown and its values are
+            asked for; "extrapolation", the same with samples of its first half.
+        observed: fraction of these samples that is shown.
+        scored: which values are asked for: "all", those that are "unseen", or those "later" than the first half.
+        observed_seed: chooses which samples are shown.
     """
 
     name = "oscillators"
-    description = "period and damping of a driven oscillator that is seen at random times (generated from a seed)"
+    description = "period and damping, or the path, of a driven oscillator seen at random times (from a seed)"
     input_size = 2
     output_size = 2
     kind = "regression"
@@ -47,6 +59,10 @@ class Oscillators(Task):
         train_size: int = 5_000,
         validation_size: int = 1_000,
         test_size: int = 1_000,
+        ask: str = PARAMETERS,
+        observed: float = 0.5,
+        scored: str = "all",
+        observed_seed: int = 0,
     ) -> None:
         self.length = positive(self.name, "length", length, least=2)
         self.shortest = positive(self.name, "shortest", shortest, least=0)
@@ -55,12 +71,32 @@ class Oscillators(Task):
         self.train_size = positive(self.name, "train_size", train_size)
         self.validation_size = positive(self.name, "validation_size", validation_size)
         self.test_size = positive(self.name, "test_size", test_size)
+        if ask not in (PARAMETERS, *QUESTIONS):
+            raise unknown(f"question (--ask) of task {self.name!r}", ask, (PARAMETERS, *QUESTIONS))
+        self.ask, self.observed, self.scored, self.observed_seed = ask, observed, scored, observed_seed
+        # What is wrong with the other options is said whether they are used or not.
+        subset = Subset(self.name, QUESTIONS[1] if ask == PARAMETERS else ask, observed, scored, observed_seed)
+        self.subset = None if ask == PARAMETERS else subset
+        self.every = self.gaps = self.subset is not None
+        self._sets: Splits | None = None
 
     def splits(self, seed: int = 0) -> Splits:
         """Sets with no sequence in common; `seed` chooses the sequences."""
         sizes = (self.train_size, self.validation_size, self.test_size)
         train, validation, test = (self._drawn(size, seed, stream) for stream, size in enumerate(sizes))
-        return train, validation, test
+        self._sets = train, validation, test
+        return self._sets
+
+    def guesses(self, part: int) -> dict[str, Tensor]:
+        """Of a path the mean, the last value shown, and of an interpolation a line between the neighbours.
+
+        They are of the sets that were made last.
+        """
+        if self.subset is None:
+            return {}
+        sets = self._sets or self.splits()
+        means = batch_of(sets[0], slice(None)).y.flatten(0, 1).nanmean(0)
+        return self.subset.guesses(batch_of(sets[part], slice(None)), means)
 
     def _drawn(self, size: int, seed: int, stream: int) -> Series:
         """The first `size` sequences of a stream: each takes as many numbers of the generator as any other."""
@@ -80,11 +116,18 @@ class Oscillators(Task):
             torch.from_numpy(part.astype(np.float32)) for part in (np.stack((q, u), axis=-1), y, spans)
         )
         if not self.shortest:
-            return Series(x, targets, timespans)
+            return self._asked(x, targets, timespans, None, stream)
         lengths = self.shortest + (drawn[:, 7] * (self.length - self.shortest + 1)).astype(np.int64)
         padding = torch.arange(self.length) >= torch.from_numpy(lengths).unsqueeze(-1)
         x, timespans = x.masked_fill(padding.unsqueeze(-1), 0), timespans.masked_fill(padding, 0)
-        return Series(x, targets, timespans, torch.from_numpy(lengths))
+        return self._asked(x, targets, timespans, torch.from_numpy(lengths), stream)
+
+    def _asked(self, x: Tensor, targets: Tensor, timespans: Tensor, lengths: Tensor | None, stream: int) -> Series:
+        """The series with what is asked of them."""
+        if self.subset is None:
+            return Series(x, targets, timespans, lengths)
+        numbers = torch.tensor([(stream, number) for number in range(len(x))])
+        return self.subset.of(x, timespans, lengths, numbers)
 
 
 def position(

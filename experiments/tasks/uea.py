@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from experiments.tasks import columns
 from experiments.tasks.base import Splits, Task, names, positive, stratified
 from experiments.tasks.columns import Layout, Recorded
 from experiments.tasks.series import Series, collated
+from experiments.tasks.subsets import kept
 from experiments.tasks.ts_files import PARTS, Labelled, files, read_ts
 from neuralosc import Collator
 from solvers.errors import InputError, listed
@@ -194,19 +194,3 @@ class UEA(Task):
             for number, one in enumerate(self._parts[part].series)
         ]
         return [{"times": places, "values": one[places]} for one, places in whole]
-
-
-def kept(length: int, drop: float, key: tuple[int, ...]) -> np.ndarray:
-    """The places of the samples of one series that are left, in order; one at least.
-
-    Each sample draws a number, and the floor(drop length) with the least ones are removed.
-
-    Args:
-        length: samples of the series, at least 1.
-        drop: the fraction that is removed, at least 0 and less than 1.
-        key: numbers that choose what is drawn.
-    """
-    # 0.29 * 100 is a little less than 29.
-    removed = min(math.floor(drop * length + 1e-9), length - 1)
-    drawn = np.random.Generator(np.random.Philox(key)).random(length)
-    return np.sort(np.argsort(drawn, kind="stable")[removed:])

@@ -29,9 +29,10 @@ class Scoring:
         metrics: names of `METRICS`; those of the kind if left out.
         outputs: classes, or numbers of an answer.
         every: there is an answer for every sample, of which those of the padding do not count.
-        scale: what targets and answers are multiplied by before they are compared, `(outputs,)`; None for 1.
-        units: what answers and targets are multiplied by for the figures, and not for the loss, `(outputs,)`; targets
-            that are NaN do not count then. None where both are of one scale, and a target is never missing.
+        scale: what targets and answers are multiplied by before they are compared, `(outputs,)`; None for 1. Targets
+            that are NaN do not count.
+        units: what answers and targets are multiplied by for the figures, and not for the loss, `(outputs,)`; None
+            where both are of one scale.
         reported: outputs whose own errors are figures too, and their numbers; see `Task.reported`.
         weights: of the classes in the loss, `(outputs,)`; None for 1.
     """
@@ -124,8 +125,10 @@ class Totals:
                 answers, y = answers * scale, y * scale
             self._count_each(answers.detach(), y)
             if self.scoring.units is not None:
-                return self._measured(answers, y, self.scoring.units.to(answers))
-            loss, weight = F.mse_loss(answers, y), float(len(y))
+                return self._known(answers, y, self.scoring.units.to(answers))
+            if bool(y.isnan().any()):
+                return self._known(answers, y, torch.ones_like(y[0]))
+            loss, weight = F.mse_loss(answers, y), float(y.numel())
         self._count(loss, weight, len(y))
         self._collect(answers.detach(), y)
         return loss
@@ -145,7 +148,7 @@ class Totals:
         errors = (answers - y) * units
         self.sums += torch.stack((errors.square().nansum(0), errors.abs().nansum(0), (~y.isnan()).sum(0)))
 
-    def _measured(self, answers: Tensor, y: Tensor, units: Tensor) -> Tensor:
+    def _known(self, answers: Tensor, y: Tensor, units: Tensor) -> Tensor:
         """The loss over the targets that there are; the figures are in units."""
         known = ~y.isnan()
         if not known.any():

@@ -208,12 +208,14 @@ def guessed(
 ) -> dict[str, dict[str, float]]:
     """Loss and metrics of what needs no network, by name, on the sequences of these batches of a part."""
     found = {}
+    where = model.readout.weight.device
     for name, answers in task.guesses(part).items():
         count = min(batches.samples, len(batches) * batches.size)
-        y = batch_of(batches.data, slice(count)).y
+        batch = batch_of(batches.data, slice(count)).to(where)
         totals = scoring.totals()
-        where = model.readout.weight.device
-        totals.add(*(feeding.targets(model, values.to(where)) for values in (answers[:count], y)))
+        # A batch is as long as its longest series.
+        answers = answers[:count, : batch.x.shape[1]] if task.every else answers[:count]
+        totals.add(*(feeding.targets(model, values) for values in (answers.to(where), batch.y)), batch.valid)
         found[name] = totals.result()
     return found
 

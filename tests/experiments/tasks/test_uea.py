@@ -17,8 +17,8 @@ import neuralosc
 from experiments import tasks
 from experiments.command.cli import main
 from experiments.tasks import ts_files
+from experiments.tasks.subsets import kept
 from experiments.tasks.ts_files import Labelled, read_ts
-from experiments.tasks.uea import kept
 from experiments.train import serving, training
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.model import build
