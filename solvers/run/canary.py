@@ -89,15 +89,19 @@ def of_sample(loop: Loop, batch: int, first: int, last: int, sample: int) -> Loo
         return value[rows] if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] == batch else value
 
     def column(values: Sequence[Any]) -> Sequence[Any]:
+        if isinstance(values, Paths):
+            # The columns of a path may be paths, as those of one with jumps are.
+            return Paths(values.kind, **{name: column(part) for name, part in values.columns.items()})
         if isinstance(values, Series):
             return Series(values.whole[rows, first:last])
         # One tensor for all intervals stays one.
-        known = {id(value): row(value) for value in values[first:last]}
-        return [known[id(value)] for value in values[first:last]]
+        chosen = values[first:last]
+        known = {id(value): row(value) for value in chosen}
+        return [known[id(value)] for value in chosen]
 
     paths: Sequence[Any] = loop.paths
     if isinstance(paths, Paths):
-        paths = Paths(paths.kind, **{name: column(values) for name, values in paths.columns.items()})
+        paths = column(paths)
     else:
         own = paths[first:last]
         paths = [with_path_tensors(p, {name: row(t) for name, t in path_tensors(p).items()}) for p in own]
