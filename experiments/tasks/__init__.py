@@ -17,6 +17,7 @@ from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physionet2012 import PhysioNet2012
 from experiments.tasks.table import Table
 from experiments.tasks.uea import UEA
+from experiments.tasks.weather import Weather
 from solvers.errors import unknown
 
 __all__ = ["TASKS", "Splits", "Task", "defaults", "get", "options"]
@@ -26,7 +27,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
-        *(Table, UEA),
+        *(Table, UEA, Weather),
     )
 }
 

@@ -87,11 +87,11 @@ class Task(ABC):
         """Outputs of a regression whose own errors are told beside those of all, and their numbers; none of most."""
         return {}
 
-    def guesses(self, part: int) -> dict[str, Tensor]:
+    def guesses(self, part: int) -> dict[str, Any]:
         """Answers without a network to the training (0), validation (1) or test set (2), by what they are called.
 
-        They have the shape of y and are in its units, of classes `(sequences, classes)` logarithms of probabilities;
-        none of most tasks.
+        They have the shape of y and are in its units, of classes `(sequences, classes)` logarithms of probabilities: a
+        tensor, or what gives one for a slice of the sequences. None of most tasks.
         """
         return {}
 

@@ -209,13 +209,16 @@ def guessed(
     """Loss and metrics of what needs no network, by name, on the sequences of these batches of a part."""
     found = {}
     where = model.readout.weight.device
-    for name, answers in task.guesses(part).items():
-        count = min(batches.samples, len(batches) * batches.size)
-        batch = batch_of(batches.data, slice(count)).to(where)
+    count = min(batches.samples, len(batches) * batches.size)
+    for name, guess in task.guesses(part).items():
         totals = scoring.totals()
-        # A batch is as long as its longest series.
-        answers = answers[:count, : batch.x.shape[1]] if task.every else answers[:count]
-        totals.add(*(feeding.targets(model, values) for values in (answers.to(where), batch.y)), batch.valid)
+        for first in range(0, count, batches.size):
+            place = slice(first, min(first + batches.size, count))
+            batch, answers = batch_of(batches.data, place).to(where), guess[place].to(where)
+            if task.every:
+                # A batch is as long as its longest series.
+                answers = answers[:, : batch.x.shape[1]]
+            totals.add(*(feeding.targets(model, values) for values in (answers, batch.y)), batch.valid)
         found[name] = totals.result()
     return found
 
