@@ -73,6 +73,7 @@ from neuralosc.named import (
 from neuralosc.named.baselines import Baseline
 from neuralosc.named.cards import ModelCard, make, model, models
 from neuralosc.named.published import from_reference
+from neuralosc.scores import gaussian_crps, gaussian_nll, sample_crps
 from neuralosc.version import __version__
 from solvers.errors import InputError
 
@@ -156,9 +157,12 @@ __all__ = [
     "export",
     "export_onnx",
     "from_reference",
+    "gaussian_crps",
+    "gaussian_nll",
     "load",
     "make",
     "model",
     "models",
+    "sample_crps",
     "save",
 ]

@@ -123,12 +123,12 @@ def _section(doc: str | None) -> dict[str, str]:
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which the help shows them."""
-    elsewhere = ("task", "data_dir", "model", "field", "readout", "time", *SECTIONS)
+    elsewhere = ("task", "data_dir", "model", "field", "readout", "likelihood", "time", *SECTIONS)
     training = [f.name for f in dataclasses.fields(RunConfig) if f.name not in elsewhere]
     return (
         *_run_settings("Task", ("task", "data_dir")),
         *_task_settings(),
-        *_run_settings("Model", ("model", "field", "readout", "time")),
+        *_run_settings("Model", ("model", "field", "readout", "likelihood", "time")),
         *_model_settings(),
         *_solver_settings(),
         *_run_settings("Training", training),

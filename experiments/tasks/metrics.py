@@ -20,8 +20,8 @@ class Metric:
         kind: of the tasks that have it, "classification" or "regression".
         larger: whether larger is better.
         percent: whether it is shown in percent.
-        of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; None where the sums
-            of a loss do, of "accuracy" and "mse".
+        of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; None where sums
+            over the samples do, of "accuracy", "mse" and "crps".
     """
 
     title: str
@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
         larger=True,
         of_torchmetrics=("BinaryAveragePrecision", "MulticlassAveragePrecision"),
     ),
+    "crps": Metric("Continuous ranked probability score", REGRESSION, larger=False),
     "mse": Metric("Mean squared error", REGRESSION, larger=False),
     "rmse": Metric(
         "Root of the mean squared error",

@@ -101,7 +101,7 @@ class Weather(Task):
         _, values, borders = self._hours
         sets = []
         for name, begin, end in zip(("training", "validation", "test"), borders[:-1], borders[1:], strict=True):
-            starts = torch.arange(begin, end - self.length + 1, self.apart) if end - begin >= self.length else []
+            starts = torch.arange(begin, max(begin, end - self.length + 1), self.apart)
             if not len(starts):
                 raise InputError(
                     f"task {self.name!r}: the {name} part has {end - begin} hours, and a window {self.length}: give "

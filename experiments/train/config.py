@@ -17,6 +17,7 @@ import yaml
 from experiments import own
 from experiments.files import write_atomically
 from neuralosc import READOUTS
+from neuralosc.layers.readout import LIKELIHOODS
 from solvers.errors import InputError, unknown
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
@@ -54,6 +55,9 @@ class RunConfig:
         solver_options: options of the solver: rtol, atol, max_steps, implicit.
         readout: what the answer is read off: the "last" output, the "mean" of all, or an "attention" over all; of a
             task that asks at every sample, "every" output. "auto" is the last, or every one.
+        likelihood: what an answer of a regression or forecast is: "none", a number, trained by the mean squared error;
+            "gaussian", a mean and a standard deviation, trained by their likelihood, and judged by the continuous
+            ranked probability score first.
         time: how the network is told the time between samples, of a task that has it: "true", its equation runs for
             that time; "input", it runs for 1 each time and is shown the time as one more feature; "ignored", not.
         lr: learning rate.
@@ -89,6 +93,7 @@ class RunConfig:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     solver_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     readout: str = "auto"
+    likelihood: str = "none"
     time: str = "true"
     lr: float = 0.01
     optimizer: str = "adam"
@@ -133,8 +138,9 @@ class RunConfig:
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
         self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
-        words = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS, "readout": ("auto", *READOUTS)}
-        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS, "optimizer": OPTIMIZERS}
+        words: dict[str, typing.Collection[str]] = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS}
+        words |= {"readout": ("auto", *READOUTS), "likelihood": LIKELIHOODS, "optimizer": OPTIMIZERS}
+        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

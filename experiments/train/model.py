@@ -14,6 +14,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.tasks import Task
+from experiments.tasks.metrics import CLASSIFICATION
 from experiments.train import feeding, networks
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
@@ -38,11 +39,20 @@ def swappable(model: SequenceModel) -> neuralosc.ContinuousRNN:
 
 
 def make_task(config: RunConfig) -> Task:
-    """The task of a configuration, told where the data files are if it needs any."""
+    """The task of a configuration, told where the data files are if it needs any, with what is to be measured.
+
+    Raises:
+        InputError: an option that the task cannot use, or a likelihood of classes.
+    """
     options = dict(config.task_options)
     if config.data_dir is not None and "data_dir" in tasks.options(config.task):
         options.setdefault("data_dir", config.data_dir)
-    return tasks.get(config.task, **options)
+    task = tasks.get(config.task, **options)
+    if config.likelihood != "none":
+        if task.kind == CLASSIFICATION:
+            raise InputError(f"likelihood is given, and task {task.name!r} has classes, not numbers: leave it out")
+        task.metrics = ("crps", *task.metrics)
+    return task
 
 
 def build(config: RunConfig, task: Task) -> SequenceModel:
@@ -83,7 +93,10 @@ def _assembled(config: RunConfig, task: Task, more: dict[str, Any]) -> SequenceM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, 0))
         rnn = networks.make(config, feeding.features(config, task), options)
-        readout = neuralosc.Readout(rnn.output_size, task.output_size, feeding.readout(config, task), rnn.bidirectional)
+        kind = feeding.readout(config, task)
+        readout = neuralosc.Readout(
+            rnn.output_size, task.output_size, kind, rnn.bidirectional, likelihood=config.likelihood
+        )
     feeding.check(rnn, config, task)
     # A network that is not told the time has no unit of it.
     collator = task.collator if config.time == "true" else None

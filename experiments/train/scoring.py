@@ -16,7 +16,7 @@ from experiments.tasks import Task
 from experiments.tasks.metrics import CLASSIFICATION, METRICS, OF_EACH, STANDARD, at
 from experiments.tasks.series import Batch, batch_of
 from experiments.train.config import RunConfig
-from neuralosc import SequenceModel
+from neuralosc import SequenceModel, gaussian_crps, gaussian_nll
 from solvers.errors import InputError
 
 
@@ -35,6 +35,7 @@ class Scoring:
             where both are of one scale.
         reported: outputs whose own errors are figures too, and their numbers; see `Task.reported`.
         weights: of the classes in the loss, `(outputs,)`; None for 1.
+        likelihood: what the answers to a regression are, as of `neuralosc.Readout`.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Scoring:
     weights: Tensor | None = field(default=None, compare=False)
     units: Tensor | None = field(default=None, compare=False)
     reported: Mapping[str, int] = field(default_factory=dict)
+    likelihood: str = "none"
 
     @classmethod
     def of(
@@ -64,7 +66,8 @@ class Scoring:
             weights = balanced(batch_of(train, slice(None)), task)
         scaler = None if model is None else model.target_scaler
         units = None if scaler is None else scaler.scale.detach().cpu()
-        return cls(task.kind, task.metrics, task.output_size, task.every, task.scale, weights, units, task.reported)
+        given = (task.kind, task.metrics, task.output_size, task.every, task.scale, weights, units, task.reported)
+        return cls(*given, "none" if model is None else model.readout.likelihood)
 
     def totals(self) -> Totals:
         """Nothing counted yet."""
@@ -98,7 +101,7 @@ class Totals:
         self.scoring = scoring if isinstance(scoring, Scoring) else Scoring(scoring)
         self.names = self.scoring.metrics or STANDARD[self.scoring.kind]
         self.sequences = self.samples = self.correct = 0
-        self.loss = self.weight = 0.0
+        self.loss = self.weight = self.squares = self.crps = 0.0
         collected = [name for name in self.names if METRICS[name].of_torchmetrics]
         # Of each reported output: the sums of squares and of absolute errors, and how many they are of.
         self.sums = torch.zeros(3, len(self.scoring.reported), dtype=torch.float64)
@@ -108,7 +111,8 @@ class Totals:
         """Count a batch; returns its mean loss, with its graph.
 
         Args:
-            answers: `(batch, outputs)`, or `(batch, time, outputs)` of a task that asks at every sample.
+            answers: `(batch, outputs)`, or `(batch, time, outputs)` of a task that asks at every sample; of "gaussian"
+                twice as many, as a read-out gives them.
             y: the targets.
             valid: which samples are none of the padding, `(batch, time)`; None for all.
         """
@@ -119,19 +123,10 @@ class Totals:
             return answers.sum() * 0
         if self.scoring.kind == CLASSIFICATION:
             loss, weight = self._classified(answers, y)
-        else:
-            if self.scoring.scale is not None:
-                scale = self.scoring.scale.to(answers)
-                answers, y = answers * scale, y * scale
-            self._count_each(answers.detach(), y)
-            if self.scoring.units is not None:
-                return self._known(answers, y, self.scoring.units.to(answers))
-            if bool(y.isnan().any()):
-                return self._known(answers, y, torch.ones_like(y[0]))
-            loss, weight = F.mse_loss(answers, y), float(y.numel())
-        self._count(loss, weight, len(y))
-        self._collect(answers.detach(), y)
-        return loss
+            self._count(loss, weight, len(y))
+            self._collect(answers.detach(), y)
+            return loss
+        return self._regressed(answers, y)
 
     def _count(self, loss: Tensor, weight: float, samples: int) -> None:
         self.samples += samples
@@ -148,14 +143,38 @@ class Totals:
         errors = (answers - y) * units
         self.sums += torch.stack((errors.square().nansum(0), errors.abs().nansum(0), (~y.isnan()).sum(0)))
 
-    def _known(self, answers: Tensor, y: Tensor, units: Tensor) -> Tensor:
-        """The loss over the targets that there are; the figures are in units."""
+    def _regressed(self, answers: Tensor, y: Tensor) -> Tensor:
+        """The mean loss over the targets that there are."""
         known = ~y.isnan()
-        if not known.any():
+        every = bool(known.all())
+        if not every and not known.any():
             return answers.sum() * 0
-        loss = F.mse_loss(answers[known], y[known])
-        self._count(loss, float(known.sum()), len(y))
-        self._collect((answers.detach() * units)[known], (y * units)[known])
+        mean, log_std = answers, None
+        if self.scoring.likelihood == "gaussian":
+            # Of half precision an exponential keeps too little.
+            mean, log_std = answers.to(torch.promote_types(answers.dtype, y.dtype)).chunk(2, -1)
+        if self.scoring.scale is not None:
+            scale = self.scoring.scale.to(answers)
+            mean, y = mean * scale, y * scale
+            log_std = None if log_std is None else log_std + scale.log()
+        self._count_each(mean.detach(), y)
+        units = torch.ones_like(y[0]) if self.scoring.units is None else self.scoring.units.to(answers)
+
+        def chosen(part: Tensor) -> Tensor:
+            return part if every else part[known]
+
+        squares = F.mse_loss(chosen(mean), chosen(y))
+        loss = squares if log_std is None else gaussian_nll(chosen(mean), chosen(log_std), chosen(y)).mean()
+        weight = float(known.sum())
+        self._count(loss, weight, len(y))
+        self.squares += squares.item() * weight
+        if "crps" in self.names:
+            # Several targets, each in units of its own, have no error in common: scaled ones have.
+            shown = units if "mae" in self.names else torch.ones_like(units)
+            std = torch.zeros_like(mean) if log_std is None else log_std.detach().exp()
+            parts = (chosen((part.detach() * shown).cpu().double()) for part in (mean, std, y))
+            self.crps += gaussian_crps(*parts).sum().item()
+        self._collect(chosen(mean.detach() * units), chosen(y * units))
         return loss
 
     def _classified(self, answers: Tensor, y: Tensor) -> tuple[Tensor, float]:
@@ -201,8 +220,8 @@ class Totals:
             return math.nan
         if name == "accuracy":
             return self.correct / self.samples
-        if name == "mse":
-            return loss
+        if name in ("mse", "crps"):
+            return (self.squares if name == "mse" else self.crps) / self.weight
         with warnings.catch_warnings(record=True) as said:
             # Of a class that is not there; recorded, not shown.
             warnings.simplefilter("always")

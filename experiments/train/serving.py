@@ -43,7 +43,8 @@ def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], N
 
     A forecast answers at its horizons after the last sample of each series: a row for each of these times, with the
     columns of id, time and targets, as in the file. A regression gives a row for each series with the targets, a
-    classification one with the class and the probability of each.
+    classification one with the class and the probability of each. With the likelihood "gaussian" targets are means, and
+    their standard deviations, in the same units, follow as std(TARGET).
 
     Args:
         run: folder of a run of the task `table`, or of `uea`, whose files see `UEA.read`.
@@ -72,7 +73,8 @@ def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], N
         return _at_horizons(task, series, answers, name)
     if task.labels:
         return _classes(series, answers, task.classes, name, task.target[0])
-    return _table({name: [one.name for one in series], **dict(zip(task.target, answers.T.numpy(), strict=True))})
+    named = _named(task, answers.shape[1] > len(task.target))
+    return _table({name: [one.name for one in series], **dict(zip(named, answers.T.numpy(), strict=True))})
 
 
 def _classes(series: Sequence[Recorded], answers: Tensor, classes: Sequence[str], name: str, asked: str) -> Any:
@@ -83,6 +85,11 @@ def _classes(series: Sequence[Recorded], answers: Tensor, classes: Sequence[str]
     return _table(rows | {f"p({label})": chances[:, place].numpy() for place, label in enumerate(classes)})
 
 
+def _named(task: Table, sure: bool) -> list[str]:
+    """What the targets are called in an answer, and their standard deviations if there are any."""
+    return [*task.target, *(f"std({column})" for column in (task.target if sure else ()))]
+
+
 def _table(rows: dict[str, Any]) -> Any:
     import pandas as pd
 
@@ -90,7 +97,7 @@ def _table(rows: dict[str, Any]) -> Any:
 
 
 def _answers(model: SequenceModel, config: RunConfig, task: Table | UEA, series: Sequence[Recorded]) -> Tensor:
-    """`(series, outputs)`, in the units of the targets."""
+    """`(series, outputs)`, in the units of the targets; of "gaussian" the standard deviations follow."""
     pieces = []
     for one in series:
         first = _first(one, task) if isinstance(task, Table) and task.forecast else 0
@@ -114,13 +121,14 @@ def _at_horizons(task: Table, series: Sequence[Recorded], answers: Tensor, name:
     for one, answer in zip(series, answers, strict=True):
         answer = answer.reshape(-1, count).numpy()
         if task.relative:
-            answer = answer + _last(one, task)
+            # Of a change and of a value the deviation is the same.
+            answer[: len(task.target)] += _last(one, task)
         ticks = one.ticks
         steps = [windows.in_ticks(horizon, "horizon", ticks, task.time_column) for horizon in task.asked.horizons]
         asked = ticks.ticks[-1] + np.array(steps)
         times = pd.Series(asked if ticks.kind is None else asked.view(ticks.kind))
         rows = {name: [one.name] * count, task.time_column or "row": times.dt.tz_localize("UTC") if one.utc else times}
-        rows |= dict(zip(task.target, answer, strict=True))
+        rows |= dict(zip(_named(task, len(answer) > len(task.target)), answer, strict=True))
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
 

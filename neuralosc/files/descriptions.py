@@ -24,6 +24,8 @@ from solvers.errors import InputError
 #: What is written of a model.
 PARTS = ("rnn", "settings", "readout", "collator", "input_scaler", "target_scaler")
 READOUT = ("features", "answers", "kind", "bidirectional", "bias")
+#: What is left out where it is this.
+USUAL = {"likelihood": "none"}
 
 #: What is written of a latent ODE, and behind "encoder_" of its encoder.
 LATENT_ODE = (
@@ -52,10 +54,11 @@ def described(model: SequenceModel) -> dict[str, Any]:
         "settings": None if rnn.config is not None else settings(rnn),
         "readout": {
             "features": readout.in_features,
-            "answers": readout.out_features,
+            "answers": readout.answers,
             "kind": readout.kind,
             "bidirectional": readout.pooling.bidirectional,
             "bias": readout.bias is not None,
+            **{name: getattr(readout, name) for name, usual in USUAL.items() if getattr(readout, name) != usual},
         },
         "collator": None if model.collator is None else _written(model.collator),
         "input_scaler": model.input_scaler is not None,
@@ -77,11 +80,12 @@ def model(description: Mapping[str, Any], tensors: int) -> SequenceModel:
     """The model that was described, with weights drawn anew."""
     arguments.known("a model", description, PARTS)
     parts = {name: description[name] for name in PARTS}
-    arguments.known("a readout", parts["readout"], READOUT)
-    rnn, readout = network(parts["rnn"], tensors), Readout(**{name: parts["readout"][name] for name in READOUT})
+    arguments.known("a readout", parts["readout"], (*READOUT, *USUAL))
+    chosen = {**USUAL, **parts["readout"]}
+    rnn, readout = network(parts["rnn"], tensors), Readout(**{name: chosen[name] for name in (*READOUT, *USUAL)})
     scalers = [
         Scaler(size) if arguments.flag(name, parts[name]) else None
-        for name, size in (("input_scaler", rnn.input_size), ("target_scaler", readout.out_features))
+        for name, size in (("input_scaler", rnn.input_size), ("target_scaler", readout.answers))
     ]
     collator = None if parts["collator"] is None else _collator(parts["collator"])
     return SequenceModel(rnn, readout, collator, *scalers)

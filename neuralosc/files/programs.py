@@ -176,6 +176,11 @@ def _sample_by_sample(model: SequenceModel) -> SequenceModel:
             f"a program for any length answers sample by sample, which the read-out {model.readout.kind!r} does not: "
             "give a length, or use 'last', 'mean' or 'every'"
         )
+    if model.readout.kind == "mean" and model.readout.likelihood != "none":
+        raise InputError(
+            "a program for any length takes the mean of answers, and standard deviations have another one: give a "
+            "length, or use the read-out 'last' or 'every'"
+        )
     other = copy.deepcopy(model)
     readout = other.readout
     readout.kind, readout.pooling = "every", READOUTS["every"](readout.in_features, readout.pooling.bidirectional)

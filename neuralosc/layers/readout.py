@@ -41,6 +41,9 @@ class Pooling(nn.Module):
         raise NotImplementedError
 
 
+#: What is said of each answer.
+LIKELIHOODS = {"none": "a number for each answer", "gaussian": "a mean and a standard deviation for each"}
+
 READOUTS: Registry[type[Pooling]] = Registry("readout")
 
 
@@ -132,20 +135,32 @@ class Readout(nn.Linear):
             with learned weights; "every", an answer for every sample.
         bidirectional: whether the second half of the features is that of the reverse direction.
         bias: with b.
+        likelihood: what an answer is: "none", a number for each of the `answers`; "gaussian", a normal distribution for
+            each: all means, and then the logarithms of all standard deviations.
 
     Raises:
         UnknownNameError: no such kind.
-        InputError: sizes that cannot be used.
+        InputError: sizes that cannot be used, or no such likelihood.
     """
 
     def __init__(
-        self, features: int, answers: int, kind: str = "last", bidirectional: bool = False, bias: bool = True
+        self,
+        features: int,
+        answers: int,
+        kind: str = "last",
+        bidirectional: bool = False,
+        bias: bool = True,
+        likelihood: str = "none",
     ) -> None:
         arguments.count("features", features)
         if arguments.flag("bidirectional", bidirectional) and features % 2:
             raise InputError(f"features is {features}, expected an even number: two directions of one size")
         chosen = READOUTS[kind]
-        super().__init__(features, arguments.count("answers", answers), arguments.flag("bias", bias))
+        likelihood = arguments.choice("likelihood", likelihood, LIKELIHOODS)
+        answers = arguments.count("answers", answers)
+        numbers = answers * (1 + (likelihood == "gaussian"))
+        super().__init__(features, numbers, arguments.flag("bias", bias))
+        self.answers, self.likelihood = answers, likelihood
         self.kind, self.pooling = kind, chosen(features, bidirectional)
 
     @overload
@@ -162,7 +177,8 @@ class Readout(nn.Linear):
             lengths: number of valid samples of each sequence, `(batch,)`.
 
         Returns:
-            `(batch, answers)`; of "every", `(batch, time, answers)`, or a PackedSequence where one was given.
+            `(batch, answers)`; of "every", `(batch, time, answers)`, or a PackedSequence where one was given. Of
+            "gaussian" twice as many.
 
         Raises:
             InputError: shapes or lengths that do not fit.
@@ -194,4 +210,5 @@ class Readout(nn.Linear):
 
     def extra_repr(self) -> str:
         """What the module shows of itself."""
-        return f"{super().extra_repr()}, kind={self.kind!r}"
+        likelihood = "" if self.likelihood == "none" else f", likelihood={self.likelihood!r}"
+        return f"{super().extra_repr()}, kind={self.kind!r}{likelihood}"

@@ -32,6 +32,9 @@ class SequenceModel(nn.Module):
 
         answer = s * (W p + b) + m,    p read off the outputs of the network over z
 
+    Of a read-out with the likelihood "gaussian" an answer is all means, and then all standard deviations, both in the
+    units of the targets; a call gives the logarithms of those of scaled targets, as `gaussian_nll` takes them.
+
     Call it in training, where it answers on the scale of `scaled(targets)`; `predict` and `step` answer in the units
     of the targets. Scaling is part of it: `neuralosc.save`, `load`, `export` and `export_onnx` take it as they take a
     network, and what is loaded predicts from times and values as they are.
@@ -60,7 +63,7 @@ class SequenceModel(nn.Module):
         self.rnn, self.readout = recurrent(rnn), _readout(readout, rnn)
         self.collator = _collator(collator, rnn)
         self.input_scaler = _scaler("input_scaler", input_scaler, rnn.input_size)
-        self.target_scaler = _scaler("target_scaler", target_scaler, readout.out_features)
+        self.target_scaler = _scaler("target_scaler", target_scaler, readout.answers)
 
     @property
     def bidirectional(self) -> bool:
@@ -88,7 +91,7 @@ class SequenceModel(nn.Module):
         if targets is not None:
             self._check_targets(targets)
             every = lengths if self.readout.pooling.every else None
-            fitted["target_scaler"] = Scaler(self.readout.out_features).to(self.readout.weight).fit(targets, every)
+            fitted["target_scaler"] = Scaler(self.readout.answers).to(self.readout.weight).fit(targets, every)
         for name, scaler in fitted.items():
             own = getattr(self, name)
             if own is None:
@@ -105,7 +108,13 @@ class SequenceModel(nn.Module):
         return scaled
 
     def unscaled(self, answers: Tensor) -> Tensor:
-        """Answers of a call in the units of the targets."""
+        """Answers of a call in the units of the targets; of "gaussian" means, and then standard deviations."""
+        if self.readout.likelihood == "gaussian":
+            mean, log_std = answers.chunk(2, -1)
+            std = log_std.exp()
+            if self.target_scaler is not None:
+                mean, std = self.target_scaler.inverse(mean), std * self.target_scaler.scale
+            return torch.cat((mean, std), -1)
         return answers if self.target_scaler is None else self.target_scaler.inverse(answers)
 
     def forward(self, x: Tensor, timespans: Tensor | None = None, lengths: Lengths | None = None) -> Tensor:
@@ -224,7 +233,7 @@ class SequenceModel(nn.Module):
             raise InputError(f"{name} is left out, and the model has a unit of time, {self.collator.unit}: give {what}")
 
     def _check_targets(self, targets: Tensor) -> None:
-        every, answers = self.readout.pooling.every, self.readout.out_features
+        every, answers = self.readout.pooling.every, self.readout.answers
         shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         if not isinstance(targets, Tensor) or targets.dim() != 2 + every or targets.shape[-1] != answers:
             # A column that is missing would be broadcast in a loss.
