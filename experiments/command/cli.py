@@ -394,6 +394,31 @@ def work_precision(
     out.print(f"Written: {to}", soft_wrap=True, markup=False)
 
 
+@app.command("forecast-figure")
+def forecast_figure(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option("--out", metavar="PATH", help="The picture to write.")] = Path("forecast.png"),
+    series: Annotated[
+        Any,
+        _numbers("--series", "Numbers of the test series to draw, 0 and up; the first three if left out."),
+    ] = None,
+) -> None:
+    """Draw what a run with --likelihood gaussian says of paths of oscillators (--ask): samples, mean and band."""
+    from experiments.compare import forecasts
+
+    if not to.absolute().parent.is_dir():
+        raise InputError(f"--out {to}: there is no folder {to.absolute().parent}, make it first")
+    found = forecasts.forecasts(run, series or (0, 1, 2))
+    forecasts.draw(found, to)
+    out = console()
+    for one in found:
+        share = (
+            f"at {one.inside:.0%} of the times after the last sample the path lies in the {forecasts.WITHIN:.0%} band"
+        )
+        out.print(f"series {one.number}: {share}", soft_wrap=True)
+    out.print(f"Written: {to}", soft_wrap=True, markup=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of this process if left out) and return its exit code.
 

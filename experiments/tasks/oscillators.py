@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -98,23 +99,35 @@ class Oscillators(Task):
         means = batch_of(sets[0], slice(None)).y.flatten(0, 1).nanmean(0)
         return self.subset.guesses(batch_of(sets[part], slice(None)), means)
 
-    def _drawn(self, size: int, seed: int, stream: int) -> Series:
-        """The first `size` sequences of a stream: each takes as many numbers of the generator as any other."""
+    def path(self, part: int, numbers: Sequence[int], times: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Where some oscillators of a set and their hooks truly are, (q, u), at any times.
+
+        Args:
+            part: 0, 1 or 2, the training, validation or test set.
+            numbers: of the sequences in the set.
+            times: at least 0, `(times,)`, or one row for each sequence; the first sample is taken at 0.
+            seed: as of `splits`.
+
+        Returns:
+            `(sequences, times, 2)`.
+        """
+        return _path(self._random(max(numbers, default=0) + 1, seed, part)[list(numbers)], np.atleast_2d(times))
+
+    def _random(self, size: int, seed: int, stream: int) -> np.ndarray:
+        """Uniform numbers of the first `size` sequences of a stream, of which each takes as many as any other."""
         random = np.random.Generator(np.random.Philox(key=[seed, stream]))
-        drawn = random.random((size, 9 + self.length))
+        return random.random((size, 9 + self.length))
+
+    def _drawn(self, size: int, seed: int, stream: int) -> Series:
+        """The first `size` sequences of a stream."""
+        drawn = self._random(size, seed, stream)
         gaps = -np.log1p(-drawn[:, 9:]) * _logarithmic(drawn[:, 8:9], *GAPS)
         # The first sample is taken at time 0; that its timespan is 1 lets it act.
         times = np.cumsum(np.concatenate((np.zeros((size, 1)), gaps[:, 1:]), axis=1), axis=1)
         spans = np.concatenate((np.ones((size, 1)), gaps[:, 1:]), axis=1)
-        period, other = _logarithmic(drawn[:, :1], *PERIODS), _logarithmic(drawn[:, 1:2], *PERIODS)
-        damping = _between(drawn[:, 2:3], *DAMPINGS)
-        hook = (_between(drawn[:, 3:4], 0.5, 1.0), 2 * math.pi / other, 2 * math.pi * drawn[:, 4:5])
-        q = position(times, 2 * math.pi / period, damping, hook, 2 * drawn[:, 5:6] - 1, 2 * drawn[:, 6:7] - 1)
-        u = hook[0] * np.cos(hook[1] * times + hook[2])
+        period, damping = _logarithmic(drawn[:, :1], *PERIODS), _between(drawn[:, 2:3], *DAMPINGS)
         y = np.concatenate((_standard(np.log(period), *np.log(PERIODS)), _standard(damping, *DAMPINGS)), axis=1)
-        x, targets, timespans = (
-            torch.from_numpy(part.astype(np.float32)) for part in (np.stack((q, u), axis=-1), y, spans)
-        )
+        x, targets, timespans = (torch.from_numpy(part.astype(np.float32)) for part in (_path(drawn, times), y, spans))
         if not self.shortest:
             return self._asked(x, targets, timespans, None, stream)
         lengths = self.shortest + (drawn[:, 7] * (self.length - self.shortest + 1)).astype(np.int64)
@@ -128,6 +141,15 @@ class Oscillators(Task):
             return Series(x, targets, timespans, lengths)
         numbers = torch.tensor([(stream, number) for number in range(len(x))])
         return self.subset.of(x, timespans, lengths, numbers)
+
+
+def _path(drawn: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(q, u) at some times `(sequences, times)` of the oscillators that uniform numbers choose."""
+    period, other = _logarithmic(drawn[:, :1], *PERIODS), _logarithmic(drawn[:, 1:2], *PERIODS)
+    damping = _between(drawn[:, 2:3], *DAMPINGS)
+    hook = (_between(drawn[:, 3:4], 0.5, 1.0), 2 * math.pi / other, 2 * math.pi * drawn[:, 4:5])
+    q = position(times, 2 * math.pi / period, damping, hook, 2 * drawn[:, 5:6] - 1, 2 * drawn[:, 6:7] - 1)
+    return np.stack((q, hook[0] * np.cos(hook[1] * times + hook[2])), axis=-1)
 
 
 def position(
