@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import norm
 
 from experiments.compare import figures
 from experiments.tasks.oscillators import Oscillators
@@ -28,6 +29,8 @@ APART = 1.0
 FINE = 500
 #: Of a band so much lies within.
 WITHIN = 0.9
+#: Half of its width, in standard deviations.
+HALF = NormalDist().inv_cdf((1 + WITHIN) / 2)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Forecast:
     def inside(self) -> float:
         """Share of the asked times after the last sample at which the true path lies in the band."""
         later = self.times > self.seen[-1, 0]
-        return float((np.abs(self.true - self.mean) <= norm.ppf((1 + WITHIN) / 2) * self.std)[later].mean())
+        return float((np.abs(self.true - self.mean) <= HALF * self.std)[later].mean())
 
 
 def forecasts(run: str | Path | RunFolder, numbers: Sequence[int]) -> list[Forecast]:
@@ -128,9 +131,9 @@ def _figure(found: Sequence[Forecast]) -> Figure:
 def _panel(axes: Axes, one: Forecast) -> None:
     """One series: the true path, what was shown, the mean and the band."""
     blue, orange = figures.PALETTE[:2]
-    half = norm.ppf((1 + WITHIN) / 2) * one.std
+    half = HALF * one.std
     last = one.seen[-1, 0]
-    band = {"color": blue, "alpha": 0.22, "linewidth": 0, "label": f"{WITHIN:.0%} band"}
+    band: dict[str, Any] = {"color": blue, "alpha": 0.22, "linewidth": 0, "label": f"{WITHIN:.0%} band"}
     axes.fill_between(one.times, one.mean - half, one.mean + half, **band)
     axes.plot(*one.path.T, color="#707070", linewidth=1.3, linestyle=(0, (4, 2)), label="true path")
     axes.plot(one.times, one.mean, color=blue, linewidth=1.9, label="mean of the network")
@@ -139,5 +142,5 @@ def _panel(axes: Axes, one: Forecast) -> None:
     axes.set_ylabel("position q")
     axes.margins(y=0.14)
     axes.set_xlim(left=one.times[0], right=one.times[-1])
-    note = {"textcoords": "offset points", "fontsize": 8.5, "color": "#303030", "va": "top"}
+    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": "#303030", "va": "top"}
     axes.annotate("last sample", (last, 1), xycoords=("data", "axes fraction"), xytext=(4, 0), **note)

@@ -22,7 +22,18 @@ from experiments.train.config import RunConfig, load_yaml
 from solvers.errors import InputError, NumericalError
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("list", "train", "compare", "evaluate", "predict", "export", "demo", "bench", "work-precision")
+COMMANDS = (
+    "list",
+    "train",
+    "compare",
+    "evaluate",
+    "predict",
+    "export",
+    "demo",
+    "bench",
+    "work-precision",
+    "forecast-figure",
+)
 SMALL = "--hidden-size 6 --dt 0.2 --gamma 1 --epsilon 2 --epochs 1 --limit-train-batches 2 --threads 1"
 
 
