@@ -5,7 +5,6 @@ Exit codes: 0 fine, 1 numerical failure, 2 bad input, 130 interrupted, 141 the r
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -14,21 +13,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import own
-from experiments.command import options, parsers
+from experiments.command import failures, options, parsers
+from experiments.command.failures import PROGRAM
 from experiments.command.options import has_settings
-from solvers.errors import InputError, NumericalError
-
-PROGRAM = "python -m experiments"
-
-# What typer raises for a wrong command line; the class is public only through its children.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+from solvers.errors import InputError
 
 app = typer.Typer(
     add_completion=False,
@@ -437,12 +432,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (Exception, KeyboardInterrupt, SystemExit) as failure:
-        code, message = verdict(failure)
+        code, message = failures.verdict(failure)
         if message:
             try:
                 print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
             except OSError:
-                _silence(sys.stderr)
+                failures.silence(sys.stderr)
         return code
 
 
@@ -458,49 +453,3 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
     ]
     wider.command("train")(options.has_settings(known=known)(inspect.unwrap(train)))
     return wider
-
-
-def verdict(failure: BaseException) -> tuple[int, str]:
-    """The exit code and the message of a failure; what is no failure of the input or the numerics is raised again."""
-    if _is_broken_pipe(failure):
-        _silence(sys.stdout)
-        return 141, ""
-    match failure:
-        case KeyboardInterrupt():
-            return 130, str(failure) or "interrupted"
-        case InputError():
-            return 2, str(failure)
-        case NumericalError():
-            return 1, str(failure)
-        case OSError(filename=str() | bytes() | os.PathLike()):
-            return 2, f"{failure.filename}: {failure.strerror}"
-        case OSError():
-            # What has no name is a stream: standard output on a full disk.
-            _silence(sys.stdout)
-            return 2, f"standard output, or what was read, failed: {failure.strerror or failure}"
-        case MemoryError() | RuntimeError() if _is_out_of_memory(failure):
-            return 2, "there is not enough memory for it: choose smaller sizes"
-    if isinstance(failure, UsageError):
-        context = getattr(failure, "ctx", None)
-        path = context.command_path if context is not None else PROGRAM
-        return 2, f"{failure.format_message()} (see {path} --help)"  # type: ignore[attr-defined]
-    raise failure
-
-
-def _is_out_of_memory(failure: BaseException) -> bool:
-    # torch raises a RuntimeError of its own.
-    said = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(failure, MemoryError) or any(words in str(failure) for words in said)
-
-
-def _silence(stream: TextIO) -> None:
-    """What is still buffered must not fail again at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _is_broken_pipe(failure: BaseException | None) -> bool:
-    # rich turns a broken pipe into SystemExit.
-    return isinstance(failure, BrokenPipeError) or (
-        isinstance(failure, SystemExit) and _is_broken_pipe(failure.__context__)
-    )

@@ -13,7 +13,7 @@ import neuralosc
 import solvers
 from experiments import tasks
 from experiments.bench import suite
-from experiments.command import cli, demo, listing, options, parsers
+from experiments.command import demo, failures, listing, options, parsers
 from experiments.command.cli import main
 from experiments.command.options import Setting, descriptions, resolve, settings
 from experiments.compare import comparison
@@ -370,11 +370,11 @@ def test_a_defect_of_the_program_is_not_hidden(monkeypatch):
 
 
 def test_verdicts_of_each_kind_of_failure():
-    assert cli.verdict(InputError("bad")) == (2, "bad")
-    assert cli.verdict(NumericalError("worse"))[0] == 1
-    assert cli.verdict(KeyboardInterrupt()) == (130, "interrupted")
+    assert failures.verdict(InputError("bad")) == (2, "bad")
+    assert failures.verdict(NumericalError("worse"))[0] == 1
+    assert failures.verdict(KeyboardInterrupt()) == (130, "interrupted")
     with pytest.raises(SystemExit):
-        cli.verdict(SystemExit(5))
+        failures.verdict(SystemExit(5))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
@@ -417,7 +417,7 @@ def test_a_process_without_streams_does_its_work(monkeypatch, capsys):
     "failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
 def test_sizes_that_no_memory_holds_are_one_line(failure):
-    assert cli.verdict(failure) == (2, "there is not enough memory for it: choose smaller sizes")
+    assert failures.verdict(failure) == (2, "there is not enough memory for it: choose smaller sizes")
 
 
 def test_a_configuration_that_python_cannot_read_is_one_line(tmp_path, capsys):
