@@ -56,6 +56,7 @@ from solvers.run.integrate import Integration, Statistics, integrate
 from solvers.run.record import Record
 from solvers.run.sampled import Sampled
 from solvers.run.solve import Trajectory, solve
+from solvers.run.stability import stability
 
 __all__ = [
     "CONTROLS",
@@ -125,4 +126,5 @@ __all__ = [
     "set_backend",
     "solve",
     "spec",
+    "stability",
 ]

@@ -1,5 +1,6 @@
 """What docs/solvers.md says that can be checked: its table, the solvers it names, and its traps."""
 
+import math
 import re
 from pathlib import Path
 
@@ -128,3 +129,20 @@ def test_a_longest_step_splits_each_sample_by_its_own_need():
     times = torch.tensor([[0.0, 1.0], [0.0, 7.0]], dtype=F64)
     solution = solvers.integrate(lambda t, x, u: -x, torch.ones(2, 1, 1, dtype=F64), times, method="rk4", max_dt=0.5)
     assert solution.statistics.steps.tolist() == [2, 14]
+
+
+def test_the_longest_steps_are_those_of_the_stability_functions():
+    section = TEXT.split("## How long a step may be")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 8
+    for names, *columns in rows:
+        for place, name in enumerate(re.findall(r"`(\w+)`", names)):
+            for text, angle in zip(columns, (math.pi / 2, math.pi), strict=True):
+                values = [float(value) for value in text.split(",") if value.strip()]
+                if values:
+                    expected = values[place if len(values) > 1 else 0]
+                    assert solvers.stability(name).limit(angle) == pytest.approx(expected, abs=6e-4), name
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    found = {}
+    exec(code, found)
+    assert f"{found['factor']:.3f}" in code and 0.9 < found["longest"] < 1
