@@ -57,6 +57,7 @@ from solvers.run.record import Record
 from solvers.run.sampled import Sampled
 from solvers.run.solve import Trajectory, solve
 from solvers.run.stability import stability
+from solvers.run.transition import Transition, slope, transition
 
 __all__ = [
     "CONTROLS",
@@ -109,6 +110,7 @@ __all__ = [
     "Stochastic",
     "Time",
     "Trajectory",
+    "Transition",
     "UnknownNameError",
     "audit",
     "available",
@@ -124,7 +126,9 @@ __all__ = [
     "register",
     "runge_kutta",
     "set_backend",
+    "slope",
     "solve",
     "spec",
     "stability",
+    "transition",
 ]

@@ -89,6 +89,44 @@ def advance(
     return gathered(ends)
 
 
+def transition(
+    rnn: Stack,
+    state: Tensor,
+    x: Tensor,
+    timespan: Tensor | float | None,
+    layer: int | None,
+    time: Tensor | float | None,
+) -> Tensor:
+    """See `ContinuousRNN.transition`."""
+    if rnn.bidirectional:
+        raise InputError("transition is a step forward in time, which a reverse direction is not: bidirectional=False")
+    if rnn.solver.stochastic:
+        raise InputError(f"solver {rnn.solver.name!r} draws noise from step to step: use a solver without noise")
+    if rnn.control.memory or not rnn.control.causal:
+        raise InputError(f"under control {rnn.control.name!r} a step depends on other samples too: use control 'hold'")
+    if layer is None and rnn.num_layers > 1:
+        raise InputError(
+            f"this network has {rnn.num_layers} layers: give the layer whose step is meant, 0 for the first"
+        )
+    index = 0 if layer is None else layer
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < rnn.num_layers:
+        raise InputError(f"layer is {layer!r}, expected one of 0 to {rnn.num_layers - 1}")
+    field = rnn.layer(index)
+    shapes = {"state": (state, (None, field.components, field.hidden_size)), "x": (x, (len(state), field.input_size))}
+    for name, (value, shape) in shapes.items():
+        if value.dim() != len(shape) or any(b is not None and a != b for a, b in zip(value.shape, shape, strict=True)):
+            expected = "(batch, " + ", ".join(map(str, shape[1:])) + ")"
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected {expected} of layer {index}")
+    refresh(rnn)
+    span = inputs.check_per_sample("timespan", 1.0 if timespan is None else timespan, x)
+    started = inputs.check_per_sample("time", 0.0 if time is None else time, x)
+    if timespan is not None:
+        span = rnn.felt(torch.as_tensor(span, dtype=x.dtype).expand(len(x), 1), None, len(x), first=False)
+    clock = Clock((started * rnn.dts[index],), (span * rnn.dts[index],))
+    currents = field.currents(x.unsqueeze(1))
+    return rnn.run_layer(index, rnn.control, clock, currents, state, gaps=timespan is not None).end()
+
+
 def sample_times(rnn: Stack, solution: Solution) -> Tensor:
     """The time of each sample on the clock that `states_at` goes by, `(batch, time)`; the last one in the padding."""
     spans = solution.spans(len(solution.inputs) - rnn.directions)

@@ -209,6 +209,35 @@ class ContinuousRNN(Stack):
         """
         return queries.advance(self, state, timespan, x, time)
 
+    def transition(
+        self,
+        state: Tensor,
+        x: Tensor,
+        timespan: Tensor | float | None = None,
+        layer: int | None = None,
+        time: Tensor | float | None = None,
+    ) -> Tensor:
+        """The state after a sample, as a map of the state before: what a step of the network is to its derivatives.
+
+            step = solvers.Transition(lambda state: rnn.transition(state, x))
+            step.jacobian(state), step.jvp(state, v), step.vjp(state, w)
+
+        It is the step of the network's solver with all its substeps, by the plain path, and can be differentiated
+        under any of its gradients.
+
+        Args:
+            state: of one layer, `(batch, components, hidden)`.
+            x: what goes into the layer, `(batch, features)`: the sample, or the output of the layer before.
+            timespan: since the sample before, in units of dt, a number or `(batch,)`; 1 when left out.
+            layer: which one, of a network of several.
+            time: of the sample before, in units of dt; only a field that depends on time sees it. 0 when left out.
+
+        Raises:
+            InputError: a bidirectional network; one of several layers without `layer`; a control that looks at other
+                samples too.
+        """
+        return queries.transition(self, state, x, timespan, layer, time)
+
     def begin(self, batch: int, state: Tensor | None = None, time: Tensor | float = 0.0) -> Stream:
         """The beginning of a stream, whose chunks together are the whole sequence:
 
