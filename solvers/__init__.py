@@ -52,6 +52,7 @@ from solvers.numerics.tableau import ButcherTableau, ExponentialTableau, ImexTab
 from solvers.protocol import STRUCTURES, Field, Time
 from solvers.run.audit import audit
 from solvers.run.choice import backend, get_backend, set_backend
+from solvers.run.claims import Claim, FieldCheck, check_field
 from solvers.run.integrate import Integration, Statistics, integrate
 from solvers.run.record import Record
 from solvers.run.sampled import Sampled
@@ -69,6 +70,7 @@ __all__ = [
     "Backprop",
     "ButcherTableau",
     "Checkpoint",
+    "Claim",
     "Clock",
     "Composition",
     "Control",
@@ -79,6 +81,7 @@ __all__ = [
     "ExponentialRungeKutta",
     "ExponentialTableau",
     "Field",
+    "FieldCheck",
     "Gradient",
     "ImexEuler",
     "ImexRungeKutta",
@@ -116,6 +119,7 @@ __all__ = [
     "available",
     "backend",
     "check",
+    "check_field",
     "compatible",
     "get",
     "get_backend",
