@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from solvers.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # a system without file locks
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -32,6 +38,19 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             # On a full disk it would take what others need.
             temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same from changing the file at `path`; the wait ends with their process."""
+    if fcntl is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        # A file system without locks keeps nobody out.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _flush_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments.files import write_atomically
+from experiments.files import one_at_a_time, write_atomically
 from experiments.reproduce.rows import Cell, Row
 from experiments.tasks.metrics import METRICS
 from experiments.train.runs import environment
@@ -90,12 +90,14 @@ class Results:
         return runs
 
     def add(self, cell: Cell, seed: int, result: RunResult) -> None:
-        """Add a finished run and write the file."""
-        runs = [run for run in self.runs(cell) if run["seed"] != seed]
-        runs.append(_entry(cell, seed, result))
-        self.cells[cell.name] = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
-        values = {"title": self.row.title, "source": self.row.source, "metric": self.row.metric, "cells": self.cells}
-        write_atomically(self.path, (json.dumps(values, indent=1) + "\n").encode())
+        """Add a finished run and write the file, with what other processes have added meanwhile."""
+        entry = _entry(cell, seed, result)
+        with one_at_a_time(self.path):
+            self.cells.update(Results.read(self.path.parent, self.row, self.epochs).cells)
+            runs = [run for run in self.runs(cell) if run["seed"] != seed] + [entry]
+            self.cells[cell.name] = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
+            values = {"title": self.row.title, "source": self.row.source, "metric": self.row.metric}
+            write_atomically(self.path, (json.dumps(values | {"cells": self.cells}, indent=1) + "\n").encode())
 
     def figures(self, cell: Cell) -> list[float]:
         """The compared figure of each run of a cell."""

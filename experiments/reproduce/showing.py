@@ -18,10 +18,10 @@ COMMAND = "python -m experiments reproduce"
 
 PAGE = """# Results
 
-Published results run again, written by `{command} --page docs/results.md` from the files in `results/`; each row
-is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the standard
-deviation of a sample; figures are of the test set with the weights that were best on the validation set. Rows
-without runs wait for somebody who has the data or the time: their commands are ready.
+Published results run again. `{command} --page docs/results.md` writes this page from the files in `results/`; each
+row is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the
+standard deviation of a sample; figures are of the test set, with the weights that were best on the validation set. Rows
+without runs wait for somebody with the data or the time: their commands are ready.
 """
 
 Grid = tuple[list[str], list[list[str]]]

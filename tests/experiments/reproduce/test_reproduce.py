@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,24 @@ def test_what_is_there_is_not_run_again_and_what_was_broken_off_goes_on(folder, 
     assert ran == [4] and len(stored(folder)["cells"]["LSTM"]["runs"]) == 1
     assert command(folder, "small", "--only", "LSTM") == 0
     assert ran == [4] and len(stored(folder)["cells"]["LSTM"]["runs"]) == 2
+
+
+def test_what_another_process_added_meanwhile_stays(folder):
+    assert command(folder, "small", "--seeds", "1", "--only", "LSTM") == 0
+    row = rows.row("small")
+    kept = results.Results.read(folder / "results", row)
+    assert command(folder, "small", "--seeds", "1", "--only", "coRNN") == 0
+    assert command(folder, "small", "--only", "LSTM") == 0
+    (cell,) = (cell for cell in kept.all_cells if cell.name == "LSTM")
+    run = training.resume(folder / "runs" / "small-lstm-seed-4", progress=False)
+    kept.add(cell, 5, run)
+    assert {n: len(c["runs"]) for n, c in stored(folder)["cells"].items()} == {"LSTM": 3, "coRNN": 1}
+
+
+def test_the_page_of_results_is_that_of_the_files():
+    root = Path(__file__).parents[3]
+    written = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert written == showing.page(root / "results"), "python -m experiments reproduce --page docs/results.md"
 
 
 def test_shortened_runs_are_kept_apart(folder, capsys):
