@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import experiments
 import neuralosc
 from experiments.command.cli import main
 from experiments.compare.comparison import compare
@@ -124,3 +125,16 @@ class TestBaseline:
         with pytest.raises(InputError, match="has no solver: leave them out"):
             chosen = config(model="lstm", model_options=SHORT, solver_options={"rtol": 1e-3})
             build(chosen, make_task(chosen))
+
+
+def test_a_run_is_loaded_whole(tmp_path):
+    result = train(config(limit_evaluation_batches=0), root=tmp_path, progress=False)
+    run = experiments.load(result.folder.path)
+    assert run.rnn is run.model.rnn and run.readout is run.model.readout and not run.rnn.training
+    assert run.config == result.folder.config() and run.task.name == "digits"
+    x, y = run.splits[2][:]
+    with torch.no_grad():
+        accuracy = float((run.model(x).argmax(-1) == y).double().mean())
+    assert accuracy == pytest.approx(result.test["accuracy"])
+    with pytest.raises(InputError, match="no run folder"):
+        experiments.load(tmp_path / "nothing")
