@@ -93,7 +93,9 @@ def names(code: types.CodeType) -> Names:
                 modules[each.argval] = None
             elif each.argval.__class__ is str and each.opname.startswith(("LOAD_", "STORE_ATTR", "IMPORT_FROM")):
                 attributes.add(each.argval)
-        attributes |= {text for text in part.co_consts if isinstance(text, str) and text.isidentifier()}
+        # Those of a pattern stand in a tuple.
+        texts = [t for each in part.co_consts for t in (each if isinstance(each, tuple) else (each,))]
+        attributes |= {text for text in texts if isinstance(text, str) and text.isidentifier()}
     return Names(tuple(found), frozenset(attributes), tuple(modules))
 
 
@@ -136,6 +138,8 @@ def pure(value: Any) -> bool:
         # What a container holds is looked at.
         return type(owner) in (dict, list, tuple, set, frozenset, str, deque)
     name = getattr(value, "__name__", "")
+    if name == "_lru_cache_wrapper":
+        return False
     module = getattr(value, "__module__", None)
     if isinstance(value, types.FunctionType):
         module = value.__globals__.get("__name__")

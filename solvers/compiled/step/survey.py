@@ -349,6 +349,10 @@ class Survey:
         if home in _OPAQUE:
             return self._same(value)
         parts: list[Hashable] = [self._key(kind), self._extra(value)]
+        for plain in (int, float, complex, str, bytes):
+            if isinstance(value, plain):
+                # What such a class adds to is a number or a text, which does not change.
+                return (*parts, plain.__repr__(value))
         slots = slots_of(kind)
         if slots and home != "builtins":
             found = tuple([getattr(value, name, _MISSING) for name in slots])

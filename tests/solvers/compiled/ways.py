@@ -28,6 +28,31 @@ SETTINGS.gain = 1.0
 VARIABLE = contextvars.ContextVar("gain", default=1.0)
 
 
+class Marked(float):
+    """A number of a class of its own."""
+
+
+class Patterned:
+    gain = 1.0
+
+
+def matched(value):
+    match value:
+        case Patterned(gain=gain):
+            return gain
+    return 0.0
+
+
+@functools.lru_cache
+def cached():
+    return GAIN
+
+
+def forgotten(field):
+    globals()["GAIN"] = 2.0
+    cached.cache_clear()
+
+
 def shape_of(z):
     return torch.tanh(z)
 
@@ -313,6 +338,12 @@ WAYS = {
     "fraction": setting(fractions.Fraction(1), float, fractions.Fraction(2)),
     "decimal number": setting(decimal.Decimal(1), float, decimal.Decimal(2)),
     "enumeration": setting(Colour.RED, lambda v: v.value, Colour.BLUE),
+    "number of a class": setting(Marked(1.0), lambda v: v * 1.0, Marked(2.0)),
+    "attribute of a class in a pattern": (
+        lambda: Decay(lambda f, held=Patterned(): matched(held)),  # noqa: B008
+        reset(Patterned, "gain", 2.0),
+    ),
+    "cached function": (lambda: Decay(lambda f: cached()), forgotten),
     "sign of zero": setting(0.0, lambda v: 2.0 if np.copysign(1, v) < 0 else 1.0, -0.0),
     "truth for one": setting(1, lambda v: 2.0 if v is True else 1.0, True),
     "tensor": setting(torch.tensor(1.0), float, torch.tensor(2.0)),
@@ -349,5 +380,6 @@ PATCHES = {
     "static method",
     "class method",
     "class of a child",
+    "attribute of a class in a pattern",
     "environment",
 }
