@@ -179,4 +179,8 @@ def _others(row: Row) -> list[str]:
 def _figure(metric: str, values: list[float], spread: float | None = None) -> str:
     """A mean, and the standard deviation where there is one."""
     spread = deviation(values) if spread is None and len(values) > 1 else spread
-    return shown(metric, statistics.fmean(values)) + ("" if spread is None else f" ± {shown(metric, spread)}")
+    if spread is None:
+        return shown(metric, statistics.fmean(values))
+    # Of a deviation from a few runs more than two digits are chance.
+    digits = f"{spread:.1%}" if METRICS[metric].percent else f"{spread:.2g}"
+    return f"{shown(metric, statistics.fmean(values))} ± {digits}"
