@@ -41,15 +41,23 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same from changing the file at `path`; the wait ends with their process."""
+def locked(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock file at `path`, which one process has at a time; it ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process has it, and nobody wants to wait.
+        OSError: the file cannot be made.
+    """
     if fcntl is None:
         yield
         return
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        # A file system without locks keeps nobody out.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import platform
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.files import one_at_a_time, write_atomically
+from experiments.files import locked, write_atomically
 from experiments.reproduce.rows import Cell, Row
 from experiments.tasks.metrics import METRICS
 from experiments.train.runs import environment
@@ -66,7 +66,7 @@ class Results:
         whole = [None] if (folder / f"{row.name}.json").is_file() else []
         return [cls.read(folder, row, epochs) for epochs in (*whole, *sorted(short))]
 
-    @property
+    @cached_property
     def all_cells(self) -> list[Cell]:
         """Those that the row has, run or not."""
         return self.row.cells(self.epochs)
@@ -92,7 +92,7 @@ class Results:
     def add(self, cell: Cell, seed: int, result: RunResult) -> None:
         """Add a finished run and write the file, with what other processes have added meanwhile."""
         entry = _entry(cell, seed, result)
-        with one_at_a_time(self.path):
+        with locked(self.path.with_name(f".{self.path.name}.lock"), wait=True):
             self.cells.update(Results.read(self.path.parent, self.row, self.epochs).cells)
             runs = [run for run in self.runs(cell) if run["seed"] != seed] + [entry]
             self.cells[cell.name] = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
@@ -122,11 +122,6 @@ def settings(cell: Cell) -> dict[str, Any]:
     """What decides a run besides its seed and where it runs."""
     own = {"seed", "data_dir", "device", "threads"}
     return {key: value for key, value in cell.config.to_dict().items() if key not in own}
-
-
-def deviation(values: list[float]) -> float:
-    """The standard deviation of some runs, of a sample of all runs there could be; NaN of one."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.reproduce import rows
-from experiments.reproduce.results import Results, deviation
+from experiments.reproduce.results import Results
 from experiments.reproduce.rows import Cell, Row
 from experiments.tasks.metrics import METRICS, shown
 
@@ -68,15 +68,16 @@ def curve(results: Results) -> Grid | None:
     if not published or not ran:
         return None
     epochs = sorted({epoch for _, found in ran for epoch in found} | {e for entry in published for e in entry.curve})
-    last = max(epoch for _, found in ran for epoch in found)
     columns = [*(found for _, found in ran), *(entry.curve for entry in published)]
-    heads = [*(cell.name for cell, _ in ran), *(f"{entry.what} (published)" for entry in published)]
+    heads = [
+        *(cell.name if cell.labels else "ours" for cell, _ in ran),
+        *(f"{entry.what} (published)" for entry in published),
+    ]
     lines = [
         [str(epoch), *(shown(results.row.metric, found[epoch]) if epoch in found else "" for found in columns)]
         for epoch in epochs
-        if epoch <= last or any(epoch in entry.curve for entry in published)
     ]
-    return ["epoch", *(head.replace("all", "ours", 1) if head == "all" else head for head in heads)], lines
+    return ["epoch", *heads], lines
 
 
 def table(title: str, grid: Grid) -> Table:
@@ -178,7 +179,7 @@ def _others(row: Row) -> list[str]:
 
 def _figure(metric: str, values: list[float], spread: float | None = None) -> str:
     """A mean, and the standard deviation where there is one."""
-    spread = deviation(values) if spread is None and len(values) > 1 else spread
+    spread = statistics.stdev(values) if spread is None and len(values) > 1 else spread
     if spread is None:
         return shown(metric, statistics.fmean(values))
     # Of a deviation from a few runs more than two digits are chance.

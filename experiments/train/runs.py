@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -19,14 +19,9 @@ from typing import Any
 import torch
 
 import neuralosc
-from experiments.files import write_atomically
+from experiments.files import locked, write_atomically
 from experiments.train.config import RunConfig, load_yaml, save_yaml
 from solvers.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # a system without file locks
-    fcntl = None  # type: ignore[assignment]
 
 VERSIONS_OF = ("torch", "lightning", "numpy", "torchdiffeq")
 
@@ -172,20 +167,14 @@ class RunFolder:
         Raises:
             InputError: another process is training in it, or nothing can be written into it.
         """
-        if fcntl is None:
-            yield
-            return
-        try:
-            file = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise InputError(f"nothing can be written into the run {self.path}: {error.strerror or error}") from error
-        with file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path / ".lock", wait=False))
             except BlockingIOError as error:
                 raise InputError(f"run {self.path} is being trained by another process") from error
-            except OSError:  # a file system without locks
-                pass
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(f"nothing can be written into the run {self.path}: {reason}") from error
             yield
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.base.solver import Solver
-from solvers.base.state import over_state
+from solvers.base.state import increment, over_state
 from solvers.errors import InputError
 from solvers.protocol import Time, bind, describe
 from solvers.run.integrate import integrate
@@ -113,10 +113,8 @@ def slope(field: Any, u: Any = None, t: Time = 0.0) -> Transition:
 
     def right_hand_side(state: Tensor) -> Tensor:
         bound = bind(field)
-        scale = getattr(bound, "time_scale", None)
-        factor = None if scale is None else scale()
-        value: Tensor = bound(t, state, u)
-        return value if factor is None else over_state(factor) * value
+        value: Tensor = over_state(increment(bound, 1.0)) * bound(t, state, u)
+        return value
 
     return Transition(right_hand_side, f"the slope of {describe(field)}")
 
