@@ -9,6 +9,7 @@ import torch
 
 import neuralosc
 import solvers
+from experiments import tables
 from experiments.command import cli, listing
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -18,7 +19,7 @@ F64 = torch.float64
 
 def test_the_table_is_that_of_the_registry():
     start, end = "<!-- solvers -->\n", "\n<!-- end of solvers -->"
-    expected = listing.markdown(listing.solver_table())
+    expected = tables.markdown(listing.solver_table())
     assert TEXT.split(start)[1].split(end)[0] == expected, "put in: python -m experiments list solvers --markdown"
     rows = [line for line in expected.splitlines() if line.startswith("| ")][2:]
     assert [row.split("|")[1].strip() for row in rows] == [info.name for info in solvers.available()]
@@ -27,7 +28,7 @@ def test_the_table_is_that_of_the_registry():
 def test_the_command_prints_that_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert cli.main(["list", "solvers", "--markdown"]) == 0
-    assert capsys.readouterr().out.strip() == listing.markdown(listing.solver_table())
+    assert capsys.readouterr().out.strip() == tables.markdown(listing.solver_table())
 
 
 def test_every_name_before_the_table_is_one():

@@ -79,12 +79,13 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, to be put into a page.")] = False,
 ) -> None:
     """Show what there is: tasks, models, solvers, gradients, controls."""
+    from experiments import tables
     from experiments.command import listing
 
     out = console()
     for table in listing.tables(what):
         if markdown:
-            out.print(listing.markdown(table), soft_wrap=True, markup=False)
+            out.print(tables.markdown(table), soft_wrap=True, markup=False)
         else:
             out.print(table)
         out.print()

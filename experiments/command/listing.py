@@ -39,14 +39,6 @@ def tables(what: str | None = None) -> list[Table]:
     return [make() for name, make in KINDS.items() if what in (None, name)]
 
 
-def markdown(table: Table) -> str:
-    """A table as Markdown, without its title."""
-    rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
-    rows += [list(cells) for cells in zip(*(map(str, column.cells) for column in table.columns), strict=True)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, *(["", str(table.caption)] if table.caption else [])])
-
-
 def task_table() -> Table:
     """The tasks: what the data are, what is measured, and the figure to beat."""
     table = _table("tasks (--task)", "name", "what it is", "measured", "to beat", wrapped=("what it is", "to beat"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import neuralosc
 import solvers
-from experiments.command import listing
+from experiments.tables import markdown as as_markdown
 from experiments.tasks.adding import Adding
 from neuralosc import SequenceModel, fields
 from solvers.base.pairing import lacking
@@ -191,7 +191,7 @@ def tables(names: Sequence[str] | None = None, width: int | None = None) -> tupl
 def markdown(names: Sequence[str] | None = None) -> str:
     """The periodic table as Markdown."""
     (part,), notes = tables(names)
-    return "\n".join((listing.markdown(part), "", *(f"- {note}" for note in notes)))
+    return "\n".join((as_markdown(part), "", *(f"- {note}" for note in notes)))
 
 
 def _longest(*texts: str) -> int:

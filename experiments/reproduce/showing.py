@@ -9,6 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from experiments import tables
 from experiments.reproduce import rows
 from experiments.reproduce.results import Results
 from experiments.reproduce.rows import Cell, Row
@@ -94,9 +95,7 @@ def table(title: str, grid: Grid) -> Table:
 
 def markdown(grid: Grid) -> str:
     """A grid as Markdown."""
-    heads, lines = grid
-    rule = ["---"] * len(heads)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))
+    return tables.markdown(table("", grid))
 
 
 def page(folder: Path) -> str:
