@@ -1,5 +1,6 @@
 """Continuous-time recurrent networks: a vector field, a solver and a gradient, chosen independently."""
 
+from neuralosc import analysis as analysis
 from neuralosc.data.collate import Batch, Collator, collate
 from neuralosc.field import ClosedForm, Partitioned, Semilinear, VectorField
 from neuralosc.fields import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,7 @@ import solvers
 from experiments.compare.comparison import Comparison, Measurement, Trajectories
 from experiments.compare.contenders import SUBSTEPS, TRAINED
 from experiments.files import write_atomically
-
-# Okabe and Ito's colours, which can be told apart with any common colour blindness, and three darker ones.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5C4B37", "#000000")
-MARKERS = "osD^vPX*p"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.markersize": 5,
-}
+from neuralosc.analysis.drawing import DOTS, STYLE, looks, note
 
 # Hidden channels and solvers that the trajectories show.
 CHANNELS = 3
@@ -65,16 +50,8 @@ def save(drawing: Callable[[], Figure], path: Path) -> None:
         figure = drawing()
         FigureCanvasAgg(figure)
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=140)
+        figure.savefig(picture, format="png", dpi=DOTS)
     write_atomically(path, picture.getvalue())
-
-
-def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """One colour and marker per solver, the same in every figure of a comparison."""
-    return {
-        name: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, name in enumerate(dict.fromkeys(names))
-    }
 
 
 def step_sizes(comparison: Comparison) -> Figure:
@@ -137,7 +114,7 @@ def _levels(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
         if contender.adaptive and all(abs(level - other) >= ROOM * span for other in labelled):
             labelled.append(level)
             text = f"{contender.solver}, rtol {contender.options['rtol']:.0e}".replace("e-0", "e-")
-            _note(axes, text, (dt, deviation), (4, 3), ha="right")
+            note(axes, text, (dt, deviation), (4, 3), ha="right")
 
 
 def _slopes(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
@@ -153,12 +130,7 @@ def _slopes(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
         line: dict[str, Any] = {"color": "#9A9A9A", "linewidth": 1, "linestyle": ":", "zorder": 1}
         axes.plot([dt / SUBSTEPS[-1], dt], [start, start * SUBSTEPS[-1] ** order], **line)
         at = (dt / middle, start * (SUBSTEPS[-1] / middle) ** order)
-        _note(axes, f"order {order}", at, (6, -11), bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-
-
-def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
-    """A small remark at a point of the data, moved by `offset` in points."""
-    axes.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=8, color="#505050", **options)
+        note(axes, f"order {order}", at, (6, -11), bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
 
 
 def _step_axes(axes: Axes, comparison: Comparison) -> None:
@@ -175,14 +147,14 @@ def _metric_axis(axes: Axes, comparison: Comparison, rows: Sequence[Measurement]
     dt = comparison.dt or 1.0
     if comparison.sweep_metric is not None:
         axes.axhline(comparison.sweep_metric, color="#B8B8B8", linewidth=4, zorder=0.9)
-        _note(axes, "exact solution", (dt / SUBSTEPS[-1], comparison.sweep_metric), (-6, -13))
+        note(axes, "exact solution", (dt / SUBSTEPS[-1], comparison.sweep_metric), (-6, -13))
     trained = {(r.contender.solver, r.contender.substeps) for r in comparison.rows if r.contender.role == TRAINED}
     for row in rows:
         as_trained = (row.contender.solver, row.contender.substeps) in trained and not row.contender.adaptive
         if as_trained and row.metric is not None:
             at = (dt / row.contender.substeps, row.metric)
             axes.plot(*at, marker="o", markersize=12, fillstyle="none", color="#333333", markeredgewidth=1.2)
-            _note(axes, "as trained", at, (7, 9), ha="right")
+            note(axes, "as trained", at, (7, 9), ha="right")
     values = [row.metric for row in rows if row.metric is not None]
     if name == "accuracy":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%" if 0 <= value <= 1 else ""))

@@ -21,6 +21,7 @@ from experiments.train.feeding import told
 from experiments.train.runs import RunFolder
 from experiments.train.training import load_model, threads
 from neuralosc import SequenceModel
+from neuralosc.analysis import drawing
 from solvers.errors import InputError
 
 #: The network is asked every so often, which is about as often as samples come in training.
@@ -130,7 +131,7 @@ def _figure(found: Sequence[Forecast]) -> Figure:
 
 def _panel(axes: Axes, one: Forecast) -> None:
     """One series: the true path, what was shown, the mean and the band."""
-    blue, orange = figures.PALETTE[:2]
+    blue, orange = drawing.PALETTE[:2]
     half = HALF * one.std
     last = one.seen[-1, 0]
     band: dict[str, Any] = {"color": blue, "alpha": 0.22, "linewidth": 0, "label": f"{WITHIN:.0%} band"}

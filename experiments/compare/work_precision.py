@@ -23,6 +23,7 @@ import neuralosc
 import solvers
 from experiments.bench.timing import Report, silent, within
 from experiments.compare import figures
+from neuralosc.analysis import drawing
 from solvers.errors import NumericalError
 
 BUDGETS = tuple(round(64 * 2**k) for k in range(10))
@@ -177,7 +178,7 @@ def diagram(panels: Sequence[Panel]) -> Figure:
     """One panel per problem, one curve per solver, each with its name at its end."""
     figure = Figure(figsize=(7 * len(panels), 5.4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        look = figures.looks(curve.method for curve in panel.curves)
+        look = drawing.looks(curve.method for curve in panel.curves)
         for curve in panel.curves:
             xs, ys = ([point[axis] for point in curve.points] for axis in (0, 1))
             axes.plot(xs, ys, **look[curve.method], linestyle="--" if solvers.get(curve.method).adaptive else "-")
