@@ -32,13 +32,18 @@ class Verdict:
         sentence: what is said, or "No claim: " and the reason.
         numbers: what it rests on, by name.
         rule: the rule that gave it, in words: another would decide the same from the same numbers.
-        claim: whether anything is claimed.
+        answer: what is claimed, in a word for programs, such as "equation" or "step"; empty where nothing is.
     """
 
     sentence: str
     numbers: Mapping[str, float]
     rule: str
-    claim: bool = True
+    answer: str
+
+    @property
+    def claim(self) -> bool:
+        """Whether anything is claimed."""
+        return bool(self.answer)
 
     def __str__(self) -> str:
         return self.sentence
@@ -46,7 +51,7 @@ class Verdict:
 
 def no_claim(why: str, rule: str, numbers: Mapping[str, float] | None = None) -> Verdict:
     """The verdict that nothing can be said, with the reason."""
-    return Verdict(f"No claim: {why}.", numbers or {}, rule, claim=False)
+    return Verdict(f"No claim: {why}.", numbers or {}, rule, "")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Result(ABC):
 
     #: What a page calls it.
     heading: ClassVar[str]
+    #: Width and height of the picture in inches.
+    size: ClassVar[tuple[float, float]] = (7.5, 4.2)
 
     @abstractmethod
     def rows(self) -> Sequence[Row]:
@@ -88,11 +95,6 @@ class Result(ABC):
     def png(self) -> bytes:
         """The picture as a PNG file."""
         return drawing.png(self.figure())
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height of the picture in inches."""
-        return (7.5, 4.2)
 
     @abstractmethod
     def draw(self, figure: Figure) -> None:

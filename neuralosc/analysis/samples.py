@@ -239,6 +239,11 @@ class Paired:
         return cls(mean, mean - Z95 * error, mean + Z95 * error, count, p)
 
 
+def spread(values: Tensor) -> float:
+    """The standard deviation of some values; NaN of one."""
+    return float(values.std()) if len(values) > 1 else math.nan
+
+
 def _binomial(ups: int, downs: int) -> float:
     """Probability of a split as uneven of ups + downs fair throws."""
     count, less = ups + downs, min(ups, downs)

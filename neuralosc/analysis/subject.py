@@ -23,15 +23,18 @@ T = TypeVar("T")
 #: Bytes of states that one pass may keep: more sequences are run in parts.
 STATE_BYTES = 256 * 2**20
 
-#: The solution that stands for the equation itself, and the second method that must confirm it.
-REFERENCE: tuple[str, dict[str, Any]] = ("dopri8", {"rtol": 1e-10, "atol": 1e-12})
-CONFIRMATION = ("rk4", 64)
-#: How many sequences the second method runs, and how far apart the two may be (relative RMS).
-CONFIRMED, CONFIRMED_TO = 4, 1e-6
+#: The solution that stands for the equation itself: a method of order 5 with fixed steps, which the compiled loop
+#: takes, refined until half as many steps give the same, and another method that must give it too.
+REFERENCE, CONFIRMATION = "dopri5_fixed", "rk4"
+#: Steps in one of the network's own, from the fewest to the most; how far the half of them may be (relative RMS), which
+#: is some thirty times the error of the finer ones.
+REFINEMENTS, SETTLED = (4, 8, 16, 32, 64), 1e-6
+#: How many sequences settle the refinement and see the other method, and how far anything may be from it.
+CONFIRMED, CONFIRMED_TO = 4, 1e-5
 
 
 def precise(model: M) -> M:
-    """A copy in float64 and in evaluation mode, on the processor it was on; the model itself stays as it is."""
+    """A copy in float64 and in evaluation mode, on the device it was on; the model itself stays as it is."""
     return copy.deepcopy(model).double().eval()
 
 
@@ -141,37 +144,63 @@ def run(model: nn.Module, samples: Samples) -> Run:
 
 @dataclass(frozen=True)
 class Exact:
-    """The solution that stands for the equation, if a second method confirms it.
+    """The solution that stands for the equation, if another confirms it.
 
     Attributes:
         run: it; None where it failed.
-        error: how far the second method is from it on some sequences, relative RMS of the states.
+        error: how far half as many steps are from it, relative RMS of the states, on all sequences.
+        substeps: steps of `REFERENCE` in an interval.
         why: why it cannot be used; empty if it can.
     """
 
     run: Run | None
-    error: float
+    error: float = float("nan")
+    substeps: int = 0
     why: str = ""
+
+    def under(self, model: M) -> M:
+        """A model solved like this."""
+        return under(model, REFERENCE, self.substeps)
 
 
 def exact(model: nn.Module, samples: Samples) -> Exact:
-    """Solve the equation to many digits, and once more by another method to know that it is solved."""
-    method, options = REFERENCE
-    second, substeps = CONFIRMATION
-    few = samples.pick(slice(CONFIRMED))
+    """Solve the equation to many digits, and again by other steps and another method to know that it is solved."""
     try:
-        found = run(under(model, method, **options), samples)
-        other = run(under(model, second, substeps), few)
-    except (PairingError, NumericalError) as error:
-        return Exact(None, float("nan"), f"the equation could not be solved to many digits ({error})")
-    pairs = zip(other.states, found.states, strict=True)
-    valid = few.valid
-    apart = max(relative_rms(one, whole[:CONFIRMED], valid) for one, whole in pairs)
-    # A difference that is not a number is no confirmation.
+        return _exact(model, samples)
+    except (PairingError, NumericalError, InputError) as error:
+        return Exact(None, why=f"the equation could not be solved to many digits ({error})")
+
+
+def _exact(model: nn.Module, samples: Samples) -> Exact:
+    own, few = continuous(model, one_way=False).substeps, samples.pick(slice(CONFIRMED))
+    apart, coarse = float("inf"), run(under(model, REFERENCE, own * REFINEMENTS[0]), few)
+    for count in REFINEMENTS[1:]:
+        fine = run(under(model, REFERENCE, own * count), few)
+        apart, coarse = distance(coarse, fine, few), fine
+        if apart <= SETTLED:
+            break
+    # A difference that is not a number is no confirmation, here and below.
     if not apart <= CONFIRMED_TO:
-        rejected = f"{method} and {second} with {substeps} substeps differ by {apart:.1e}, more than {CONFIRMED_TO:g}"
-        return Exact(found, apart, f"the reference solution is not confirmed ({rejected})")
-    return Exact(found, apart)
+        why = (
+            f"halving the steps of {REFERENCE} at {own * REFINEMENTS[-1]} in an interval still moves it by {apart:.1e}"
+        )
+        return Exact(None, apart, why=f"the reference solution is not confirmed: {why}")
+    other = distance(run(under(model, CONFIRMATION, 2 * own * count), few), fine, few)
+    if not other <= CONFIRMED_TO:
+        why = f"{REFERENCE} and {CONFIRMATION} differ by {other:.1e}, more than {CONFIRMED_TO:g}"
+        return Exact(None, other, why=f"the reference solution is not confirmed: {why}")
+    found = run(under(model, REFERENCE, own * count), samples)
+    error = distance(run(under(model, REFERENCE, own * count // 2), samples), found, samples)
+    if not error <= CONFIRMED_TO:
+        why = f"on all sequences half as many steps differ by {error:.1e}, more than {CONFIRMED_TO:g}"
+        return Exact(found, error, own * count, f"the reference solution is not confirmed: {why}")
+    return Exact(found, error, own * count)
+
+
+def distance(found: Run, reference: Run, samples: Samples) -> float:
+    """The largest relative RMS difference of the states of a layer."""
+    pairs = zip(found.states, reference.states, strict=True)
+    return max(relative_rms(one, other, samples.valid) for one, other in pairs)
 
 
 def relative_rms(states: Tensor, reference: Tensor, valid: Tensor | None = None) -> float:
