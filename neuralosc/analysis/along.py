@@ -68,10 +68,16 @@ class Walk:
         name = f"a step of {rnn.solver.name}"
         return solvers.Transition(lambda state: rnn.run_paths(self.layer, [path], clock, state).end(), name)
 
+    def current(self, rows: Tensor, places: Tensor) -> Tensor:
+        """What drives the field at the start of such a step, `(steps, channels)`."""
+        at = self.starts[rows, places].unsqueeze(-1).to(working(torch.float64))
+        value: Tensor = mixed(self.paths, places, rows)(at)
+        return value
+
     def slope(self, rows: Tensor, places: Tensor) -> solvers.Transition:
         """The slope of the field at the start of such a step, time scale included, as a map of states."""
-        at = self.starts[rows, places].unsqueeze(-1).to(working(torch.float64))
-        return solvers.slope(self.rnn.layer(self.layer), mixed(self.paths, places, rows)(at), at)
+        at = self.starts[rows, places].unsqueeze(-1)
+        return solvers.slope(self.rnn.layer(self.layer), self.current(rows, places), at)
 
     def jacobians(
         self, solver: str | None = None, substeps: int = 1, progress: bool | None = None
