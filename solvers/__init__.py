@@ -59,6 +59,7 @@ from solvers.run.sampled import Sampled
 from solvers.run.solve import Trajectory, solve
 from solvers.run.stability import stability
 from solvers.run.transition import Transition, slope, transition
+from solvers.run.trust import field_checks, set_field_checks
 
 __all__ = [
     "CONTROLS",
@@ -121,6 +122,7 @@ __all__ = [
     "check",
     "check_field",
     "compatible",
+    "field_checks",
     "get",
     "get_backend",
     "get_control",
@@ -130,6 +132,7 @@ __all__ = [
     "register",
     "runge_kutta",
     "set_backend",
+    "set_field_checks",
     "slope",
     "solve",
     "spec",

@@ -17,6 +17,9 @@ from solvers.protocol import STRUCTURES, bind, describe, structure
 #: What rounding in float64 may make of two ways to one number, relative to the largest of them.
 TOLERANCE = 1e-8
 
+#: Between the seed of random states and that of the others that they are compared with.
+APART = 0x5DEECE66D
+
 #: The same of a difference quotient over a time of this size.
 INSTANT, ROUGH = 1e-6, 1e-4
 
@@ -156,7 +159,9 @@ class _Trial:
 
     def __init__(self, field: Any, state: Tensor, u: Any, t: float, generator: torch.Generator) -> None:
         self.field, self.state, self.u, self.t = field, state, u, t
-        self.other = torch.randn(state.shape, generator=generator, dtype=state.dtype)
+        # States that were given may have been drawn from the same seed: these must be others.
+        apart = torch.Generator().manual_seed(generator.initial_seed() + APART)
+        self.other = torch.randn(state.shape, generator=apart, dtype=state.dtype).to(state.device)
         self.declared = structure(field)
 
     def claims(self) -> Iterator[Claim]:

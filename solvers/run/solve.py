@@ -25,6 +25,7 @@ from solvers.methods.impulsive import Impulsive
 from solvers.protocol import ControlPath, bind, structure
 from solvers.run import backend
 from solvers.run.record import PLAIN, Record
+from solvers.run.trust import trusted
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _stepped(
     tally: Tally | None = None,
 ) -> Trajectory:
     check_steps(field, substeps, max_dt)
+    trusted(field, solver, paths, clock, state)
     counted = Counted(bind(field))
     finer = clock.finer(state.dtype)
     if finer or not clock.tensors:

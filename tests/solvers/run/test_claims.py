@@ -197,3 +197,23 @@ def test_nothing_of_the_process_is_touched():
     solvers.check_field(field)
     assert torch.equal(before, torch.get_rng_state()) and field.training
     assert next(field.parameters()).dtype == torch.float32
+
+
+def test_states_drawn_by_the_same_seed_are_compared_with_others():
+    """Compared with themselves they would show nothing of a coupling."""
+
+    class Coupled(neuralosc.Partitioned):
+        separable = True
+
+        def drive(self, x):
+            return x
+
+        def velocity(self, t, q, p, u):
+            return p * (1 + q)
+
+        def force(self, t, q, p, u):
+            return -q
+
+    torch.manual_seed(0)
+    state = torch.randn(64, 2, 1, dtype=torch.float64)
+    assert [claim.name for claim in solvers.check_field(Coupled(1, 1), state, seed=0).wrong][:1] == ["separable"]
