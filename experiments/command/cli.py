@@ -289,6 +289,37 @@ def compare(
 
 
 @app.command()
+def study(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs on the same data.")],
+    parts: Annotated[Any, _names("--parts", "Which parts; all if left out.")] = None,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", metavar="SECONDS", help="Time for all parts, which is kept; trainings not in it."),
+    ] = 120.0,
+    train_under: Annotated[
+        Any, _names("--train-under", "Solvers to train the first run under too, for the rows that are missing.")
+    ] = None,
+    seeds: Annotated[int, _number("--seeds", "Trainings of each row, which give its spread.")] = 1,
+) -> None:
+    """Study trained runs: whether an equation was learnt or a step, stability, gradients, exponents, on one page."""
+    from experiments.compare import reports
+    from experiments.study import running
+    from experiments.study.runs import opened, with_missing
+
+    out = console()
+    studied = opened(runs)
+    if train_under or seeds > 1:
+        studied = with_missing(studied, train_under or (), seeds, lambda what: out.print(what, soft_wrap=True))
+    with progress_of(out, "studying") as report:
+        done = running.study(studied, parts or (), budget, report)
+    for one in done:
+        said = one.why if one.result is None else str(one.result.verdict)
+        out.print(f"\n{one.name}: {said}", soft_wrap=True, markup=False)
+    out.print("\nWritten:")
+    reports.print_paths(out, running.write(done, studied, running.new_folder(runs[0])))
+
+
+@app.command()
 def demo(root: RootOption = Path("runs")) -> None:
     """Train a coRNN on handwritten digits, then swap its integrator: two to three minutes."""
     from experiments.command import demo as demonstration

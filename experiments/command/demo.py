@@ -8,13 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments import load
 from experiments.compare.comparison import Report, compare
 from experiments.compare.reports import new_folder, print_paths, publish, result_table
+from experiments.tasks.series import batch_of
 from experiments.train.config import RunConfig
-from experiments.train.training import train
+from experiments.train.training import RunResult, threads, train
+from neuralosc.analysis.controls import controls
 from solvers.errors import NumericalError
 
 LEAST_ACCURACY = 0.95
+
+# Sequences that a read-out is fitted to anew, and of the test set as many or all.
+FITTED = 512
 
 Progress = Callable[[str], AbstractContextManager[Report]]
 
@@ -65,11 +71,23 @@ def demo(
     with progress("comparing") as report:
         comparison = compare(result.folder.path, report=report)
     paths = publish(comparison, new_folder(result.folder.path), out)
+    out.print(
+        f"\nIs it the equation or the read-out that the other step lost?\n{_with_the_read_out_fitted_anew(result)}"
+    )
     out.print("\nWritten:")
     print_paths(out, [result.folder.path, result.folder.curve_file, *paths])
     out.print("\nWhat to try next:")
     for purpose, command in next_steps(result.folder.path):
         out.print(f"  {purpose}:\n    {command}", soft_wrap=True, markup=False)
+
+
+def _with_the_read_out_fitted_anew(result: RunResult) -> str:
+    """What comes back of the accuracy when only the linear read-out is fitted to the exact states."""
+    run = load(result.folder.path)
+    train_, _, test = (tuple(batch_of(part, slice(None))) for part in run.splits)
+    with threads(run.config):
+        found = controls(run.model, train_, test, samples=FITTED, seeds=1)
+    return str(found.verdict)
 
 
 def next_steps(run: Path) -> list[tuple[str, str]]:

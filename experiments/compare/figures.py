@@ -20,6 +20,9 @@ from experiments.compare.comparison import Comparison, Measurement, Trajectories
 from experiments.compare.contenders import SUBSTEPS, TRAINED
 from experiments.files import write_atomically
 from neuralosc.analysis.drawing import DOTS, STYLE, looks, note
+from neuralosc.analysis.subject import relative_rms
+
+OFF = "states off the reference (relative RMS)"
 
 # Hidden channels and solvers that the trajectories show.
 CHANNELS = 3
@@ -68,7 +71,10 @@ def step_sizes(comparison: Comparison) -> Figure:
             _tolerances(metric, deviation, series, style)
         else:
             steps = [dt / row.contender.substeps for row in series]
-            metric.plot(steps, [row.metric for row in series], **style)
+            # The first lie below the later ones, and are wider: where curves coincide all of them are seen.
+            width = {"linewidth": 1.4 + 0.9 * (len(look) - 1 - list(look).index(name))}
+            bars = [row.half_width or 0.0 for row in series]
+            metric.errorbar(steps, [row.metric for row in series], bars, capsize=2, **{**style, **width})
             deviation.plot(steps, [row.deviation for row in series], **style)
         work.plot([row.evaluations for row in series], [row.deviation for row in series], **style)
     _slopes(deviation, [row for row in rows if not row.contender.adaptive], dt)
@@ -76,9 +82,10 @@ def step_sizes(comparison: Comparison) -> Figure:
     _step_axes(metric, comparison)
     _step_axes(deviation, comparison)
     _metric_axis(metric, comparison, rows)
-    deviation.set(yscale="log", ylabel="largest deviation from the reference", title="states against step size")
+    deviation.set(yscale="log", ylabel=OFF, title="states against step size")
+    _mark_trained(deviation, comparison)
     work.set(xscale="log", yscale="log", xlabel="right-hand-side evaluations per sequence")
-    work.set(ylabel="largest deviation from the reference", title="states against work")
+    work.set(ylabel=OFF, title="states against work")
     work.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(rows) < 2 else (1,)))
     work.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     work.xaxis.set_minor_formatter(NullFormatter())
@@ -133,9 +140,17 @@ def _slopes(axes: Axes, rows: Sequence[Measurement], dt: float) -> None:
         note(axes, f"order {order}", at, (6, -11), bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
 
 
+def _mark_trained(axes: Axes, comparison: Comparison) -> None:
+    """The step of the training, where it is one."""
+    dt = comparison.dt or 1.0
+    for row in comparison.rows:
+        if row.contender.role == TRAINED and not row.contender.adaptive:
+            axes.axvline(dt / row.contender.substeps, color="#333333", linewidth=0.9, linestyle=":")
+
+
 def _step_axes(axes: Axes, comparison: Comparison) -> None:
     dt = comparison.dt or 1.0
-    axes.set(xscale="log", xlabel="step size" if comparison.dt else "step size, as a fraction of dt")
+    axes.set(xscale="log", xlabel="step size (units of time)" if comparison.dt else "step size, as a fraction of dt")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([dt / count for count in SUBSTEPS], [f"{dt / count:.3g}" for count in SUBSTEPS])
 
@@ -144,6 +159,7 @@ def _metric_axis(axes: Axes, comparison: Comparison, rows: Sequence[Measurement]
     name = comparison.metric_name
     samples = rows[0].samples
     axes.set(ylabel=f"{comparison.split} {name} ({samples} samples)", title="answers against step size")
+    _mark_trained(axes, comparison)
     dt = comparison.dt or 1.0
     if comparison.sweep_metric is not None:
         axes.axhline(comparison.sweep_metric, color="#B8B8B8", linewidth=4, zorder=0.9)
@@ -171,9 +187,9 @@ def trajectories(comparison: Comparison) -> Figure:
     paths = comparison.trajectories
     shown = paths.contenders[:COLUMNS]
     look = looks(row.contender.solver for row in comparison.rows)
-    deviations = {id(row.contender): row.deviation for row in comparison.rows}
+    units = " (units of the equation)" if comparison.dt else " (units of dt)"
     channels = _channels(paths)
-    times = range(1, len(paths.reference) + 1)
+    times = paths.times
     figure = Figure(figsize=(1.2 + 2.5 * len(shown), 1.1 + 1.75 * len(channels)), layout="constrained")
     grid = figure.subplots(len(channels), len(shown), sharex=True, sharey="row", squeeze=False)
     for column, (contender, states) in enumerate(shown):
@@ -183,11 +199,11 @@ def trajectories(comparison: Comparison) -> Figure:
             axes.plot(times, states[:, 0, channel], color=look[contender.solver]["color"], linewidth=1.4)
             if column == 0:
                 axes.set_ylabel(f"channel {channel}")
-        deviation = deviations[id(contender)]
         title = f"{contender.label}\n{contender.role or ''}".strip()
         grid[0][column].set_title(title, fontsize=10, color=look[contender.solver]["color"])
-        if deviation is not None:
-            grid[-1][column].set_xlabel(f"sample\nlargest deviation {deviation:.2g}")
+        # Of what is drawn here, and nothing else.
+        drawn = relative_rms(states[:, 0, channels], paths.reference[:, 0, channels])
+        grid[-1][column].set_xlabel(f"time{units}\nthese curves are off by {drawn:.2g} (relative RMS)", fontsize=9)
     name = "position" if paths.reference.shape[1] > 1 else "state"
     figure.suptitle(
         f"{comparison.model} on {comparison.task}: hidden {name} over one {comparison.split} sample, "

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,15 +18,12 @@ from rich.text import Text
 
 from experiments.compare import figures
 from experiments.compare.comparison import CONFIRMED_SAMPLES, Comparison, Measurement
-from experiments.compare.contenders import CONFIRMATION, TRAINED
 from experiments.files import write_atomically
-from experiments.tasks.metrics import METRICS, parted
+from experiments.tasks.metrics import parted
 from experiments.tasks.metrics import shown as number
 from experiments.train.training import RunResult
+from neuralosc.analysis.results import plain
 from solvers.errors import InputError
-
-# Accuracies that differ by no more than this are as good as the same.
-DEPENDENT = 0.02
 
 COLUMNS = (
     "part",
@@ -36,7 +32,9 @@ COLUMNS = (
     "options",
     "role",
     "metric",
+    "half_width",
     "deviation",
+    "order",
     "evaluations",
     "seconds",
     "samples",
@@ -93,7 +91,7 @@ def table(comparison: Comparison) -> Table:
     )
     result.add_column("solver", no_wrap=True)
     result.add_column("substeps or rtol", justify="right")
-    for heading in (c.metric_name, "largest deviation", "evaluations", "time"):
+    for heading in (c.metric_name, "states off", "order", "evaluations", "time"):
         result.add_column(heading, justify="right", no_wrap=True)
     result.add_column("", no_wrap=True)
     for row in c.rows:
@@ -109,45 +107,30 @@ def caption(comparison: Comparison) -> str:
     which = f"all {c.samples} {c.split} samples"
     if c.samples < c.available:
         which = f"{c.samples} of {c.available} {c.split} samples, drawn at random"
+    reference = f"{c.reference.contender.label}, checked on {CONFIRMED_SAMPLES} samples"
     return (
-        f"On {which}, in float64. Deviation: the largest difference of a state from the reference "
-        f"solution; the reference is checked against {CONFIRMATION.label} on {CONFIRMED_SAMPLES} samples. "
-        "Evaluations: of the right-hand side, per sequence. Time: for all samples."
+        f"On {which}, in float64. States off: from those of the reference solution ({reference}), relative RMS. Order: "
+        "observed between this step and half of it. Evaluations: of the right-hand side, per sequence. Time: for all "
+        "samples."
     )
 
 
 def finding(comparison: Comparison) -> str:
-    """What the comparison says in a sentence: whether the answers depend on the integrator."""
-    c = comparison
-    trained = next((row.metric for row in c.rows if row.contender.role == TRAINED), None)
-    exact = c.reference.metric
-    if trained is None or exact is None:
-        return ""
-    text = (
-        f"{METRICS[c.metric_name].title} {number(c.metric_name, trained)} "
-        f"under the solver of the training, {number(c.metric_name, exact)} under the exact solution of the same ODE"
-    )
-    if c.metric_name != "accuracy":
-        return f"{text}."
-    if abs(trained - exact) <= DEPENDENT:
-        return f"{text}: the network has learnt the field."
-    # Two standard errors of the difference of two proportions: what fewer samples show may be chance.
-    chance = 2 * math.sqrt((trained * (1 - trained) + exact * (1 - exact)) / c.samples)
-    if abs(trained - exact) <= chance:
-        return f"{text}: too few samples to say that they differ."
-    return f"{text}: the network has learnt field and step together."
+    """What the comparison says in a sentence: whether an equation was learnt, or a step."""
+    return str(comparison.verdict)
 
 
 def _cells(row: Measurement, metric_name: str) -> list[str]:
     name = [row.contender.solver, row.contender.steps]
     if row.reason:
-        return [*name, "-", "-", "-", "-"]
-    assert row.metric is not None and row.deviation is not None
+        return [*name, "-", "-", "-", "-", "-"]
+    assert row.metric is not None
     assert row.evaluations is not None and row.seconds is not None
     return [
         *name,
         number(metric_name, row.metric),
-        f"{row.deviation:.1e}",
+        "-" if row.deviation is None else f"{row.deviation:.1e}",
+        "-" if row.order is None else f"{row.order:.2f}",
         f"{row.evaluations:,.0f}",
         f"{row.seconds:.2f} s",
     ]
@@ -163,6 +146,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     for record in records:
         writer.writerow({**record, "options": json.dumps(record["options"])})
     about = {key: value for key, value in vars(comparison).items() if isinstance(value, str | int | float | None)}
+    about["verdict"] = plain(comparison.verdict)
     paths = [folder / "comparison.csv", folder / "comparison.json"]
     write_atomically(paths[0], text.getvalue().encode())
     write_atomically(paths[1], (json.dumps({**about, "measurements": records}, indent=2) + "\n").encode())

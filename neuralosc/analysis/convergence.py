@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from neuralosc.analysis.drawing import GREY, INK, PALETTE, note
+from neuralosc.analysis.drawing import GREY, INK, PALETTE
 from neuralosc.analysis.learned import FEWEST, NOTHING, SHARE, Evidence, agreement, lost, missing, numbers_of
 from neuralosc.analysis.learned import verdict as rule_on
 from neuralosc.analysis.results import Result, Row, Verdict, no_claim
@@ -126,7 +126,7 @@ class Convergence(Result):
                 [level.paired.high - level.paired.difference for level in known if level.paired],
             ]
             answers.errorbar(
-                steps, middle, bars, color=PALETTE[0], marker="o", capsize=3, label="95 % of the difference"
+                steps, middle, bars, color=PALETTE[0], marker="o", capsize=3, label="with 95 % of the difference"
             )
         if self.exact_score is not None:
             answers.axhline(self.exact_score, color=GREY, linewidth=4, zorder=0.9, label="solved exactly")
@@ -138,9 +138,12 @@ class Convergence(Result):
             states.plot(*zip(*line, strict=True), color=GREY, linestyle=":", label=f"order {self.declared:g}")
         for axes, name in ((answers, self.score), (states, "states off the exact ones (relative RMS)")):
             axes.axvline(unit, color=INK, linewidth=0.8, linestyle=":")
-            note(axes, "as trained", (unit, axes.get_ylim()[1]), (3, -10))
+            axes.annotate("as trained", (unit, 1), xycoords=("data", "axes fraction"), xytext=(-3, -3),
+                          textcoords="offset points", fontsize=8, ha="right", va="top", rotation=90)  # fmt: skip
             unit_name = "units of time" if self.dt else "parts of that of the training"
             axes.set(xscale="log", xlabel=f"step ({unit_name})", ylabel=name)
+            axes.set_xticks(steps, [f"{step:.3g}" for step in steps])
+            axes.set_xticks([], minor=True)
             axes.legend(loc="best", fontsize=8)
         states.set(yscale="log")
 

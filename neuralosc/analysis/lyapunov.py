@@ -100,6 +100,7 @@ class Lyapunov(Result):
         spectrum.axhline(0, color=GREY, linewidth=3, zorder=0.9)
         spectrum.errorbar(numbers, self.exponents, APART * self.errors, fmt="o", color=PALETTE[0], capsize=3)
         spectrum.set(xlabel="number", ylabel="exponent per unit of time", title=f"of the {self.of} ({APART:g} s.e.)")
+        spectrum.xaxis.get_major_locator().set_params(integer=True)
         for i in range(min(len(self.exponents), len(PALETTE))):
             trace.plot(self.times, self.trace[:, i], color=PALETTE[i], label=str(i + 1))
         trace.set(xlabel="time averaged over", ylabel="exponent per unit of time", title="as the average grows")

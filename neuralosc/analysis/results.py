@@ -105,7 +105,7 @@ def columns(rows: Sequence[Row]) -> str:
     """Rows as text: names of the columns, and a line for each row."""
     if not rows:
         return "(no rows)"
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     numeric = [all(_is_number(row[name]) for row in rows) for name in rows[0]]
     texts = []
@@ -140,7 +140,8 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, bool):

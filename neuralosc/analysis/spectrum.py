@@ -109,7 +109,8 @@ class Spectrum(Result):
         plane.plot(z.real, z.imag, ".", color=PALETTE[0], alpha=0.6)
         plane.axvline(0, color=INK, linewidth=0.5)
         shaded = "shaded: where a step does not grow" if function is not None else "the method has no one region"
-        plane.set(xlabel="Re h lambda", ylabel="Im h lambda", aspect="equal", title=f"{self.solver}; {shaded}")
+        plane.set(xlabel="Re h lambda", ylabel="Im h lambda", title=f"{self.solver}; {shaded}")
+        plane.set_aspect("equal", adjustable="datalim")
         finite = self.stable.isfinite()
         places = torch.arange(len(self.steps))
         steps.plot(places, self.steps, "s", color=PALETTE[1], label="step that is taken")
@@ -117,6 +118,7 @@ class Spectrum(Result):
         if not finite.all():
             steps.plot([], [], " ", label=f"at {int((~finite).sum())} points none that was tried is unstable")
         steps.set(yscale="log", xlabel="point along the run", ylabel="units of time")
+        steps.xaxis.get_major_locator().set_params(integer=True)
         steps.legend(fontsize=8)
 
 

@@ -32,6 +32,9 @@ REFINEMENTS, SETTLED = (4, 8, 16, 32, 64), 1e-6
 #: How many sequences settle the refinement and see the other method, and how far anything may be from it.
 CONFIRMED, CONFIRMED_TO = 4, 1e-5
 
+UNSOLVED = "the equation could not be solved to many digits"
+UNCONFIRMED = "the reference solution is not confirmed"
+
 
 def precise(model: M) -> M:
     """A copy in float64 and in evaluation mode, on the device it was on; the model itself stays as it is."""
@@ -165,36 +168,47 @@ class Exact:
 
 def exact(model: nn.Module, samples: Samples) -> Exact:
     """Solve the equation to many digits, and again by other steps and another method to know that it is solved."""
+    own = settled(model, samples.pick(slice(CONFIRMED)))
+    if own.why:
+        return own
     try:
-        return _exact(model, samples)
-    except (PairingError, NumericalError, InputError) as error:
-        return Exact(None, why=f"the equation could not be solved to many digits ({error})")
+        found = run(own.under(model), samples)
+        error = distance(run(under(model, REFERENCE, own.substeps // 2), samples), found, samples)
+    except (NumericalError, InputError) as failed:
+        return Exact(None, why=f"{UNSOLVED} ({failed})")
+    # A difference that is not a number is no confirmation.
+    if not error <= CONFIRMED_TO:
+        why = f"on all sequences half as many steps differ by {error:.1e}, more than {CONFIRMED_TO:g}"
+        return Exact(found, error, own.substeps, f"{UNCONFIRMED} ({why})")
+    return Exact(found, error, own.substeps)
 
 
-def _exact(model: nn.Module, samples: Samples) -> Exact:
-    own, few = continuous(model, one_way=False).substeps, samples.pick(slice(CONFIRMED))
+def settled(model: nn.Module, few: Samples) -> Exact:
+    """How many steps the exact solution takes, found on a few sequences, whose it is, and confirmed there."""
+    try:
+        return _settled(model, few)
+    except (PairingError, NumericalError, InputError) as failed:
+        return Exact(None, why=f"{UNSOLVED} ({failed})")
+
+
+def _settled(model: nn.Module, few: Samples) -> Exact:
+    own = continuous(model, one_way=False).substeps
     apart, coarse = float("inf"), run(under(model, REFERENCE, own * REFINEMENTS[0]), few)
     for count in REFINEMENTS[1:]:
         fine = run(under(model, REFERENCE, own * count), few)
         apart, coarse = distance(coarse, fine, few), fine
         if apart <= SETTLED:
             break
-    # A difference that is not a number is no confirmation, here and below.
     if not apart <= CONFIRMED_TO:
         why = (
             f"halving the steps of {REFERENCE} at {own * REFINEMENTS[-1]} in an interval still moves it by {apart:.1e}"
         )
-        return Exact(None, apart, why=f"the reference solution is not confirmed: {why}")
+        return Exact(None, apart, why=f"{UNCONFIRMED} ({why})")
     other = distance(run(under(model, CONFIRMATION, 2 * own * count), few), fine, few)
     if not other <= CONFIRMED_TO:
         why = f"{REFERENCE} and {CONFIRMATION} differ by {other:.1e}, more than {CONFIRMED_TO:g}"
-        return Exact(None, other, why=f"the reference solution is not confirmed: {why}")
-    found = run(under(model, REFERENCE, own * count), samples)
-    error = distance(run(under(model, REFERENCE, own * count // 2), samples), found, samples)
-    if not error <= CONFIRMED_TO:
-        why = f"on all sequences half as many steps differ by {error:.1e}, more than {CONFIRMED_TO:g}"
-        return Exact(found, error, own * count, f"the reference solution is not confirmed: {why}")
-    return Exact(found, error, own * count)
+        return Exact(None, other, why=f"{UNCONFIRMED} ({why})")
+    return Exact(fine, max(apart, other), own * count)
 
 
 def distance(found: Run, reference: Run, samples: Samples) -> float:
