@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -141,13 +142,21 @@ def _row(task: _Task, field: nn.Module, x: Tensor, gradient: Gradient, reference
         seconds = time.perf_counter() - started
     except (PairingError, NumericalError) as error:
         return AuditRow(gradient.name, None, 0, 0.0, str(error))
-    errors = [_relative(a, b) for a, b in zip(gradients, reference, strict=True)]
+    errors = [relative(a, b) for a, b in zip(gradients, reference, strict=True)]
     return AuditRow(gradient.name, max(errors), memory.peak, seconds)
 
 
-def _relative(gradient: Tensor, exact: Tensor) -> float:
-    size = float(exact.abs().max()) if exact.numel() else 0.0
-    return float((gradient.double() - exact).abs().max()) / size if size else 0.0
+def relative(gradient: Tensor, exact: Tensor) -> float:
+    """Largest error of a gradient, relative to the largest entry of the exact one; infinite where that is 0 alone.
+
+    Args:
+        gradient: of any precision.
+        exact: in float64, of the same shape.
+    """
+    if not exact.numel():
+        return 0.0
+    error, size = float((gradient.double() - exact).abs().max()), float(exact.abs().max())
+    return error / size if size else math.inf if error else 0.0
 
 
 class PeakMemory(TorchDispatchMode):

@@ -1,0 +1,29 @@
+"""Small models with data, and what an analysis must leave alone."""
+
+import contextlib
+import copy
+
+import torch
+
+import neuralosc
+
+
+def classifier(seed: int = 0, batch: int = 12, time: int = 8, **choices) -> tuple[neuralosc.SequenceModel, tuple]:
+    """An untrained network of oscillators with a read-out, and drawn data."""
+    torch.manual_seed(seed)
+    field = neuralosc.DenseHamiltonian(2, 4)
+    rnn = neuralosc.ContinuousRNN(field, **{"dt": 0.3, "solver": "stormer_verlet", **choices})
+    data = torch.randn(batch, time, 2), torch.randint(0, 3, (batch,))
+    return neuralosc.SequenceModel(rnn, neuralosc.Readout(4, 3)), data
+
+
+@contextlib.contextmanager
+def untouched(model: torch.nn.Module):
+    """Parameters, gradients, mode and torch's generator are afterwards what they were."""
+    before, mode, drawn = copy.deepcopy(model.state_dict()), model.training, torch.get_rng_state()
+    grads = [p.grad for p in model.parameters()]
+    yield
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items())
+    assert all(one is other for one, other in zip(grads, (p.grad for p in model.parameters()), strict=True))
+    assert model.training == mode and torch.equal(torch.get_rng_state(), drawn)
