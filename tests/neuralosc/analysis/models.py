@@ -8,6 +8,17 @@ import torch
 import neuralosc
 
 
+class Line(neuralosc.VectorField):
+    """x' = w x + v u."""
+
+    def __init__(self, w: float, v: float = 1.0):
+        super().__init__(1, 1)
+        self.w, self.v = torch.nn.Parameter(torch.tensor(w)), torch.nn.Parameter(torch.tensor(v))
+
+    def forward(self, t, state, u):
+        return self.w * state + self.v * u.unsqueeze(-2)
+
+
 def classifier(seed: int = 0, batch: int = 12, time: int = 8, **choices) -> tuple[neuralosc.SequenceModel, tuple]:
     """An untrained network of oscillators with a read-out, and drawn data."""
     torch.manual_seed(seed)

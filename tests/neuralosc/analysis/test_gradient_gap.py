@@ -10,20 +10,9 @@ import neuralosc
 import solvers
 from neuralosc.analysis.gradient_gap import gradient_gap
 from solvers import InputError
-from tests.neuralosc.analysis.models import classifier, untouched
+from tests.neuralosc.analysis.models import Line, classifier, untouched
 
 W, V = -0.8, 1.3
-
-
-class Line(neuralosc.VectorField):
-    """x' = w x + v u."""
-
-    def __init__(self):
-        super().__init__(1, 1)
-        self.w, self.v = torch.nn.Parameter(torch.tensor(W)), torch.nn.Parameter(torch.tensor(V))
-
-    def forward(self, t, state, u):
-        return self.w * state + self.v * u.unsqueeze(-2)
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ def line_gap(substeps: int) -> float:
 
 
 def test_a_linear_equation_in_closed_form():
-    rnn = neuralosc.ContinuousRNN(Line(), "euler", substeps=4)
+    rnn = neuralosc.ContinuousRNN(Line(W, V), "euler", substeps=4)
     gradients = [{"name": "adjoint", "rtol": 1e-9, "atol": 1e-11}]
     found = gradient_gap(rnn, torch.ones(2, 1, 1), last, gradients, halvings=(2, 4), tolerances=(1e-8,))
     exact = [line_gap(n) for n in (4, 8, 16)]
@@ -66,7 +55,12 @@ def test_a_linear_equation_in_closed_form():
     assert found.tolerances[0].gap == pytest.approx(exact[0], rel=1e-6)
     assert (
         gradient_gap(
-            neuralosc.ContinuousRNN(Line(), "euler"), torch.ones(1, 1, 1), last, ["adjoint"], halvings=(), tolerances=()
+            neuralosc.ContinuousRNN(Line(W, V), "euler"),
+            torch.ones(1, 1, 1),
+            last,
+            ["adjoint"],
+            halvings=(),
+            tolerances=(),
         )
         .gaps[0]
         .parameters["fields.0.w"][0]
@@ -127,7 +121,7 @@ def test_no_claim_without_a_solver_and_without_a_gradient():
 
 
 def test_tolerances_are_those_of_a_solver_that_chooses_its_steps():
-    rnn = neuralosc.ContinuousRNN(Line(), "dopri5")
+    rnn = neuralosc.ContinuousRNN(Line(W, V), "dopri5")
     found = gradient_gap(rnn, torch.ones(2, 2, 1), last, ["adjoint"], tolerances=(1e-3, 1e-6))
     assert not found.refined and found.tolerances[0].gap > 10 * found.tolerances[1].gap
 
