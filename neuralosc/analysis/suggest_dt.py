@@ -438,7 +438,8 @@ def _excess(stability: Any, z: np.ndarray) -> np.ndarray:
     else:
         size = np.abs(stability(z))
     with np.errstate(divide="ignore"):
-        return np.maximum(np.log(size) - np.maximum(z.real, 0.0), 0.0)
+        excess: np.ndarray = np.maximum(np.log(size) - np.maximum(z.real, 0.0), 0.0)
+    return excess
 
 
 def _range(probes: Sequence[Probe], own: float) -> tuple[Probe, Probe] | None:
