@@ -61,6 +61,10 @@ class Loss:
 
     def __call__(self, model: nn.Module, samples: Samples) -> Tensor:
         """The mean over these sequences, to be differentiated."""
+        return self.each(model, samples).mean()
+
+    def each(self, model: nn.Module, samples: Samples) -> Tensor:
+        """The loss of each of these sequences, or, of a function that gives only that, their mean."""
         answers = model(**samples.inputs)
         if not isinstance(model, SequenceModel):
             answers = answers[0]
@@ -70,7 +74,7 @@ class Loss:
             raise InputError(
                 f"the loss gives {shape}, expected one number, or one for each of {len(samples)} sequences"
             )
-        return value.mean()
+        return value
 
     @torch.no_grad()
     def value(self, model: nn.Module, samples: Samples) -> float:

@@ -259,7 +259,8 @@ def _under(model: Any, solvers: Sequence[Any] | None) -> list[tuple[str, Any]]:
     if not chosen:
         raise InputError("solvers is empty, expected one at least, or None for the network's own")
     swapped = [model.with_solver(solver, gradient="backprop") for solver in chosen]
-    return [(network(each).solver.name, each) for each in swapped]  # type: ignore[union-attr]
+    nets: list[Any] = [network(each) for each in swapped]
+    return [(net.solver.name, each) for net, each in zip(nets, swapped, strict=True)]
 
 
 def _strengths(kinds: Any) -> dict[str, tuple[float, ...]]:

@@ -28,6 +28,15 @@ def classifier(seed: int = 0, batch: int = 12, time: int = 8, **choices) -> tupl
     return neuralosc.SequenceModel(rnn, neuralosc.Readout(4, 3)), data
 
 
+def regression(answers: int = 1, seed: int = 0):
+    """A model of which the read-out alone is trained, its data and its Hessian, that of a quadratic."""
+    model, (x, _) = classifier(seed, batch=30)
+    model = neuralosc.SequenceModel(model.rnn.requires_grad_(False), neuralosc.Readout(4, answers)).double()
+    features = model.rnn(x.double())[0][:, -1]
+    features = torch.cat((features, torch.ones(len(x), 1)), 1)
+    return model, (x, torch.randn(len(x), answers)), 2 / len(x) / answers * features.T @ features
+
+
 @contextlib.contextmanager
 def untouched(model: torch.nn.Module):
     """Parameters, gradients, mode and torch's generator are afterwards what they were."""

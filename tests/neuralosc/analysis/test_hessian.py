@@ -9,16 +9,7 @@ from torch.func import functional_call
 import neuralosc
 from neuralosc.analysis.hessian import hessian, lanczos
 from solvers import InputError
-from tests.neuralosc.analysis.models import Line, classifier, untouched
-
-
-def regression(answers: int = 1):
-    """A model of which the read-out alone is trained, its data and its Hessian, that of a quadratic."""
-    model, (x, _) = classifier(batch=30)
-    model = neuralosc.SequenceModel(model.rnn.requires_grad_(False), neuralosc.Readout(4, answers)).double()
-    features = model.rnn(x.double())[0][:, -1]
-    features = torch.cat((features, torch.ones(len(x), 1)), 1)
-    return model, (x, torch.randn(len(x), answers)), 2 / len(x) / answers * features.T @ features
+from tests.neuralosc.analysis.models import Line, classifier, regression, untouched
 
 
 def dense(model, loss) -> torch.Tensor:

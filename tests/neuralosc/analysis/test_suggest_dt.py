@@ -89,15 +89,15 @@ def test_a_field_a_model_and_a_stack():
     assert len(both.eigenvalues) == 2 * 16 * 6 and both.verdict.claim
 
 
-def test_methods_without_a_stability_function_are_measured():
-    field = neuralosc.DenseHamiltonian(1, 2)
-    for solver in ("imex_euler", "native_dopri5"):
-        try:
-            rnn = neuralosc.ContinuousRNN(field, solver, 0.5)
-        except solvers.PairingError:
-            continue
-        found = suggest_dt(rnn, torch.randn(2, 5, 1), dts=[0.5, 1.0])
-        assert found.max_dt is None and "measured alone" in found.path and found.probes[0].growth is None
+@pytest.mark.parametrize(
+    ("field", "solver"),
+    [(neuralosc.DenseHamiltonian, "native_dopri5"), (neuralosc.Oscillator, "imex_euler"), (neuralosc.CfC, None)],
+)
+def test_methods_without_a_stability_function_are_measured(field, solver):
+    rnn = field(1, 2) if solver is None else neuralosc.ContinuousRNN(field(1, 2), solver, 0.5)
+    found = suggest_dt(rnn, torch.randn(2, 5, 1), dts=[0.5, 1.0])
+    assert found.max_dt is None and "measured alone" in found.path and found.probes[0].growth is None
+    assert found.probes[0].largest > 0 and found.verdict.claim
 
 
 def test_no_claim_without_a_solver():
