@@ -239,6 +239,8 @@ class Product:
         self.parameters = list(trained(self.model).values())
         self.size = sum(p.numel() for p in self.parameters)
         self.count, self.path = 0, "double backward through the plain steps"
+        if isinstance(rnn, ContinuousRNN) and rnn.solver.stochastic:
+            self.path += " along one path of the noise"
         self._graphs: list[tuple[float, list[Tensor]]] = []
 
     def prepare(self) -> tuple[float, float]:

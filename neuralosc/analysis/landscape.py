@@ -246,7 +246,7 @@ class _Ground:
 
     def weights(self) -> Tensor:
         """All trained parameters in one row."""
-        return torch.cat([p.detach().flatten() for p in trained(self.model).values()])
+        return torch.cat([p.detach().flatten() for p in trained(self.model).values()]).cpu()
 
     @torch.no_grad()
     def column(self, weights: Tensor) -> Tensor:
@@ -270,8 +270,8 @@ class _Ground:
         except NumericalError:
             return torch.tensor(math.nan, dtype=torch.float64)
         if pieces[0].dim():
-            return torch.cat(pieces).double()
-        return torch.stack([w * piece for w, piece in zip(weights, pieces, strict=True)]).sum().double()
+            return torch.cat(pieces).double().cpu()
+        return torch.stack([w * piece for w, piece in zip(weights, pieces, strict=True)]).sum().double().cpu()
 
 
 def filter_direction(model: nn.Module, drawn: torch.Generator) -> Tensor:
@@ -289,7 +289,7 @@ def filter_direction(model: nn.Module, drawn: torch.Generator) -> Tensor:
         rows, weights = part.flatten(1), parameter.detach().flatten(1)
         length = weights.norm(dim=1, keepdim=True) / rows.norm(dim=1, keepdim=True)
         parts.append((rows * length).flatten())
-    whole = torch.cat(parts)
+    whole = torch.cat(parts).cpu()
     if not bool(whole.any()):
         raise InputError("no trained parameter has rows that are not 0, of which a direction is made: use 'hessian'")
     return whole
@@ -303,7 +303,7 @@ def _to_other(ground: _Ground, weights: Tensor, other: nn.Module, count: int, pr
     if shapes[0] != shapes[1]:
         odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0][0]
         raise InputError(f"other has no {odd} of the same shape that is trained, expected a model of the same form")
-    end = torch.cat([p.detach().flatten() for p in yours.values()])
+    end = torch.cat([p.detach().flatten() for p in yours.values()]).cpu()
     places = torch.linspace(0, 1, count, dtype=torch.float64)
     moves = [weights + float(a) * (end - weights) for a in places]
     columns = [ground.column(move) for move in watched(moves, "places", progress)]

@@ -27,6 +27,7 @@ class Victim:
         loss: what an attack raises.
         scale: what a strength of 1 is of each feature, `(input,)`.
         drawn: where noise comes from.
+        seed: of the noise that a stochastic solver draws.
     """
 
     model: Any
@@ -34,6 +35,7 @@ class Victim:
     loss: Loss
     scale: Tensor
     drawn: torch.Generator
+    seed: int = 0
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, on the processor of the samples."""
@@ -49,7 +51,8 @@ class Victim:
         for part, _ in parted(self.model, self.samples, recorded=True):
             moved = x[start : start + len(part)].detach().clone().requires_grad_()
             start += len(part)
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.random.fork_rng():
+                torch.manual_seed(self.seed)
                 value = self.loss(self.model, replace(part, x=moved))
                 (found,) = torch.autograd.grad(value, moved, allow_unused=True) if value.requires_grad else (None,)
             pieces.append(torch.zeros_like(moved) if found is None else found.nan_to_num(0.0))

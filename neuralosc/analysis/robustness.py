@@ -184,7 +184,7 @@ def robustness(
     better: Paired | None = None
     for name, under in watched(_under(plain, solvers), "solvers", progress):
         try:
-            answers = answered(under, found)
+            answers = answered(under, found, seed)
         except NumericalError as error:
             points.append(Point(name, "none", 0.0, None, note=str(error)))
             continue
@@ -198,7 +198,7 @@ def robustness(
         for place, (kind, strengths) in enumerate(wanted.items()):
             for strength in strengths:
                 drawn = torch.Generator().manual_seed(seed + 1000 * place)
-                victim = Victim(under, found, measured, unit, drawn)
+                victim = Victim(under, found, measured, unit, drawn, seed)
                 points.append(_point(victim, chosen, name, kind, strength, clean, columns))
     result = Robustness(
         tuple(points),
@@ -230,7 +230,7 @@ def _point(
         seen = KINDS[kind].perturb(victim, strength)
         if clockless:
             seen = replace(seen, timespans=None)
-        each = score.each(answered(victim.model, seen), seen.targets, seen.valid)
+        each = score.each(answered(victim.model, seen, victim.seed), seen.targets, seen.valid)
     except NumericalError as error:
         return Point(name, kind, strength, None, note=str(error))
     first = columns.setdefault((kind, strength), each)
@@ -239,11 +239,14 @@ def _point(
 
 
 @torch.no_grad()
-def answered(model: Any, samples: Samples) -> Tensor:
+def answered(model: Any, samples: Samples, seed: int) -> Tensor:
     """The answers, in the units of the targets, in parts that fit the memory; of a network alone what it gives."""
     pieces = []
     for part, _ in parted(model, samples, recorded=False):
-        answers = model(**part.inputs)
+        # A solver with noise draws the same whatever has happened to the samples.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            answers = model(**part.inputs)
         pieces.append(model.unscaled(answers) if isinstance(model, SequenceModel) else answers[0])
     return torch.cat(pieces)
 

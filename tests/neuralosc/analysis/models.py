@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 
 import torch
 
@@ -35,6 +36,15 @@ def regression(answers: int = 1, seed: int = 0):
     features = model.rnn(x.double())[0][:, -1]
     features = torch.cat((features, torch.ones(len(x), 1)), 1)
     return model, (x, torch.randn(len(x), answers)), 2 / len(x) / answers * features.T @ features
+
+
+def readable(result) -> None:
+    """Rows of the same columns, values that JSON knows, a table that ends in the verdict, and a picture."""
+    rows = result.rows()
+    assert rows and len({tuple(row) for row in rows}) == 1
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["analysis"] == type(result).__name__
+    assert result.table().endswith(result.verdict.sentence) and result.verdict.numbers and result.verdict.rule
+    assert result.png().startswith(b"\x89PNG")
 
 
 @contextlib.contextmanager

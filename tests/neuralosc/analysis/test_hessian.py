@@ -9,7 +9,7 @@ from torch.func import functional_call
 import neuralosc
 from neuralosc.analysis.hessian import hessian, lanczos
 from solvers import InputError
-from tests.neuralosc.analysis.models import Line, classifier, regression, untouched
+from tests.neuralosc.analysis.models import Line, classifier, readable, regression, untouched
 
 
 def dense(model, loss) -> torch.Tensor:
@@ -43,7 +43,8 @@ def test_a_quadratic_loss_exactly(monkeypatch):
     monkeypatch.setattr("neuralosc.analysis.hessian.DRAWS", 200)
     grid, height = hessian(model, data, top=1, trace=False, density=True).density
     assert float(torch.trapezoid(height * grid, grid)) == pytest.approx(float(values.mean()), rel=0.3)
-    assert "curves down along none" in found.verdict.sentence and len({tuple(row) for row in found.rows()}) == 1
+    assert "curves down along none" in found.verdict.sentence
+    readable(found)
     assert "vectors" not in found.to_dict()
 
 
