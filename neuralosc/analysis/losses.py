@@ -122,12 +122,25 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _scaled(model: nn.Module, samples: Samples, answers: Tensor) -> Tensor | None:
-    """Targets on the scale of training, numbers in the shape of the answers."""
-    if samples.y is None or not samples.y.is_floating_point():
-        return samples.y
-    y = samples.y.reshape(*answers.shape[:-1], -1)
+    """Targets on the scale of training, numbers in the shape of the answers.
+
+    Raises:
+        InputError: there are not as many as answers.
+    """
+    y, places = samples.y, answers.shape[:-1]
+    if y is None:
+        return None
+    if not y.is_floating_point():
+        if y.shape != places:
+            raise InputError(
+                f"classes are {tuple(y.shape)}, expected {tuple(places)}, one for each answer of the model"
+            )
+        return y
+    if not places.numel() or y.shape[: len(places)] != places:
+        raise InputError(f"targets are {tuple(y.shape)}, expected {(*places, '..')}, as the model answers")
+    y = y.reshape(*places, -1)
     if not isinstance(model, SequenceModel) and y.shape != answers.shape:
-        raise InputError(f"targets are {tuple(samples.y.shape)}, expected {tuple(answers.shape)}, as the network gives")
+        raise InputError(f"targets are {tuple(y.shape)}, expected {tuple(answers.shape)}, as the network gives")
     return model.scaled(y) if isinstance(model, SequenceModel) else y
 
 
@@ -139,6 +152,11 @@ def _over_time(values: Tensor, known: Tensor) -> Tensor:
 
 
 def _cross_entropy(answers: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    low, high = (int(end) for end in y.aminmax())
+    if low < 0 or high >= answers.shape[-1]:
+        raise InputError(
+            f"classes go from {low} to {high}, expected 0 to {answers.shape[-1] - 1}, as the model answers"
+        )
     each = functional.cross_entropy(answers.flatten(0, -2), y.long().flatten(), reduction="none").view(y.shape)
     return _over_time(each, valid)
 
