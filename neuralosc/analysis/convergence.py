@@ -92,7 +92,7 @@ class Convergence(Result):
     samples: int
 
     heading: ClassVar[str] = "Convergence under finer steps"
-    size: ClassVar[tuple[float, float]] = (10.0, 4.4)
+    inches: ClassVar[tuple[float, float]] = (10.0, 4.4)
 
     def rows(self) -> Sequence[Row]:
         """A row for each step."""

@@ -370,7 +370,9 @@ def _verdict(gaps: Sequence[Gap], orders: Mapping[str, Sequence[float]], sequenc
         names, largest = " and ".join(g.gradient for g in agree), max(float(g.gap or 0) for g in agree)
         sentences.append(f"{names} agree{'s' * (len(agree) == 1)} with backprop to {largest:.1e}")
     sentence = "; ".join([*sentences, *apart])
-    return Verdict(f"At these weights and on {sequences} sequences {sentence}.", numbers, RULE)
+    return Verdict(
+        f"At these weights and on {sequences} sequences {sentence}.", numbers, RULE, "apart" if apart else "agree"
+    )
 
 
 def _closing(orders: Sequence[float] | None) -> str:

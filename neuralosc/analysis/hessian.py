@@ -435,4 +435,8 @@ def _verdict(found: Hessian) -> Verdict:
         sentence += (
             f"; lr lambda / 2 = {found.sharpness:.3g}: gradient descent with {found.rate:g} is {stable} along it"
         )
-    return Verdict(f"{sentence} ({found.sequences} sequences, gradient {found.gradient:.2g}).", numbers, RULE)
+    answer = "up" if smallest + below >= -RESIDUAL * size else "down"
+    if found.sharpness is not None:
+        answer = "stable" if found.sharpness < 1 else "unstable"
+    sentence += f" ({found.sequences} sequences, gradient {found.gradient:.2g})."
+    return Verdict(sentence, numbers, RULE, answer)

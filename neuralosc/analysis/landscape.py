@@ -352,6 +352,7 @@ def _line_verdict(barrier: Barrier, sequences: int) -> Verdict:
             "the way: the two are not connected on it.",
             numbers,
             LINE_RULE,
+            "apart",
         )
     if barrier.error is None and barrier.height:
         why = f"the loss rises by {barrier.height:.3g}, whose error is not known without a loss for each sequence"
@@ -363,12 +364,14 @@ def _line_verdict(barrier: Barrier, sequences: int) -> Verdict:
             f"above that between them, at {barrier.place:.2f} of the way ({sequences} sequences): a barrier.",
             numbers,
             LINE_RULE,
+            "barrier",
         )
     return Verdict(
         f"Between losses of {ends} no barrier is told from none on the straight line: {barrier.height:.2g} "
         f"+- {barrier.error or 0:.1g} ({sequences} sequences).",
         numbers,
         LINE_RULE,
+        "no barrier",
     )
 
 
@@ -382,11 +385,14 @@ def _slice_verdict(losses: Tensor, own: float, sequences: int, directions: int) 
     if highest - lowest <= ROUNDING * abs(highest):
         return no_claim("the loss does not change along these directions", SLICE_RULE, numbers)
     left = f"; at {int(numbers['left'])} places the state leaves the numbers" if numbers["left"] else ""
-    if lowest >= own - ROUNDING * abs(own):
+    answer = "lowest" if lowest >= own - ROUNDING * abs(own) else "lower beside"
+    if answer == "lowest":
         what = f"the loss, {own:.4g}, is the lowest of these slices, on which it rises to {highest:.4g}"
     else:
         what = f"the loss, {own:.4g}, is not the lowest of these slices, on which it falls to {lowest:.4g}"
-    return Verdict(f"Along {directions} directions and on {sequences} sequences {what}{left}.", numbers, SLICE_RULE)
+    return Verdict(
+        f"Along {directions} directions and on {sequences} sequences {what}{left}.", numbers, SLICE_RULE, answer
+    )
 
 
 def _checked(directions: Any, plane: Any, other: Any, reach: Any, points: Any, lines: Any) -> int:

@@ -66,7 +66,7 @@ class Lyapunov(Result):
     refined: float | None = None
 
     heading: ClassVar[str] = "Lyapunov exponents"
-    size: ClassVar[tuple[float, float]] = (10.0, 4.2)
+    inches: ClassVar[tuple[float, float]] = (10.0, 4.2)
 
     @property
     def dimension(self) -> float | None:

@@ -68,8 +68,8 @@ class Result(ABC):
 
     #: What a page calls it.
     heading: ClassVar[str]
-    #: Width and height of the picture in inches.
-    size: ClassVar[tuple[float, float]] = (7.5, 4.2)
+    #: Width and height of the picture in inches, where they do not depend on what was found.
+    inches: ClassVar[tuple[float, float]] = (7.5, 4.2)
 
     @abstractmethod
     def rows(self) -> Sequence[Row]:
@@ -91,6 +91,11 @@ class Result(ABC):
             InputError: matplotlib is not installed.
         """
         return drawing.figure(self.draw, self.size)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the picture in inches."""
+        return self.inches
 
     def png(self) -> bytes:
         """The picture as a PNG file."""

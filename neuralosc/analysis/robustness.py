@@ -355,4 +355,4 @@ def _verdict(found: Robustness, better: Paired | None) -> Verdict:
         )
     elif any(p.between is not None for p in found.points):
         parts.append("no two solvers are told apart")
-    return Verdict("; ".join(parts) + ".", numbers, RULE)
+    return Verdict("; ".join(parts) + ".", numbers, RULE, "worse" if falls else "unchanged")

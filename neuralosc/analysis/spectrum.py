@@ -68,7 +68,7 @@ class Spectrum(Result):
     solver: str
 
     heading: ClassVar[str] = "Eigenvalues and stability"
-    size: ClassVar[tuple[float, float]] = (10.0, 4.6)
+    inches: ClassVar[tuple[float, float]] = (10.0, 4.6)
 
     @property
     def stiffness(self) -> Tensor:

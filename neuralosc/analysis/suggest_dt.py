@@ -211,7 +211,7 @@ def _verdict(
     if chosen is None:
         numbers.update({f"{name} at": float(sum(name in p.faults for p in probes)) for name in _names(probes)})
         why = "; ".join(_spread(name, probes) for name in _names(probes))
-        return Verdict(f"No dt between {probes[0].dt:.3g} and {probes[-1].dt:.3g} suits: {why}.", numbers, rule)
+        return Verdict(f"No dt between {probes[0].dt:.3g} and {probes[-1].dt:.3g} suits: {why}.", numbers, rule, "none")
     low, high = chosen
     longest = probing.longest()
     numbers |= {} if longest is None else {"max_dt": longest}
@@ -234,6 +234,7 @@ def _verdict(
         f"(its own, {own:.3g}, is {place}): {below}, {above}.{probing.bound(own)}",
         numbers,
         rule,
+        "range",
     )
 
 

@@ -82,7 +82,7 @@ class Transfer(Result):
     samples: int
 
     heading: ClassVar[str] = "Trained under one solver, solved by another"
-    size: ClassVar[tuple[float, float]] = (9.0, 4.6)
+    inches: ClassVar[tuple[float, float]] = (9.0, 4.6)
 
     @property
     def columns(self) -> tuple[str, ...]:
