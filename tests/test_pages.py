@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["docs/architecture.md", "CONTRIBUTING.md"]
 #: Pages that name files.
 NAMING = [*PAGES, "docs/reliability.md"]
-LINKED = [*NAMING, "README.md", "docs/solvers.md", "docs/speed.md", "docs/export.md", "docs/irregular.md"]
+LINKED = [
+    *NAMING,
+    "README.md",
+    "docs/solvers.md",
+    "docs/speed.md",
+    "docs/export.md",
+    "docs/irregular.md",
+    "docs/lab.md",
+]
 FOLDERS = ["solvers", "solvers/compiled", "neuralosc", "experiments"]
 PACKAGES = ("solvers", "neuralosc", "experiments", "tests")
 

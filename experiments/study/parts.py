@@ -9,8 +9,11 @@ from experiments.study.runs import Studied
 from neuralosc.analysis.controls import controls
 from neuralosc.analysis.convergence import convergence
 from neuralosc.analysis.gradient_flow import gradient_flow
+from neuralosc.analysis.gradient_gap import gradient_gap
+from neuralosc.analysis.hessian import hessian
 from neuralosc.analysis.lyapunov import lyapunov
 from neuralosc.analysis.results import Result
+from neuralosc.analysis.robustness import robustness
 from neuralosc.analysis.spectrum import spectrum
 from neuralosc.analysis.transfer import transfer
 
@@ -58,6 +61,9 @@ class Done:
     samples: int
     seconds: float
 
+
+#: Disturbances that need no loss to attack.
+KINDS = ("white", "dropped", "jitter")
 
 _NOTHING = (
     "The numbers below are what was measured; by the rule that stands with the verdict they do not carry a statement "
@@ -151,6 +157,47 @@ PARTS: dict[str, Part] = {
             "exponent says.",
             "part": "Small differences grow along the samples: states are sensitive to noise and rounding, and long "
             "predictions are not to be trusted beyond a few of its times.",
+            "": _NOTHING,
+        },
+    ),
+    "robustness": Part(
+        lambda s, n: robustness(s.model, s.samples("test"), KINDS, samples=n, progress=False),
+        few=16,
+        most=512,
+        about="The samples are disturbed: by noise, by losing some of them, and by a clock that is off. What is lost "
+        "of the score is told from chance, sequence by sequence.",
+        means={
+            "worse": "From the strengths on that the verdict names, the answers are worse than on clean samples: below "
+            "them the network can be used on data of that kind.",
+            "unchanged": "At none of the strengths that were tried a loss is seen on these sequences. A small one may "
+            "be there all the same: the intervals in the table say how small.",
+            "": _NOTHING,
+        },
+    ),
+    "gradient_gap": Part(
+        lambda s, n: gradient_gap(s.model, s.samples("train"), samples=n, progress=False),
+        few=2,
+        most=16,
+        about="Every way to differentiate is taken on the same weights and samples and set against backprop, which is "
+        "the gradient of the steps that are taken.",
+        means={
+            "agree": "They give one gradient: choose by memory and time.",
+            "apart": "Those that are named differ from the gradient of the loss that is trained. Where the gap closes "
+            "with the step it is that of the equation solved better; where it does not, it is another gradient.",
+            "": _NOTHING,
+        },
+    ),
+    "hessian": Part(
+        lambda s, n: hessian(s.model, s.samples("train"), top=1, trace=False, steps=16, samples=n, progress=False),
+        few=2,
+        most=64,
+        about="The curvature of the training loss at the trained weights: how steep the steepest direction is, and "
+        "whether the loss still curves down somewhere.",
+        means={
+            "up": "On these sequences the weights lie where no direction curves down: training has nothing left to "
+            "gain nearby.",
+            "down": "The loss curves down along some direction: the weights are no minimum of it on these sequences, "
+            "which is usual after early stopping.",
             "": _NOTHING,
         },
     ),

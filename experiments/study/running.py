@@ -74,7 +74,7 @@ def _part(name: str, studied: Studied, seconds: float) -> Done:
                 count, result = wanted, part.run(studied, wanted)
     except (InputError, NumericalError) as error:
         return Done(name, part, None, str(error), 0, time.monotonic() - begun)
-    seen = int(getattr(result, "samples", count))
+    seen = int(getattr(result, "samples", getattr(result, "sequences", count)))
     return Done(name, part, result, "", seen, time.monotonic() - begun)
 
 
