@@ -188,7 +188,9 @@ PARTS: dict[str, Part] = {
         },
     ),
     "hessian": Part(
-        lambda s, n: hessian(s.model, s.samples("train"), top=1, trace=False, steps=16, samples=n, progress=False),
+        lambda s, n: hessian(
+            s.model, s.samples("train"), top=1, trace=False, steps=16, products="difference", samples=n, progress=False
+        ),
         few=2,
         most=64,
         about="The curvature of the training loss at the trained weights: how steep the steepest direction is, and "

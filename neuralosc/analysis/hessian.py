@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-import solvers
+from neuralosc import arguments
 from neuralosc.analysis.drawing import GREY, PALETTE
-from neuralosc.analysis.losses import Loss, parted, trained
+from neuralosc.analysis.losses import Loss
+from neuralosc.analysis.products import PRODUCTS, WAYS, Product
 from neuralosc.analysis.results import Result, Row, Verdict, no_claim
 from neuralosc.analysis.samples import Samples
-from neuralosc.analysis.subject import network, precise, watched
-from neuralosc.layers.rnn import ContinuousRNN
+from neuralosc.analysis.subject import watched
 from solvers.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def hessian(
     density: bool = False,
     *,
     lr: float | None = None,
+    products: str = "exact",
     steps: int = STEPS,
     probes: int = PROBES,
     samples: int | None = 64,
@@ -154,6 +155,8 @@ def hessian(
         top: how many of the largest eigenvalues.
         trace, density: whether they are estimated.
         lr: the learning rate of gradient descent that the sharpness lr lambda / 2 is of.
+        products: "exact", by double backward, which takes the plain path; or "difference", by central differences of
+            the compiled gradient in float64, which are off by some 1e-9 and take two training steps each.
         steps: products that Lanczos takes at most.
         probes: vectors of the trace.
         samples: sequences looked at, at most.
@@ -176,7 +179,7 @@ def hessian(
         raise InputError(f"lr is {lr!r}, expected a rate above 0, or None")
     found = Samples.of(data).take(samples, seed).double()
     chosen = Loss.of(loss, model, found)
-    product = Product(model, found, chosen, seed)
+    product = PRODUCTS[arguments.choice("products", products, WAYS)](model, found, chosen, seed)
     try:
         value, gradient = product.prepare()
     except NumericalError as error:
@@ -211,81 +214,6 @@ def hessian(
         verdict=no_claim("not judged", RULE),
     )
     return replace(result, verdict=_verdict(result))
-
-
-class Product:
-    """H v for vectors of all trained parameters, one after the other.
-
-    Args:
-        model: the model, which stays as it is.
-        samples: in float64.
-        loss: what is differentiated twice.
-        seed: of the noise that a stochastic solver draws.
-
-    Attributes:
-        size: how many numbers are trained.
-        count: products taken.
-        path: how they are.
-    """
-
-    def __init__(self, model: nn.Module, samples: Samples, loss: Loss, seed: int = 0) -> None:
-        network(model)
-        self.model: Any = precise(model)
-        rnn = network(self.model)
-        if isinstance(rnn, ContinuousRNN):
-            swap: Any = self.model
-            self.model = swap.with_solver(rnn.solver, gradient="backprop")
-        self.samples, self.loss, self.seed = samples, loss, seed
-        self.parameters = list(trained(self.model).values())
-        self.size = sum(p.numel() for p in self.parameters)
-        self.count, self.path = 0, "double backward through the plain steps"
-        if isinstance(rnn, ContinuousRNN) and rnn.solver.stochastic:
-            self.path += " along one path of the noise"
-        self._graphs: list[tuple[float, list[Tensor]]] = []
-
-    def prepare(self) -> tuple[float, float]:
-        """The loss and the length of its gradient; what one part of the samples needs is kept for all products."""
-        pieces = list(parted(self.model, self.samples, recorded=True))
-        total, gradient = 0.0, torch.zeros(self.size, dtype=torch.float64)
-        for part, weight in pieces:
-            value, graph = self._differentiated(part)
-            total += weight * value
-            gradient += weight * torch.cat([g.detach().flatten() for g in graph]).cpu()
-            if len(pieces) == 1:
-                self._graphs = [(weight, graph)]
-        self.path += f", {'kept' if self._graphs else f'anew for each product, in {len(pieces)} parts'}"
-        return total, float(gradient.norm())
-
-    def _differentiated(self, part: Samples) -> tuple[float, list[Tensor]]:
-        with torch.random.fork_rng(), solvers.backend("plain"), torch.enable_grad():
-            torch.manual_seed(self.seed)
-            value = self.loss(self.model, part)
-            zeros = [torch.zeros_like(p) for p in self.parameters]
-            if not value.requires_grad:
-                return float(value), zeros
-            found = torch.autograd.grad(value, self.parameters, create_graph=True, allow_unused=True)
-        graph = [zero if g is None else g for g, zero in zip(found, zeros, strict=True)]
-        return float(value.detach()), graph
-
-    def __call__(self, vector: Tensor) -> Tensor:
-        """H v, `(size,)`."""
-        self.count += 1
-        pieces = vector.split([p.numel() for p in self.parameters])
-        shaped = [piece.view_as(p).to(p) for piece, p in zip(pieces, self.parameters, strict=True)]
-        total = torch.zeros_like(vector)
-        graphs = self._graphs or (
-            (weight, self._differentiated(part)[1]) for part, weight in parted(self.model, self.samples, recorded=True)
-        )
-        for weight, graph in graphs:
-            pairs = [(g, v) for g, v in zip(graph, shaped, strict=True) if g.requires_grad]
-            if not pairs:
-                continue
-            found = torch.autograd.grad(
-                [g for g, _ in pairs], self.parameters, [v for _, v in pairs], retain_graph=True, allow_unused=True
-            )
-            rows = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
-            total += weight * torch.cat([row.flatten() for row in rows]).to(vector)
-        return total
 
 
 @dataclass(frozen=True)

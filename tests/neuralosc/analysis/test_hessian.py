@@ -147,3 +147,18 @@ def test_a_loss_that_is_no_number():
     model, data = classifier()
     with pytest.raises(InputError, match="is inf"):
         hessian(model, data, lambda answers, y: answers.sum() + math.inf)
+
+
+@pytest.mark.parametrize("solver", ["semi_implicit_euler", "rk4"])
+def test_differences_of_the_gradient_give_the_same_products(solver):
+    torch.manual_seed(0)
+    rnn = neuralosc.CoRNN(2, 5, dt=0.3, gamma=1.0, epsilon=0.5, solver=solver)
+    model = neuralosc.SequenceModel(rnn, neuralosc.Readout(5, 3))
+    data = torch.randn(6, 9, 2), torch.randint(3, (6,))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exact, rough = (hessian(model, data, top=2, trace=False, products=way) for way in ("exact", "difference"))
+    torch.testing.assert_close(rough.eigenvalues, exact.eigenvalues, rtol=1e-7, atol=1e-8)
+    assert "double backward" in exact.path and "differences" in rough.path
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="products is 'rough'"):
+        hessian(model, data, products="rough")
