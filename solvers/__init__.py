@@ -21,6 +21,8 @@ from solvers.adaptive.shared import Adaptive
 from solvers.methods.stochastic import Stochastic
 from solvers.methods.reversible import ReversiblePair
 from solvers.gradients.reversible import Reversible
+from solvers.gradients.truncated import Truncated
+from solvers.gradients.feedback import FeedbackAlignment
 # isort: on
 
 from solvers.adaptive.driver import Status
@@ -81,6 +83,7 @@ __all__ = [
     "Event",
     "ExponentialRungeKutta",
     "ExponentialTableau",
+    "FeedbackAlignment",
     "Field",
     "FieldCheck",
     "Gradient",
@@ -115,6 +118,7 @@ __all__ = [
     "Time",
     "Trajectory",
     "Transition",
+    "Truncated",
     "UnknownNameError",
     "audit",
     "available",

@@ -121,7 +121,7 @@ for path, code in BLOCKS:
 solvers.register(solvers.runge_kutta("kutta3", made["solvers/methods/explicit.py"]["KUTTA3"]))
 train, _, test = made["experiments/tasks/parity.py"]["Parity"](length=9, size=20).splits()
 assert len(train) == 16 and len(test) == 2
-rnn = neuralosc.make("cubic", input_size=1, hidden_size=3, solver="kutta3", gradient={"name": "truncated", "window": 4})
+rnn = neuralosc.make("cubic", input_size=1, hidden_size=3, solver="kutta3", gradient={"name": "tail", "window": 4})
 x = train[:][0].requires_grad_()
 rnn(x)[1].square().sum().backward()
 assert not x.grad[:, :5].any() and x.grad[:, 5:].abs().min() > 0

@@ -52,7 +52,8 @@ WORDING = {
     "bidirectional": "run every layer in both directions",
     "dropout": "probability of dropping a channel after each layer, one mask per sequence; in a baseline as in torch",
     "solver": "how a step is taken; see `list solvers`",
-    "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}",
+    "gradient": f"how the loss is differentiated: {', '.join(solvers.GRADIENTS)}; one "
+    "with options, such as {name: truncated, steps: 16}, in a file for --config",
     "max_dt": "the longest step, as a timespan (1 is dt): longer intervals are split",
     "missing": "what to do with missing values (NaN) in the input: error, hold (the last value seen), mask (that, "
     "whether it was seen and since when) or decay (that, on its way to the mean); left out, of a task that has some, "

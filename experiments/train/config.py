@@ -306,4 +306,7 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, element) for element in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Mapping) and name == "model_options.gradient":
+        # A gradient with options, as `solvers.get_gradient` takes it.
+        return {str(key): _plain(f"{name}.{key}", element) for key, element in value.items()}
     raise InputError(f"{name} is a {type(value).__name__}: expected a number, text, true, false or a list of these")

@@ -21,6 +21,11 @@ class Gradient:
 
     name: str
 
+    #: Whether it is the derivative of the states, or comes as close to it as the solves are accurate; otherwise it is
+    #: another direction, and says itself which.
+    exact: ClassVar[bool] = True
+    #: Whether it gives the gradient of what differs from interval to interval too: the input and the times.
+    inputs: ClassVar[bool] = True
     #: Whether the states may jump between intervals.
     jumps: ClassVar[bool] = True
     #: Whether kernels may run the loop, in the segments of `cut`; a class with a `run` of its own says it anew.

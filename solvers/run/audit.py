@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,6 +36,8 @@ class AuditRow:
         peak_bytes: most memory alive at once beyond parameters and inputs.
         seconds: time of one forward and backward pass.
         note: why it could not run, or empty.
+        cosine: of the angle between all its gradients and those of backprop in float64; None when it could not run.
+        exact: whether it is meant to be the derivative; of another direction the cosine says more than the error.
     """
 
     gradient: str
@@ -42,6 +45,8 @@ class AuditRow:
     peak_bytes: int
     seconds: float
     note: str = ""
+    cosine: float | None = None
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,15 @@ class Audit:
     rows: tuple[AuditRow, ...]
 
     def __str__(self) -> str:
-        lines = [self.title, f"{'gradient':<12} {'error':>9} {'peak memory':>12} {'time':>10}"]
+        wide = max((12, *(len(row.gradient) for row in self.rows)))
+        lines = [self.title, f"{'gradient':<{wide}} {'error':>9} {'peak memory':>12} {'time':>10}"]
         for row in self.rows:
             if row.error is None:
-                lines.append(f"{row.gradient:<12} {row.note}")
+                lines.append(f"{row.gradient:<{wide}} {row.note}")
             else:
                 memory, seconds = f"{row.peak_bytes / 2**20:.2f} MiB", f"{row.seconds * 1e3:.1f} ms"
-                lines.append(f"{row.gradient:<12} {row.error:>9.1e} {memory:>12} {seconds:>10}")
+                remark = "" if row.exact else f"  (another direction: cosine {row.cosine:.3f})"
+                lines.append(f"{row.gradient:<{wide}} {row.error:>9.1e} {memory:>12} {seconds:>10}{remark}")
         return "\n".join(lines)
 
 
@@ -116,21 +123,26 @@ class _Task:
     timespans: Tensor | None
 
     def gradients_of(self, field: Any, x: Tensor, gradient: Gradient) -> list[Tensor]:
-        """The gradients of every parameter that has one, and of the input."""
-        x = x.detach().requires_grad_(True)
+        """The gradients of every parameter that has one, and of the input, last, where there is one of it."""
+        x = x.detach().requires_grad_(gradient.inputs)
         spans = self.timespans
         clock = Clock.uniform(x.shape[1], self.dt) if spans is None else Clock.of_spans(spans.to(x.dtype) * self.dt)
-        drive = getattr(field, "drive", None)
-        samples = (x if drive is None else drive(x)).unbind(1)
+        currents = getattr(field, "currents", None) or _undriven(field)
         state = x.new_zeros(x.shape[0], field.components, field.hidden_size)
         # Every gradient is to see the same noise.
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            trajectory = solve(field, self.solver, gradient, self.control, clock, samples, state, self.substeps)
+            trajectory = solve(field, self.solver, gradient, self.control, clock, currents(x), state, self.substeps)
         loss = trajectory.positions().square().mean() + trajectory.end().square().mean()
-        inputs = (*(p for p in field.parameters() if p.requires_grad), x)
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        inputs = [p for p in (*field.parameters(), x) if p.requires_grad]
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
         return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, gradients, strict=True)]
+
+
+def _undriven(field: Any) -> Any:
+    """The currents of a field that is no `VectorField`, which may have a `drive`."""
+    drive = getattr(field, "drive", None)
+    return lambda x: (x if drive is None else drive(x)).unbind(1)
 
 
 def _row(task: _Task, field: nn.Module, x: Tensor, gradient: Gradient, reference: list[Tensor]) -> AuditRow:
@@ -142,8 +154,11 @@ def _row(task: _Task, field: nn.Module, x: Tensor, gradient: Gradient, reference
         seconds = time.perf_counter() - started
     except (PairingError, NumericalError) as error:
         return AuditRow(gradient.name, None, 0, 0.0, str(error))
+    # Of a gradient that gives none of the input the last one is missing.
+    reference = reference[: len(gradients)]
     errors = [relative(a, b) for a, b in zip(gradients, reference, strict=True)]
-    return AuditRow(gradient.name, max(errors), memory.peak, seconds)
+    cosine = _cosine(gradients, reference) if gradients else 1.0
+    return AuditRow(gradient.name, max(errors, default=0.0), memory.peak, seconds, cosine=cosine, exact=gradient.exact)
 
 
 def relative(gradient: Tensor, exact: Tensor) -> float:
@@ -157,6 +172,11 @@ def relative(gradient: Tensor, exact: Tensor) -> float:
         return 0.0
     error, size = float((gradient.double() - exact).abs().max()), float(exact.abs().max())
     return error / size if size else math.inf if error else 0.0
+
+
+def _cosine(gradients: list[Tensor], exact: list[Tensor]) -> float:
+    a, b = (torch.cat([each.double().flatten() for each in side]) for side in (gradients, exact))
+    return float(functional.cosine_similarity(a, b, dim=0))
 
 
 class PeakMemory(TorchDispatchMode):

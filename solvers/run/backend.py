@@ -101,7 +101,7 @@ def attempt(
             def go() -> Ran:
                 call = _checked_call(make, run, field, loop, layout, start)
                 undo = _undo(make, field, call, gradient, start)
-                cut = _cut(call, gradient, carried, start)
+                cut = _cut(call, gradient, given, carried, start)
                 found = run(call, start) if cut is None else run_segmented(call, start, cut, kept, undo)
                 return Ran(call, found, undo, cut)
 
@@ -263,12 +263,12 @@ def _undo(make: Callable[..., Any], field: Any, call: Call, gradient: Gradient, 
     return Undo(undoing.sharing(call), measure)
 
 
-def _cut(call: Call, gradient: Gradient, carried: Any, start: Tensor) -> Cut | None:
-    """Where the loop is cut; None where everything is kept."""
+def _cut(call: Call, gradient: Gradient, loop: Loop, carried: Any, start: Tensor) -> Cut | None:
+    """Where the loop is cut, with its intervals as they were given; None where everything is kept."""
     if call.kernel.backward is None:
         return None
     size = (start[0].numel() + sum(call.kernel.program.saved)) * len(start) * start.element_size()
-    return gradient.cut(call.loop, carried, BYTES[start.device.type] // size)
+    return gradient.cut(loop, carried, BYTES[start.device.type] // size)
 
 
 def _saved(call: Call, start: Tensor, cut: Cut | None, outs: int) -> int:

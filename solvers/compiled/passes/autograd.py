@@ -126,11 +126,14 @@ class Pullback:
         for i, outer in enumerate(backward.outers if backward is not None else ()):
             self.outers["outer", i] = state.new_zeros(parts, outer.matrix.rows, outer.matrix.columns)
 
-    def run(self, args: Arguments, first: int, last: int) -> None:
-        """The backward pass of steps `first` to `last` - 1, which are all that `args` is about."""
+    def run(self, args: Arguments, first: int, last: int, again: bool = False) -> None:
+        """The backward pass of steps `first` to `last` - 1, which are all that `args` is about.
+
+        `again`: they may be gone through more than once.
+        """
         args.tensors["carry0"], args.tensors["carry1"] = self.carry
         # Where a stretch ends within an interval, the rest of that interval has added to its gradients before.
-        shares = self._shares(args) if last % self.args.substeps else {}
+        shares = self._shares(args, again) if again or last % self.args.substeps else {}
 
         def own(part: int) -> dict[Hashable, Tensor]:
             sums = {name: tensor[part] for name, tensor in (*self.sums.items(), *self.outers.items())}
@@ -148,11 +151,11 @@ class Pullback:
             # The two took turns at every step: what the next stretch starts from is in the other one.
             self.carry.reverse()
 
-    def _shares(self, args: Arguments) -> dict[Hashable, Tensor]:
-        """Give what an interval's later steps have a part in already room of its own, and say where it is added."""
+    def _shares(self, args: Arguments, starts: bool = False) -> dict[Hashable, Tensor]:
+        """Give what other steps, or these before, have a part in already room of its own, and say where it is added."""
         shared: dict[Hashable, Tensor] = {}
         for name in self.args.tensors:
-            if isinstance(name, tuple) and name[0] == "dstep" and name[1] != ("start",):
+            if isinstance(name, tuple) and name[0] == "dstep" and (starts or name[1] != ("start",)):
                 shared[name] = args.tensors[name]
                 args.put(name, torch.zeros_like(shared[name]), batch=True)
         return shared

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.base.segments import Cut
+from solvers.base.segments import Cut, Window
 from solvers.compiled.passes import memory
 from solvers.compiled.passes.arguments import Arguments, alias
 from solvers.compiled.passes.autograd import Pullback
 from solvers.compiled.passes.call import Call
+from solvers.errors import PairingError
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ class Segmented(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of state, items, scalars and uniform tensors."""
         if not torch.is_grad_enabled():
-            return _gradients(ctx, grads)
+            return _gradients(ctx, grads) if ctx.cut.windows is None else _windowed(ctx, grads)
+        if ctx.cut.windows is not None:
+            raise PairingError(
+                "a gradient that goes back through a part of the steps cannot be differentiated again, since it is no "
+                "derivative of the states: use gradient 'backprop' where create_graph=True is given"
+            )
         # A gradient of the gradient is wanted: the plain path gives both.
         state, *tensors, _ = ctx.saved_tensors
         own, others = tensors[: len(ctx.call.tensors)], tensors[len(ctx.call.tensors) :]
@@ -114,6 +120,35 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None,
     return (None, None, None, None, *pullback.gradients(), *(None for _ in others))
 
 
+def _windowed(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The same, where errors go back through windows: each is stepped again, and gone back through, by itself."""
+    call, cut = ctx.call, ctx.cut
+    state, *own, stored = ctx.saved_tensors
+    args, given = call.arguments(state, own, ctx.prologue), _given(ctx, state, grads)
+    pullback = Pullback(ctx.prologue, args, state, own, given, {})
+    for room in pullback.steps.values():
+        # Windows add to it, and some intervals may lie in none.
+        room.zero_()
+    segment, places = _Segment(args, cut, _room(cut, state)), {step: stored[k] for k, step in enumerate(cut.stored)}
+    at_start, sub, total = torch.zeros_like(pullback.carry[0]), call.substeps, len(call.loop) * call.substeps
+    for window in reversed(cut.windows):
+        errors = [each[window.own // sub : window.last // sub] for each in given[:-1] if each is not None]
+        if window.last == total:
+            errors += [each for each in given[-1:] if each is not None]
+        else:
+            pullback.carry[0].zero_()
+        if not any(map(torch.any, errors)):
+            continue
+        segment.advanced(window.first, window.last, places[window.first])
+        for first, last in ((window.own, window.last), (window.first, window.own)):
+            if first < last:
+                pullback.run(segment.part(window, first, last), first, last, again=True)
+        if window.first == 0:
+            at_start += pullback.carry[0]
+    pullback.carry[0] = at_start
+    return (None, None, None, None, *pullback.gradients())
+
+
 def _room(cut: Cut, state: Tensor) -> Tensor:
     """For the states of the longest segment, used by all of them in turn."""
     return memory.empty((cut.longest + 1, *state.shape), state.dtype, state.device)
@@ -138,6 +173,16 @@ class _Segment:
     def rebuilt(self, first: int, last: int, carried: Tensor) -> Tensor:
         """The state before step `first`, where these steps undo those of a segment that ended in `carried`."""
         return self.run(self.args.stretch(first, last).backwards(), carried)[-1]
+
+    def part(self, window: Window, first: int, last: int) -> Arguments:
+        """The arguments of some steps of a window that has just been stepped; errors before its own are none of it."""
+        args, begin = self.args.stretch(first, last), window.first
+        args.tensors["states"] = self.room[first - begin : last - begin + 1]
+        args.tensors.update({name: saved[first - begin : last - begin] for name, saved in self.saved.items()})
+        if last <= window.own:
+            kept = {name: t for name, t in args.tensors.items() if not (isinstance(name, tuple) and name[0] == "gout")}
+            args.tensors = kept
+        return args
 
     def run(self, args: Arguments, carried: Tensor) -> Tensor:
         """The states of these steps."""

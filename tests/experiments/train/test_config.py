@@ -76,6 +76,7 @@ def test_numbers_are_read_as_a_person_writes_them(tmp_path):
         ({"precision": "bf16"}, "unknown precision 'bf16': did you mean 'bf16-mixed'"),
         ({"model_options": [1]}, r"model_options is \[1\]: expected options"),
         ({"model_options": {"dt": {"a": 1}}}, "model_options.dt is a dict: expected a number"),
+        ({"model_options": {"gradient": {"steps": {}}}}, "model_options.gradient.steps is a dict: expected a number"),
         ({"milestones": [3]}, "give milestones and the schedule 'milestones' together"),
         ({"schedule": "milestones"}, "give milestones and the schedule 'milestones' together"),
         ({"schedule": "milestones", "milestones": [0]}, r"milestones is \[0\]: expected numbers of epochs above 0"),

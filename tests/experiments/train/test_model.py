@@ -6,9 +6,10 @@ import torch
 
 import experiments
 import neuralosc
+import solvers
 from experiments.command.cli import main
 from experiments.compare.comparison import compare
-from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig
+from experiments.train.config import READOUTS_OF_A_SEQUENCE, RunConfig, load_yaml
 from experiments.train.model import build, load_saved, make_task, save_model
 from experiments.train.runs import RunFolder
 from experiments.train.training import evaluate, load_model, train
@@ -138,3 +139,10 @@ def test_a_run_is_loaded_whole(tmp_path):
     assert accuracy == pytest.approx(result.test["accuracy"])
     with pytest.raises(InputError, match="no run folder"):
         experiments.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("spec", [{"name": "truncated", "steps": 16}, {"name": "feedback_alignment", "scale": 0.5}])
+def test_a_gradient_with_options_is_kept(spec, tmp_path):
+    run = train(config(model_options={"hidden_size": 6, "gradient": spec}), root=tmp_path, progress=False)
+    assert load_yaml(run.folder.config_file).model_options["gradient"] == spec
+    assert solvers.gradient_spec(load_model(run.folder)[0].rnn.gradient) == spec

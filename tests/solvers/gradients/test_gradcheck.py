@@ -16,6 +16,8 @@ CASES = {
     "checkpoint": (["rk4", "pefrl", "imex_midpoint", MIDPOINT, "etd2rk"], 1e-6),
     "reversible": (["stormer_verlet", "pefrl", "reversible", MIDPOINT], 1e-6),
     "adjoint": ([TIGHT], 1e-5),
+    # With a window over all intervals.
+    "truncated": (["rk4", "pefrl", "imex_midpoint", MIDPOINT, "etd2rk"], 1e-6),
 }
 #: Those that need a linear part.
 LINEAR = ("imex_midpoint", "etd2rk")
@@ -23,7 +25,8 @@ PAIRS = [(gradient, solver) for gradient, (tried, _) in CASES.items() for solver
 
 
 def test_every_gradient_is_checked():
-    assert set(CASES) == set(solvers.GRADIENTS)
+    exact = {name for name in solvers.GRADIENTS if solvers.GRADIENTS[name].exact}
+    assert exact < set(CASES) <= set(solvers.GRADIENTS)
 
 
 def problem():
