@@ -23,6 +23,7 @@ from solvers.methods.reversible import ReversiblePair
 from solvers.gradients.reversible import Reversible
 from solvers.gradients.truncated import Truncated
 from solvers.gradients.feedback import FeedbackAlignment
+from solvers.gradients.forward import Forward
 # isort: on
 
 from solvers.adaptive.driver import Status
@@ -86,6 +87,7 @@ __all__ = [
     "FeedbackAlignment",
     "Field",
     "FieldCheck",
+    "Forward",
     "Gradient",
     "ImexEuler",
     "ImexRungeKutta",

@@ -74,7 +74,7 @@ SOLVERS = [
     "reversible_heun",
     "reversible",
 ]
-GRADIENTS = ["backprop", "adjoint", "checkpoint", "reversible", "truncated", "feedback_alignment"]
+GRADIENTS = ["backprop", "adjoint", "checkpoint", "reversible", "truncated", "feedback_alignment", "forward"]
 MODELS = [
     "linoss",
     "cfc",
