@@ -283,6 +283,18 @@ class Splitting:
             raise InputError("a splitting declared symmetric does not read the same backwards: correct its fractions")
         _refuse("a splitting", self.order, self.residuals())
 
+    def words(self, length: int) -> dict[str, float]:
+        """The product of the exponentials of all moves: the coefficient of each word of D and K up to a length."""
+        product = {"": 1.0}
+        for kind, fraction, *_ in self.moves:
+            longer: dict[str, float] = {}
+            for word, factor in product.items():
+                for n in range(length - len(word) + 1):
+                    key = word + kind[0].upper() * n
+                    longer[key] = longer.get(key, 0.0) + factor * fraction**n / math.factorial(n)
+            product = longer
+        return product
+
     def residuals(self, limit: int = 4) -> dict[str, float]:
         """How far each condition up to min(order, limit) is from holding.
 
@@ -290,14 +302,7 @@ class Splitting:
         with exp(D + K): every word of n letters has the coefficient 1 / n!.
         """
         order = min(self.order, limit)
-        product = {"": 1.0}
-        for kind, fraction, *_ in self.moves:
-            longer: dict[str, float] = {}
-            for word, factor in product.items():
-                for n in range(order - len(word) + 1):
-                    key = word + kind[0].upper() * n
-                    longer[key] = longer.get(key, 0.0) + factor * fraction**n / math.factorial(n)
-            product = longer
+        product = self.words(order)
         words = ["".join(letters) for n in range(1, order + 1) for letters in itertools.product("DK", repeat=n)]
         if self.newtonian:
             words = [word for word in words if (len(word), word.count("K")) != (4, 3)]
