@@ -35,6 +35,7 @@ class Transition:
         """The state after the map."""
         return self.map(state)
 
+    @torch.enable_grad()
     def jacobian(self, state: Tensor) -> Tensor:
         """The derivative at each sample: `(batch, n, n)`, entry i, j that of number i after by number j before.
 
@@ -46,6 +47,7 @@ class Transition:
             rows.append(_gradient(flat[:, i].sum(), before).flatten(1))
         return torch.stack(rows, 1)
 
+    @torch.enable_grad()
     def vjp(self, state: Tensor, covector: Tensor) -> Tensor:
         """w^T J of each sample, `covector` and result in the shape of the state."""
         before, after = self._recorded(state)

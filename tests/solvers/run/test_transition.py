@@ -78,6 +78,15 @@ def test_derivatives_against_differences(name):
     torch.testing.assert_close(step.vjp(STATE, w).flatten(1), torch.einsum("bi,bij->bj", w.flatten(1), jacobian))
 
 
+@torch.no_grad()
+def test_derivatives_where_gradients_are_off():
+    step = solvers.transition(Coupled(), "rk4", 0.3, U)
+    matrix, v = step.jacobian(STATE), torch.ones_like(STATE)
+    assert matrix.any() and not matrix.requires_grad
+    torch.testing.assert_close(step.jvp(STATE, v).flatten(1), matrix.sum(2))
+    torch.testing.assert_close(step.vjp(STATE, v).flatten(1), matrix.sum(1))
+
+
 def test_the_slope_has_the_time_scale_in_it():
     field = Coupled()
     found = solvers.slope(field, U)
