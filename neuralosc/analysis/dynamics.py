@@ -172,6 +172,13 @@ class Dynamics:
         """The field at states, its time scale included."""
         return solvers.slope(self.field, self.expanded(len(states)))(states)
 
+    def slope_at(self, path: Tensor) -> Tensor:
+        """The field at states `(batch, time, components, hidden)`, each sequence under its own input."""
+        u = None if self.u is None or len(self.u) == 1 else self.u.repeat_interleave(path.shape[1], 0)
+        moved = self if u is None else dataclasses.replace(self, u=u)
+        slopes: Tensor = moved.slope(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+        return slopes
+
     def step(self, states: Tensor) -> Tensor:
         """The states after one interval, differentiable.
 

@@ -46,7 +46,7 @@ FEWEST = 8
 RULE = (
     f"the truncated series is compared with the logarithm of the steps from {ITERATES} iterates at h, h/2, h/4, ..; "
     f"the terms are confirmed where the power of the defect is at least that of the first term left out less {SLACK}, "
-    "or the defect is rounding, and say something where they leave less than half of what the modified field differs from "
+    "or the defect is rounding, and say something where they leave less than half of what it differs from "
     "the field. A learnt field is the inverse "
     "modified field of a truth where its own corrections explain at least "
     f"{EXPLAINED:.0%} of the square of its difference to the truth, and is not where they explain at most "
