@@ -21,7 +21,8 @@ def test_the_code_runs(capsys):
 
 
 def test_the_table_has_every_analysis():
-    named = set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE))
+    first = re.findall(r"^\| (`.*?`) \|", TEXT, re.MULTILINE)
+    named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
     assert named == {name for name in analysis.__all__ if name[0].islower()}
 
 

@@ -6,11 +6,16 @@ Every analysis works on a float64 copy of what it is given and returns a frozen 
 
 from neuralosc.analysis.controls import Control, Controls, controls
 from neuralosc.analysis.convergence import Convergence, convergence
+from neuralosc.analysis.energy_drift import EnergyDrift, energy_drift
+from neuralosc.analysis.fixed_points import FixedPoints, fixed_points
 from neuralosc.analysis.gradient_flow import GradientFlow, gradient_flow
 from neuralosc.analysis.gradient_gap import GradientGap, gradient_gap
 from neuralosc.analysis.hessian import Hessian, hessian
+from neuralosc.analysis.koopman import Koopman, Similarity, koopman, similarity
 from neuralosc.analysis.landscape import Landscape, landscape
 from neuralosc.analysis.lyapunov import Lyapunov, lyapunov
+from neuralosc.analysis.modified_equation import ModifiedEquation, modified_equation
+from neuralosc.analysis.reconstruction import Reconstruction, reconstruction
 from neuralosc.analysis.results import Result, Verdict
 from neuralosc.analysis.robustness import Robustness, robustness
 from neuralosc.analysis.samples import Paired, Samples, Score
@@ -23,17 +28,23 @@ __all__ = [
     "Control",
     "Controls",
     "Convergence",
+    "EnergyDrift",
     "FieldCheck",
+    "FixedPoints",
     "GradientFlow",
     "GradientGap",
     "Hessian",
+    "Koopman",
     "Landscape",
     "Lyapunov",
+    "ModifiedEquation",
     "Paired",
+    "Reconstruction",
     "Result",
     "Robustness",
     "Samples",
     "Score",
+    "Similarity",
     "Spectrum",
     "StepRange",
     "Transfer",
@@ -41,12 +52,18 @@ __all__ = [
     "check_field",
     "controls",
     "convergence",
+    "energy_drift",
+    "fixed_points",
     "gradient_flow",
     "gradient_gap",
     "hessian",
+    "koopman",
     "landscape",
     "lyapunov",
+    "modified_equation",
+    "reconstruction",
     "robustness",
+    "similarity",
     "spectrum",
     "suggest_dt",
     "transfer",

@@ -262,7 +262,7 @@ class _Drift:
                 seen.append(piece[:, -1])
         except NumericalError as error:
             sentence = f"Under {moved.name} the states do not last the horizon: {error}."
-            return EnergyDrift(*head, verdict=Verdict(sentence, {"horizon": float(horizon)}, RULE), of="map")
+            return EnergyDrift(*head, verdict=Verdict(sentence, {"horizon": float(horizon)}, RULE, "lost"), of="map")
         whole = {name: torch.cat(energies[name], 1) for name in ("H", *terms)}
         power, derivative = self.power(torch.cat(seen)), self.derivative(piece)
         trends = {name: Trend.of(value, moved.dt) for name, value in whole.items()} if horizon >= BLOCKS else {}
@@ -377,7 +377,7 @@ class _Drift:
         numbers |= {"oscillation": oscillation, "bound of a trend": bound}
         if largest <= ROUNDING:
             return Verdict(
-                f"{moved.name} keeps the energy to rounding ({largest:.1e}) over {steps} steps.", numbers, RULE
+                f"{moved.name} keeps the energy to rounding ({largest:.1e}) over {steps} steps.", numbers, RULE, "kept"
             )
         if turns < TURNS:
             why = f"velocities turn around {turns:g} times (lower quartile), {TURNS} are asked for: a longer horizon"
@@ -389,6 +389,7 @@ class _Drift:
                 f"{oscillation:.1e}.",
                 numbers,
                 RULE,
+                "drifts",
             )
         if drifting:
             return no_claim(f"{drifting} of {count} trajectories drift and the others do not", RULE, numbers)
@@ -401,6 +402,7 @@ class _Drift:
             f"stands out from it over a time of {span:g} (a trend is at most {bound:.1e}){kept}.",
             numbers,
             RULE,
+            "oscillates",
         )
 
 

@@ -375,7 +375,7 @@ def _verdict(points: list[FixedPoint], slow: int, searches: dict[str, _Search], 
         ((each, found),) = counts.items()
         kinds = ", ".join(f"{sum(p.kind == kind for p in found)} {kind}" for kind in KINDS if _any(found, kind))
         said = f"The {each} has {len(found)} fixed points that {starts} starts led to: {kinds}."
-        return Verdict(said, numbers, RULE)
+        return Verdict(said, numbers, RULE, "found")
     unique = searches["map"].unique
     pairs = [point for point in counts["map"] if point.partner <= unique]
     alone = {each: sum(point.partner > unique for point in found) for each, found in counts.items()}
@@ -403,8 +403,11 @@ def _verdict(points: list[FixedPoint], slow: int, searches: dict[str, _Search], 
         )
     if other:
         changes = ", ".join(sorted({f"{a} becomes {b}" for a, b in other}))
-        return Verdict(f"{said}; {len(other)} of them have another stability under the map ({changes}).", numbers, RULE)
-    return Verdict(f"{said}{', with the same stability' if pairs else ''}.", numbers, RULE)
+        return Verdict(
+            f"{said}; {len(other)} of them have another stability under the map ({changes}).", numbers, RULE, "differ"
+        )
+    answer = "differ" if any(alone.values()) else "agree"
+    return Verdict(f"{said}{', with the same stability' if pairs else ''}.", numbers, RULE, answer)
 
 
 def _any(points: Sequence[FixedPoint], kind: str) -> bool:

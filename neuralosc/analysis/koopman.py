@@ -223,6 +223,7 @@ def _verdict(
         f"a modulus of {float(first.abs()):.4g} and {float(first.angle().abs()):.3g} radians a step.",
         numbers,
         RULE,
+        "linear",
     )
 
 
@@ -301,7 +302,7 @@ def similarity(states_a: Tensor, states_b: Tensor, *, rank: int | None = None, s
         alike = distance <= max(FLOORS * floor, SEARCHED)
         head = "The two dynamics are not told apart" if alike else "The two dynamics differ"
         sentence = f"{head}: their operators of rank {count} are {distance:.2g} apart, halves of one {floor:.2g}."
-        verdict = Verdict(sentence, numbers, SIMILARITY_RULE)
+        verdict = Verdict(sentence, numbers, SIMILARITY_RULE, "alike" if alike else "differ")
     return Similarity(count, distance, floor, values, verdict=verdict, of="map")
 
 

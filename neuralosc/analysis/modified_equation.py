@@ -358,9 +358,9 @@ def _verdict(
     if not compared:
         said = f"{name} at h = {h:g} follows the field with its corrections to h^{order}: its own differs by "
         if bare[0] <= ROUNDING:
-            return Verdict(f"{name} at h = {h:g} follows the field itself, to rounding.", numbers, RULE)
+            return Verdict(f"{name} at h = {h:g} follows the field itself, to rounding.", numbers, RULE, "field")
         said += f"{bare[0]:.1e} (relative RMS) from the field alone, and by {last[0]:.1e} from that."
-        return Verdict(said, numbers, RULE)
+        return Verdict(said, numbers, RULE, "modified")
     before, after = compared["residuals"][0], compared["residuals"][-1]
     explained, factor, error = compared["explained"], compared["factor"], compared["error"]
     numbers |= {"difference before": before, "difference after": after, "explained": explained, "factor": factor}
@@ -368,16 +368,17 @@ def _verdict(
     if states < FEWEST:
         return no_claim(f"{states} states are too few, {FEWEST} are asked for", RULE, numbers)
     if before <= ROUNDING:
-        return Verdict(f"The learnt field is the truth itself (to {before:.1e}).", numbers, RULE)
+        return Verdict(f"The learnt field is the truth itself (to {before:.1e}).", numbers, RULE, "truth")
     said = (
         f"the learnt field differs from the truth by {before:.2g} (relative RMS), and by {after:.2g} with the "
         f"corrections of {name} at h = {h:g}, which explain {explained:.1%} of its square (times "
         f"{factor:.3g} +- {error:.1g} they fit best; 1 is expected, but for the terms left out)"
     )
     if explained >= EXPLAINED:
-        return Verdict(f"The field that was learnt is the inverse modified field of the truth: {said}.", numbers, RULE)
+        sentence = f"The field that was learnt is the inverse modified field of the truth: {said}."
+        return Verdict(sentence, numbers, RULE, "inverse")
     if explained <= UNEXPLAINED:
-        return Verdict(f"The difference to the truth does not come from the steps: {said}.", numbers, RULE)
+        return Verdict(f"The difference to the truth does not come from the steps: {said}.", numbers, RULE, "other")
     return no_claim(f"the steps are a part of it: {said}", RULE, numbers)
 
 

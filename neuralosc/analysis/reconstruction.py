@@ -222,7 +222,7 @@ class _Pair:
             learnt = path(begin, steps) if path is not None else self.solved(self.moved, begin, steps)
         except NumericalError as failure:
             sentence = f"What was learnt does not last {steps} steps from states of the truth: {failure}."
-            verdict = Verdict(sentence, {"exponent": exponent}, RULE)
+            verdict = Verdict(sentence, {"exponent": exponent}, RULE, "lost")
             return Reconstruction(self.dt, exponent, error, self.slopes(true), verdict=verdict, of=of)
         valid = self.valid(true, learnt, spread)
         half, whole = len(begin) // 2, (true.flatten(2), learnt.flatten(2))
@@ -383,4 +383,4 @@ def _verdict(numbers: dict[str, Any], time: float, starts: int, unsure: str) -> 
     head = "These measures do not tell the attractor that was learnt from the true one" if near else (
         "The attractor that was learnt is another one"
     )  # fmt: skip
-    return Verdict(f"{head}: {said}.", rested, RULE)
+    return Verdict(f"{head}: {said}.", rested, RULE, "alike" if near else "other")
