@@ -185,7 +185,7 @@ def test_every_field_is_backprop_under_a_window_over_all(field_name, make_field,
 
 @pytest.mark.parametrize("solver", [info.name for info in solvers.available()])
 def test_every_solver_is_backprop_under_a_window_over_all(solver, make_field):
-    for name in ("oscillator_uncoupled", "lipschitz", "gru"):
+    for name in ("oscillator_uncoupled", "lipschitz", "gated_relaxation", "closed_form"):
         field = (
             make_field(name) if not solvers.get(solver).stochastic else neuralosc.Noisy(make_field(name), 0.1).double()
         )
