@@ -70,10 +70,14 @@ def solver_table() -> Table:
             table.add_section()
         family = info.family
         needs = ", ".join(info.needs) or "of any kind"
-        what_it_is = ("yes" if flag else "" for flag in (info.implicit, info.symplectic, info.reversible))
-        _add(table, info.name, info.family, info.order, info.stages, needs, *what_it_is, ", ".join(info.options))
+        # Compositions of drifts and kicks are so where both are exact.
+        kept = "if separable" if info.symplectic and info.family == "symplectic" else "yes" if info.symplectic else ""
+        implicit, reversible = ("yes" if flag else "" for flag in (info.implicit, info.reversible))
+        what_it_is = (implicit, kept, reversible, ", ".join(info.options))
+        _add(table, info.name, info.family, info.order, info.stages, needs, *what_it_is)
     aliases = [f"{alias} is {info.name}" for info in solvers.available() for alias in info.aliases]
-    note = f"Symplectic: on a Hamiltonian field. Reversible: a step can be undone. Also known: {', '.join(aliases)}."
+    what = "Symplectic: on a field with an energy, of the form it says. Reversible: a step can be undone."
+    note = f"{what} Also known: {', '.join(aliases)}."
     return _with_note(table, note)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import solvers
 from neuralosc.layers.solution import run
+from solvers.base.pairing import remark
 from solvers.compiled.products import shortest
 from solvers.run.audit import SavedMemory
 
@@ -33,6 +34,7 @@ class LayerPath:
         seconds: of forward and backward of the last output's mean square; of forward alone where nothing is trained.
         floor: seconds of the matrix products in it alone; None where it has none, or they are not known.
         source: the generated code.
+        remark: what there is to know of the pairing of field and solver; empty if nothing.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LayerPath:
     seconds: float
     floor: float | None
     source: str
+    remark: str = ""
 
     @property
     def floors(self) -> float | None:
@@ -78,6 +81,7 @@ class Explanation:
                 f"{1e3 * layer.seconds:>9.2f} ms{floor:>12}{floors:>8}"
             )
             lines += [f"      not faster: {layer.reason}"] if layer.reason else []
+            lines += [f"      note: {layer.remark}"] if layer.remark else []
         if self.sources:
             different: dict[str, str] = {}
             for layer in self.layers:
@@ -119,7 +123,8 @@ def _layer(rnn: Stack, index: int, solution: Solution) -> LayerPath:
     floor = record.products.seconds(x.dtype, device=x.device) if record.products else None
     name = f"{index // rnn.directions}{'_rev' if solution.direction(index).reverse else ''}"
     field = type(rnn.layer(index)).__name__
-    return LayerPath(name, field, record.path, record.reason, saved, units, seconds, floor, record.source)
+    noted = remark(rnn.layer(index), rnn.solver)
+    return LayerPath(name, field, record.path, record.reason, saved, units, seconds, floor, record.source, noted)
 
 
 def _measured(rnn: Stack, index: int, solution: Solution) -> tuple[int, float]:

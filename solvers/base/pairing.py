@@ -39,6 +39,17 @@ def _varied(names: list[str]) -> list[str]:
     return sorted(names, key=place.__getitem__)
 
 
+def remark(field: Any, solver: Solver) -> str:
+    """What a user should know of a pairing that works; empty if nothing."""
+    declared = structure(field)
+    if solver.symplectic and solver.split and "hamiltonian" in declared and "conformal" not in declared:
+        return (
+            f"the energy of {describe(field)} is not declared separable, so that the steps of {solver.name!r} are not "
+            "symplectic: 'gauss_legendre4' or 'implicit_midpoint' are"
+        )
+    return ""
+
+
 def check(field: Any, solver: Solver, gradient: Gradient | None = None, control: Control | None = None) -> None:
     """Refuse a pairing that cannot work.
 

@@ -103,3 +103,13 @@ def test_products_are_computed_over_all_rows(monkeypatch):
     products = Products(5, 4, ((3, 2),), ((2, 3),), ((3, 2),))
     assert products and not Products(5, 4, ())
     assert products.seconds(torch.float64) > 0
+
+
+def test_a_composition_says_where_it_is_not_symplectic():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 1)
+    plain, dense = neuralosc.Hamiltonian(1, 3), neuralosc.DenseHamiltonian(1, 3)
+    text = str(neuralosc.ContinuousRNN(plain, "stormer_verlet", dt=0.1).explain(x, show=False))
+    assert "not declared separable" in text and "'gauss_legendre4'" in text
+    for field, solver in ((dense, "stormer_verlet"), (plain, "gauss_legendre4"), (plain, "rk4")):
+        assert "separable" not in str(neuralosc.ContinuousRNN(field, solver, dt=0.1).explain(x, show=False))
