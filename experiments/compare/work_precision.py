@@ -24,6 +24,7 @@ import solvers
 from experiments.bench.timing import Report, silent, within
 from experiments.compare import figures
 from neuralosc.analysis import drawing
+from neuralosc.analysis.work_precision import evaluations_for
 from solvers.errors import NumericalError
 
 BUDGETS = tuple(round(64 * 2**k) for k in range(10))
@@ -149,24 +150,11 @@ def table(panels: Sequence[Panel]) -> Table:
         result.add_column(f"{goal:.0e}", justify="right")
     for panel in panels:
         for i, curve in enumerate(panel.curves):
-            needed = [evaluations_for(curve, goal) for goal in goals]
+            needed = [evaluations_for(curve.points, goal) for goal in goals]
             shown = ["" if value is None else f"{value:,.0f}" for value in needed]
             result.add_row(panel.problem.title if i == 0 else "", curve.method, *shown)
         result.add_section()
     return result
-
-
-def evaluations_for(curve: Curve, goal: float) -> float | None:
-    """Evaluations at which a curve comes down to an error, on the line between two points of the diagram."""
-    before: tuple[float, float] | None = None
-    for evaluations, error in curve.points:
-        if error <= goal:
-            if before is None:
-                return evaluations
-            part = math.log(before[1] / goal) / math.log(before[1] / error)
-            return math.exp(math.log(before[0]) * (1 - part) + math.log(evaluations) * part)
-        before = evaluations, error
-    return None
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:

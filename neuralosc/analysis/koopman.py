@@ -219,7 +219,7 @@ def _verdict(
     first = values[good][0]
     return Verdict(
         f"A linear operator of rank {len(values)} predicts a step to {error:.1e} (no change: {persistence:.1e}); "
-        f"{int(good.sum())} of its modes are those of the dynamics (residual at most {RESIDUAL:g}), the slowest with "
+        f"{int(good.sum())} of its modes are those of the dynamics (residual at most {RESIDUAL:g}), the largest has "
         f"a modulus of {float(first.abs()):.4g} and {float(first.angle().abs()):.3g} radians a step.",
         numbers,
         RULE,

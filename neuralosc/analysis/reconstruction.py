@@ -114,11 +114,11 @@ class Reconstruction(Result):
         shown = slice(min(len(times), int(15 / max(self.exponent, 1e-3) / self.dt) + 1))
         for states, color, label in ((self.true, GREY, "truth"), (self.learnt, PALETTE[1], "learnt")):
             first.plot(times[shown], states[shown, 0], color=color, label=label)
-            across = states[:, min(1, states.shape[1] - 1)] if states.shape[1] < 3 else states[:, 2]
+            across = states[:, min(2, states.shape[1] - 1)]
             second.plot(states[:, 0], across, color=color, linewidth=0.6, label=label)
         first.set(xlabel="time (units of the field)", ylabel="first number of the state", title="from one start")
-        names = ("first number of the state", "last number shown of the state")
-        second.set(xlabel=names[0], ylabel=names[1], title="attractors")
+        name = "third number of the state" if self.true.shape[1] > 2 else "last number of the state"
+        second.set(xlabel="first number of the state", ylabel=name, title="attractors")
         for power, color, label in zip(self.spectra[1:], (GREY, PALETTE[1]), ("truth", "learnt"), strict=True):
             third.plot(self.spectra[0, 1:], power[1:].clamp_min(1e-12), color=color, label=label)
         third.set(xlabel="frequency (1 / time)", ylabel="share of the power", yscale="log", xscale="log")

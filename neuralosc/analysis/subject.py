@@ -118,11 +118,13 @@ class Run:
         answers: in the units of the targets; None of a network without a read-out.
         states: after every sample, of each layer, `(batch, time, components, hidden)`.
         outputs: what is read, `(batch, time, features)`.
+        evaluations: of the right-hand side, for each sequence, the mean over the parts that were run together.
     """
 
     answers: Tensor | None
     states: tuple[Tensor, ...]
     outputs: Tensor
+    evaluations: float = 0.0
 
 
 @torch.no_grad()
@@ -134,15 +136,16 @@ def run(model: nn.Module, samples: Samples) -> Run:
     """
     rnn = continuous(model, one_way=False)
     each = 8 * samples.x.shape[1] * rnn.num_layers * rnn.components * rnn.output_size
-    answers, states, outputs = [], [], []
+    answers, states, outputs, evaluations = [], [], [], 0
     for part in shown(model, samples).parts(max(1, STATE_BYTES // each)):
         solution = rnn.solve(**part.inputs)  # type: ignore[arg-type]
         states.append(solution.layers)
         outputs.append(solution.output)
+        evaluations += solution.evaluations * len(part)
         if isinstance(model, SequenceModel):
             answers.append(model.unscaled(model.readout(solution.output, part.lengths)))
     layers = tuple(torch.cat(parts) for parts in zip(*states, strict=True))
-    return Run(torch.cat(answers) if answers else None, layers, torch.cat(outputs))
+    return Run(torch.cat(answers) if answers else None, layers, torch.cat(outputs), evaluations / len(samples))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.command.cli import main
 from experiments.compare import work_precision
-from experiments.compare.work_precision import Curve, Problem, apart, evaluations_for, measure
+from experiments.compare.work_precision import Problem, apart, measure
 
 SMALL = Problem("small", 4.0, 0.5, 1.0, ("rk4", "imex_euler", "native_dopri5"))
 
@@ -25,12 +25,6 @@ def test_more_work_is_more_precise_at_the_order_of_the_method(panels):
         for (_, coarse), (_, fine) in itertools.pairwise(curve.points):
             assert coarse / fine == pytest.approx(2**order, rel=0.3)
     assert [error for _, error in native.points] == sorted((error for _, error in native.points), reverse=True)
-
-
-def test_what_an_error_costs_lies_between_the_points():
-    curve = Curve("rk4", ((10, 1e-1), (100, 1e-3)))
-    assert evaluations_for(curve, 1e-2) == pytest.approx(10**1.5)
-    assert evaluations_for(curve, 0.5) == 10 and evaluations_for(curve, 1e-4) is None
 
 
 def test_names_keep_their_distance_and_their_order():
