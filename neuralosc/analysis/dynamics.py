@@ -82,6 +82,8 @@ class Dynamics:
         shape = (getattr(made.field, "components", None), getattr(made.field, "hidden_size", None))
         if any(size is not None and size != given for size, given in zip(shape, states.shape[1:], strict=True)):
             raise InputError(f"states are {tuple(states.shape)}, expected (batch, {shape[0]}, {shape[1]})")
+        if made.solver is not None and made.solver.stochastic:
+            raise InputError(f"solver {made.solver.name!r} draws noise and is no one map: use a solver without noise")
         if getattr(made.field, "timed", False) or is_controlled(made.field):
             seen = "the derivative of its input" if is_controlled(made.field) else "the time"
             raise InputError(

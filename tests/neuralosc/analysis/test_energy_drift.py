@@ -176,3 +176,11 @@ def test_bad_input(options, message):
 def test_its_picture():
     found = energy_drift(Pendulum(), draw(2, 2, 1), 400, solver="stormer_verlet", dt=0.1)
     assert found.png()[:4] == b"\x89PNG" and "H to order h^2" in found.table()
+
+
+def test_noise_is_no_map():
+    rnn = neuralosc.make("noisy", input_size=1, hidden_size=2)
+    found = energy_drift(rnn, draw(2, 1, 2))
+    assert not found.verdict.claim and "draws noise" in found.verdict.sentence
+    with pytest.raises(InputError, match="draws noise and is no one map"):
+        energy_drift(rnn.field, draw(2, 1, 2), solver=rnn.solver, dt=0.1)
