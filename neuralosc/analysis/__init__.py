@@ -22,6 +22,7 @@ from neuralosc.analysis.samples import Paired, Samples, Score
 from neuralosc.analysis.spectrum import Spectrum, spectrum
 from neuralosc.analysis.suggest_dt import StepRange, suggest_dt
 from neuralosc.analysis.transfer import Transfer, transfer
+from neuralosc.analysis.work_precision import WorkPrecision, work_precision
 from solvers.run.claims import FieldCheck, check_field
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StepRange",
     "Transfer",
     "Verdict",
+    "WorkPrecision",
     "check_field",
     "controls",
     "convergence",
@@ -67,4 +69,5 @@ __all__ = [
     "spectrum",
     "suggest_dt",
     "transfer",
+    "work_precision",
 ]

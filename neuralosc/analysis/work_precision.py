@@ -221,4 +221,5 @@ def _verdict(own: Work, needed: dict[str, float], goal: float, known: float) -> 
         f"own {own.solver} ({own.choice}) takes {own.evaluations:.0f} and is off by {own.error:.2g}.",
         numbers,
         RULE,
+        first,
     )
