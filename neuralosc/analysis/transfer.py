@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from neuralosc.analysis.drawing import INK
+from neuralosc.analysis.drawing import INK, PALETTE
 from neuralosc.analysis.learned import Evidence, agreement
 from neuralosc.analysis.learned import verdict as rule_on
 from neuralosc.analysis.results import Result, Row, Verdict, no_claim
@@ -29,8 +29,8 @@ SOLVERS = ("semi_implicit_euler", "imex_euler", "stormer_verlet", "euler", "rk4"
 #: How much finer its own step is made at least, to see its states approach the exact ones.
 FINER = 4
 
-#: The column of the equation solved exactly, and of the step a row was trained with.
-EXACT, OWN = "exact", "own step"
+#: The column of the equation solved exactly.
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Cell:
         paired: against the step that it was trained with.
         agreement: of its answers with those of the step that it was trained with.
         deviation: of its states from the exact ones, relative RMS; None without them.
+        own: whether this is the step it was trained with.
         why: why there are no figures; empty if there are.
     """
 
@@ -57,6 +58,7 @@ class Cell:
     paired: Paired | None = None
     agreement: float | None = None
     deviation: float | None = None
+    own: bool = False
     why: str = ""
 
     @property
@@ -82,12 +84,19 @@ class Transfer(Result):
     samples: int
 
     heading: ClassVar[str] = "Trained under one solver, solved by another"
-    inches: ClassVar[tuple[float, float]] = (9.0, 4.6)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The solvers, in their order."""
-        return tuple(dict.fromkeys(cell.column for cell in self.cells))
+        """The solvers in their order, each from its coarsest step to its finest, and the exact solution."""
+        place = {name: i for i, name in enumerate(dict.fromkeys(cell.solver for cell in self.cells))}
+        place[EXACT] = len(place)
+        ordered = sorted(self.cells, key=lambda cell: (place[cell.solver], cell.substeps))
+        return tuple(dict.fromkeys(cell.column for cell in ordered))
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """As wide and high as its cells need."""
+        return 3.6 + 0.72 * len(self.columns), 2.2 + 0.55 * len({cell.row for cell in self.cells})
 
     def mean(self, row: str, column: str) -> tuple[float, float] | None:
         """Mean over trainings and their standard deviation (NaN of one); None where none succeeded."""
@@ -103,7 +112,7 @@ class Transfer(Result):
             {
                 "trained under": cell.row,
                 "seed": cell.seed,
-                "solved by": cell.column,
+                "solved by": f"{cell.column} (own)" if cell.own else cell.column,
                 self.score: cell.score,
                 "against own": None if cell.paired is None else cell.paired.difference,
                 "low": None if cell.paired is None else cell.paired.low,
@@ -120,7 +129,9 @@ class Transfer(Result):
         return "\n".join([super().table(), *(f"{row}: {said}" for row, said in self.verdicts.items())])
 
     def draw(self, figure: Figure) -> None:
-        """The matrix: rows are trainings, columns solvers."""
+        """The matrix: rows are trainings, columns solvers; framed what they were trained under."""
+        from matplotlib.patches import Rectangle
+
         rows, columns = list(dict.fromkeys(cell.row for cell in self.cells)), self.columns
         axes: Any = figure.subplots()
         means = [[self.mean(row, column) for column in columns] for row in rows]
@@ -132,6 +143,9 @@ class Transfer(Result):
                 text = "-" if cell is None else f"{cell[0]:.3g}" + ("" if cell[1] != cell[1] else f"\n+- {cell[1]:.2g}")
                 dark = cell is not None and cell[0] < (low + high) / 2
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
+        for row, column in {(cell.row, cell.column) for cell in self.cells if cell.own}:
+            at = (columns.index(column) - 0.5, rows.index(row) - 0.5)
+            axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor=PALETTE[1], linewidth=2.5, zorder=3))
         axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
         axes.set_yticks(range(len(rows)), rows)
         axes.grid(False)
@@ -216,16 +230,17 @@ class _Row:
     def cells(self, solvers: Sequence[str], substeps: Sequence[int]) -> list[Cell]:
         """Its own step, every other, and the exact solution."""
         if self.why:
-            return [Cell(self.name, self.seed, OWN, 0, why=self.why)]
+            return [Cell(self.name, self.seed, self.name, 0, own=True, why=self.why)]
         rnn: Any = self.model.rnn
+        name, count = rnn.solver.name, 0 if rnn.solver.adaptive else 1
         try:
             own = run(self.model, self.samples)
         except NumericalError as error:
             self.verdict = no_claim(f"its own step fails ({error})", "a network must run to be looked at")
-            return [Cell(self.name, self.seed, OWN, 0, why=str(error))]
+            return [Cell(self.name, self.seed, name, count, own=True, why=str(error))]
         reference = exact(self.model, self.samples)
         self.scores = self._scored(own)
-        found = [self._cell(OWN, 0, own, own, reference)]
+        found = [replace(self._cell(name, count, own, own, reference), own=True)]
         deviations = [] if reference.run is None else [found[0].deviation or 0.0]
         for name in dict.fromkeys([rnn.solver.name, *solvers]):
             if get(name).adaptive:
