@@ -72,9 +72,9 @@ def step_sizes(comparison: Comparison) -> Figure:
         else:
             steps = [dt / row.contender.substeps for row in series]
             # The first lie below the later ones, and are wider: where curves coincide all of them are seen.
-            width = {"linewidth": 1.4 + 0.9 * (len(look) - 1 - list(look).index(name))}
+            width = {"linewidth": 1.4 + 0.5 * (len(look) - 1 - list(look).index(name))}
             bars = [row.half_width or 0.0 for row in series]
-            metric.errorbar(steps, [row.metric for row in series], bars, capsize=2, **{**style, **width})
+            metric.errorbar(steps, [row.metric for row in series], bars, capsize=2, elinewidth=1, **{**style, **width})
             deviation.plot(steps, [row.deviation for row in series], **style)
         work.plot([row.evaluations for row in series], [row.deviation for row in series], **style)
     _slopes(deviation, [row for row in rows if not row.contender.adaptive], dt)
@@ -203,7 +203,7 @@ def trajectories(comparison: Comparison) -> Figure:
         grid[0][column].set_title(title, fontsize=10, color=look[contender.solver]["color"])
         # Of what is drawn here, and nothing else.
         drawn = relative_rms(states[:, 0, channels], paths.reference[:, 0, channels])
-        grid[-1][column].set_xlabel(f"time{units}\nthese curves are off by {drawn:.2g} (relative RMS)", fontsize=9)
+        grid[-1][column].set_xlabel(f"time{units}\nhere off by {drawn:.2g} (relative RMS)", fontsize=9)
     name = "position" if paths.reference.shape[1] > 1 else "state"
     figure.suptitle(
         f"{comparison.model} on {comparison.task}: hidden {name} over one {comparison.split} sample, "
