@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import solvers
 from neuralosc.analysis.samples import Samples
-from neuralosc.analysis.subject import continuous, layer_of, shown, watched
+from neuralosc.analysis.subject import continuous, layer_of, network, shown, watched
+from neuralosc.layers.recurrent import RecurrentLayer, stepped
 from neuralosc.layers.rnn import ContinuousRNN
 from solvers.base.clock import Clock
 from solvers.base.control import mixed
 from solvers.base.drive import driven, is_controlled
 from solvers.base.values import working
+from solvers.errors import InputError
 from solvers.protocol import ControlPath
 
 #: Bytes of Jacobians that are made at once.
@@ -101,6 +104,57 @@ class Walk:
         yield from zip(rows.split(size), places.split(size), strict=True)
 
 
+@dataclass(frozen=True)
+class StepWalk(Walk):
+    """The same of a network without fields, whose step takes a sample and a state to a state.
+
+    Attributes:
+        net: the network.
+        x: its samples, `(batch, time, input)`.
+        given: the timespans of the samples, `(batch, time)`; None where there are none.
+    """
+
+    net: RecurrentLayer | None = None
+    x: Tensor | None = None
+    given: Tensor | None = None
+
+    def step(self, rows: Tensor, places: Tensor, solver: str | None = None, substeps: int = 1) -> solvers.Transition:
+        """Step `places[i]` of sequence `rows[i]` as a map of states; see `Walk.step`."""
+        net, x, spans = self.net, self.x, self.given
+        assert net is not None and x is not None
+        if solver is not None:
+            raise InputError(f"a {type(net).__name__} has no solver, so that there is no other way to take its steps")
+        samples, passed = x[rows, places], None if spans is None else spans[rows, places]
+        return solvers.Transition(lambda state: stepped(net, samples, state, passed)[1], f"a step of {net.name}")
+
+    def slope(self, rows: Tensor, places: Tensor) -> solvers.Transition:
+        """There is none."""
+        raise InputError(f"a {type(self.net).__name__} has no solver and no slope, it goes from sample to sample")
+
+
+def _stepped_walk(rnn: RecurrentLayer, samples: Samples) -> StepWalk:
+    """Along the samples one by one, which is the run of a network that goes from one to the next."""
+    if rnn.bidirectional or rnn.num_layers > 1:
+        raise InputError(
+            f"this {type(rnn).__name__} has {rnn.num_layers} layers in {1 + rnn.bidirectional} directions, which is no "
+            "one map of states: expected one of each"
+        )
+    count, time = samples.x.shape[:2]
+    given = None if samples.timespans is None else samples.timespans.expand(count, -1)
+    state = samples.x.new_zeros(count, rnn.components, rnn.hidden_size)
+    states = [state]
+    with torch.no_grad():
+        for i in range(time):
+            state = stepped(rnn, samples.x[:, i], state, None if given is None else given[:, i])[1]
+            states.append(state)
+    spans = torch.ones(count, time, dtype=torch.float64) if given is None else given.double()
+    spans = torch.where(samples.valid, spans, 0)
+    run: Any = rnn
+    return StepWalk(
+        run, 0, torch.stack(states, 1), spans, spans.cumsum(1) - spans, samples.valid, (), rnn, samples.x, given
+    )
+
+
 def walk(model: nn.Module, samples: Samples, layer: int = -1) -> Walk:
     """Run a model on samples and keep the way.
 
@@ -110,11 +164,13 @@ def walk(model: nn.Module, samples: Samples, layer: int = -1) -> Walk:
         layer: which layer; the last when left out.
 
     Raises:
-        InputError: a network without a solver, with noise, or that runs in both directions.
+        InputError: a network with noise or that runs in both directions, or one without a solver of several layers.
     """
+    samples, net = shown(model, samples), network(model)
+    if not isinstance(net, ContinuousRNN):
+        return _stepped_walk(net, samples)
     rnn = continuous(model)
     index = layer_of(rnn, layer)
-    samples = shown(model, samples)
     with torch.no_grad():
         solution = rnn.solve(**samples.inputs)  # type: ignore[arg-type]
         field, dt = rnn.layer(index), rnn.dts[index]

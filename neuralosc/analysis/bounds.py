@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neuralosc.analysis.along import Walk
 from neuralosc.fields import HamiltonianOscillator, Lipschitz, Oscillator
+from neuralosc.layers.rnn import ContinuousRNN
 
 #: What rounding may make of a bound that is met exactly.
 SLACK = 1e-9
@@ -54,6 +55,8 @@ class Bound:
 
 def bounds(walk: Walk, jacobians: Tensor) -> tuple[Bound, ...]:
     """The theorems on a layer's field, tried along its run; none of a field on which none is known here."""
+    if not isinstance(walk.rnn, ContinuousRNN):
+        return ()
     field = walk.rnn.layer(walk.layer)
     for kind, tried in _KNOWN.items():
         if isinstance(field, kind):

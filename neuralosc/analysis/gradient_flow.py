@@ -111,7 +111,7 @@ def gradient_flow(
     below and explodes above. A norm is that of the direction that is carried best: what is lost there is lost.
 
     Args:
-        model: a `SequenceModel` or a `ContinuousRNN`.
+        model: a `SequenceModel` or a network; an LSTM or GRU of torch too, of one layer.
         data: samples, as `Samples.of` takes them.
         layer: which layer; the last when left out.
         samples: how many sequences, drawn by `seed`.
@@ -119,7 +119,7 @@ def gradient_flow(
         progress: show a bar; None where somebody reads along.
 
     Raises:
-        InputError: a network without a solver, with noise or in two directions.
+        InputError: a network with noise or in two directions, or one without a solver of several layers.
         NumericalError: the run itself fails.
 
     Source: Pascanu, Mikolov & Bengio, ICML 2013; the bounds from Rusch & Mishra, ICLR and ICML 2021, and Erichson et

@@ -147,7 +147,8 @@ def lyapunov(
         progress: show a bar; None where somebody reads along.
 
     Raises:
-        InputError: a network without a solver, with noise or in two directions; arguments that do not fit.
+        InputError: a network with noise or in two directions, or one without a solver of several layers or with flow;
+            arguments that do not fit.
         NumericalError: the run itself fails.
 
     Source: Benettin, Galgani, Giorgilli & Strelcyn, Meccanica 15 (1980); of driven networks Engelken, Wolf & Abbott,
@@ -191,6 +192,7 @@ def _of_network(
 
     if not flow:
         return found(exact)
+    continuous(model)
     per_step = continuous(exact).substeps
     fine, half = (found(under(exact, "rk4", per_step * count)) for count in (FINE, FINE // 2))
     refined = float((fine.exponents - half.exponents).abs().max())

@@ -16,7 +16,7 @@ from neuralosc.analysis.along import Walk, walk
 from neuralosc.analysis.drawing import GREY, INK, PALETTE
 from neuralosc.analysis.results import Result, Row, Verdict, no_claim
 from neuralosc.analysis.samples import Samples
-from neuralosc.analysis.subject import precise, watched
+from neuralosc.analysis.subject import continuous, precise, watched
 from solvers.errors import InputError, NumericalError, PairingError
 from solvers.numerics.stability import RationalStability
 
@@ -154,6 +154,7 @@ def spectrum(
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 1:
         raise InputError(f"points is {points!r}, expected a positive number of states")
+    continuous(model)
     way = walk(precise(model), Samples.of(data).double(), layer)
     rows, places = _drawn(way, points, seed)
     rnn, states = way.rnn, way.states[rows, places]

@@ -131,3 +131,22 @@ def test_what_has_no_step_to_look_at_is_refused():
         gradient_flow(torch.nn.Linear(2, 2), X)
     with pytest.raises(InputError, match="layer is 3, expected a whole number below 1"):
         gradient_flow(neuralosc.CoRNN(2, 4), X, layer=3)
+
+
+@pytest.mark.parametrize("name", ["lstm", "torch_gru"])
+def test_of_a_network_of_torch_its_steps_are_multiplied(name):
+    torch.manual_seed(0)
+    rnn = neuralosc.make(name, input_size=2, hidden_size=3).double()
+    x = torch.randn(4, 6, 2, dtype=F64)
+    found = gradient_flow(rnn, Samples(x, None, None, torch.tensor([6, 6, 6, 4])))
+
+    def end(state):
+        return rnn(x[:1, 3:], state.reshape(1, rnn.components, 3))[1].flatten()
+
+    begin = rnn(x[:1, :3])[1]
+    jacobian = torch.autograd.functional.jacobian(end, begin.detach().flatten())
+    expected = torch.linalg.matrix_norm(jacobian, 2)
+    torch.testing.assert_close(found.norms[0, found.lags == 3].squeeze(), expected, rtol=1e-10, atol=0)
+    assert found.norms[3, found.lags > 4].isnan().all() and found.bounds == ()
+    with pytest.raises(InputError, match="has 2 layers in 1 directions"):
+        gradient_flow(neuralosc.make(name, input_size=2, hidden_size=3, num_layers=2), x)
