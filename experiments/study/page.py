@@ -71,7 +71,7 @@ verdict is a sentence with the rule that gave it; where the evidence does not ca
 
 
 def _heading(one: Done) -> str:
-    return html.escape(one.name if one.result is None else one.result.heading)
+    return html.escape(one.part.title or (one.name if one.result is None else one.result.heading))
 
 
 def _section(one: Done, picture: bytes | None) -> str:
@@ -85,7 +85,7 @@ def _section(one: Done, picture: bytes | None) -> str:
     text += f"<p>{html.escape(one.part.words(one.result))}</p>\n"
     if picture is not None:
         data = base64.b64encode(picture).decode()
-        about = html.escape(f"{one.result.heading}. {said}", quote=True)
+        about = html.escape(f"{one.part.title or one.result.heading}. {said}", quote=True)
         text += f'<figure><img src="data:image/png;base64,{data}" alt="{about}"></figure>\n'
     text += f'<p class="rule">Rule: {html.escape(said.rule)}. '
     text += f"{one.samples} sequences, {one.seconds:.0f} s"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from experiments.study.runs import Studied
-from neuralosc.analysis.controls import controls
+from neuralosc.analysis.controls import controls, untrained_of
 from neuralosc.analysis.convergence import convergence
 from neuralosc.analysis.gradient_flow import gradient_flow
 from neuralosc.analysis.gradient_gap import gradient_gap
@@ -28,6 +28,7 @@ class Part:
         about: what it asks, in plain words.
         means: what an answer means for the network, in plain words, by the answer of the verdict; of "" that nothing is
             claimed.
+        title: what a page calls it; the heading of the result when empty.
     """
 
     run: Callable[[Studied, int], Result]
@@ -35,6 +36,7 @@ class Part:
     most: int
     about: str
     means: Mapping[str, str]
+    title: str = ""
 
     def words(self, result: Result) -> str:
         """What the result means."""
@@ -145,6 +147,22 @@ PARTS: dict[str, Part] = {
             "more; predictions over as long a time are sensitive in the same way.",
             "": _NOTHING,
         },
+    ),
+    "gradients_untrained": Part(
+        lambda s, n: gradient_flow(
+            untrained_of(s.model)(s.first.config.seed), s.samples("test"), samples=n, progress=False
+        ),
+        few=2,
+        most=8,
+        about="The same of weights that were just drawn, which is what training begins with.",
+        means={
+            "arrives": "Training began with gradients that reach the whole sequence.",
+            "vanishes": "Training began without a gradient from the beginning of a sequence: what the trained network "
+            "remembers of it was learnt step by step backwards, or from another seed might not be learnt.",
+            "explodes": "Training began with gradients that explode: it depends on clipping, or on luck.",
+            "": _NOTHING,
+        },
+        title="Gradients by lag, before training",
     ),
     "lyapunov": Part(
         lambda s, n: lyapunov(s.model, s.samples("test"), samples=n, progress=False),

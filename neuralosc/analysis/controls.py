@@ -148,7 +148,7 @@ def controls(
     why = without_solver(model)
     if why:
         return Controls((), judged.name, len(fitted), len(tested), verdict=no_claim(why, RULE), of="map")
-    fresh = _untrained(model) if untrained is None else untrained
+    fresh = untrained_of(model) if untrained is None else untrained
     others = [precise(fresh(number)) for number in range(seeds)]
     study = _Study(precise(model), others, fitted, tested, judged)
     trained = continuous(model, one_way=False).solver.name
@@ -158,8 +158,12 @@ def controls(
     return Controls(tuple(lines), judged.name, len(fitted), len(tested), verdict=said, of="flow, map")
 
 
-def _untrained(model: SequenceModel) -> Callable[[int], SequenceModel]:
-    """Models of the same configuration with weights that were just drawn."""
+def untrained_of(model: SequenceModel) -> Callable[[int], SequenceModel]:
+    """Makes, of a seed, a model of the same configuration with weights that were just drawn.
+
+    Raises:
+        InputError: its network has a field of one's own, of which no other can be made.
+    """
     rnn: Any = model.rnn
     if rnn.config is None:
         raise InputError(
