@@ -90,6 +90,8 @@ FIELDS: dict[str, Callable[[int, int], neuralosc.VectorField]] = {
     "hamiltonian_energy": MixedEnergy,
     "hamiltonian_one_layer": lambda i, h: neuralosc.DenseHamiltonian(i, h, alpha=0.7),
     "hamiltonian_two_layers": lambda i, h: neuralosc.DenseHamiltonian(i, h, alpha=0.7, energy_layers=2),
+    "neural_hamiltonian": lambda i, h: neuralosc.NeuralHamiltonian(i, h, energy_size=8),
+    "neural_hamiltonian_dense": lambda i, h: neuralosc.NeuralHamiltonian(i, h, energy_size=8, energy_form="dense"),
     "lipschitz": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3),
     "lipschitz_gated": lambda i, h: neuralosc.Lipschitz(i, h, gamma=0.3, gated=True),
     "antisymmetric": lambda i, h: neuralosc.Antisymmetric(i, h, gamma=0.3),

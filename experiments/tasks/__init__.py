@@ -14,6 +14,7 @@ from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.hopper import Hopper
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
+from experiments.tasks.physical import DoublePendulum, Duffing, HenonHeiles, Pendulum, SpringChain
 from experiments.tasks.physionet2012 import PhysioNet2012
 from experiments.tasks.table import Table
 from experiments.tasks.uea import UEA
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
+        *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
         *(Table, UEA, Weather),
     )

@@ -6,7 +6,7 @@ from neuralosc.fields.controlled import NeuralCDE
 from neuralosc.fields.decay import GRUDecay
 from neuralosc.fields.fading import FadingGRU, MultiscaleTraces
 from neuralosc.fields.gated import GatedRelaxation, Relaxation
-from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian
+from neuralosc.fields.hamiltonian import DenseHamiltonian, Hamiltonian, NeuralHamiltonian
 from neuralosc.fields.hawkes import DecayingLSTM
 from neuralosc.fields.jump_gru import JumpGRU
 from neuralosc.fields.linear_oscillator import LinearOscillator
@@ -42,6 +42,7 @@ __all__ = [
     "Multiscale",
     "MultiscaleTraces",
     "NeuralCDE",
+    "NeuralHamiltonian",
     "Noisy",
     "Orthogonal",
     "Oscillator",

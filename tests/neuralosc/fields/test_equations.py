@@ -19,6 +19,8 @@ STRUCTURES = {
     "hamiltonian_energy": {"partitioned", "hamiltonian"},
     "hamiltonian_one_layer": {"partitioned", "conformal", "separable", "hamiltonian"},
     "hamiltonian_two_layers": {"partitioned", "conformal", "separable", "hamiltonian"},
+    "neural_hamiltonian": {"partitioned", "conformal", "separable", "hamiltonian"},
+    "neural_hamiltonian_dense": {"partitioned", "hamiltonian"},
     "lipschitz": {"semilinear"},
     "lipschitz_gated": set(),
     "antisymmetric": set(),
