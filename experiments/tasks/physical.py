@@ -17,7 +17,7 @@ from solvers.errors import InputError
 
 TEST = 2
 #: Of the reference, relative and absolute: its energy keeps nine digits over the longest horizons of the defaults.
-TOLERANCES = {"rtol": 1e-10, "atol": 1e-11}
+RTOL, ATOL = 1e-10, 1e-11
 
 
 class Physical(Task):
@@ -30,9 +30,9 @@ class Physical(Task):
     training and in the validation set states and positions are seen with Gaussian noise; the test set has none, and is
     `ahead` times as long. Reference trajectories are those of dopri8 in double precision at a tolerance of 1e-10.
 
-    For a network that is an energy alone, take --field neuralosc:NeuralHamiltonian --start-from sample, with the degrees
-    of freedom as its hidden size and --dt equal to --step. Its momentum is shown at time 0 alone, and the read-out has
-    to become the identity; `energy_error` judges its states. Any other network is shown the same.
+    For a network that is an energy alone, take --field neuralosc:NeuralHamiltonian --start-from sample, with the
+    degrees of freedom as its hidden size and --dt equal to --step. Its momentum is shown at time 0 alone, and the
+    read-out has to become the identity; `energy_error` judges its states. Any other network is shown the same.
 
     Source: Chen, Zhang, Arjovsky, Bottou, Symplectic Recurrent Neural Networks, ICLR 2020, whose loss is of q and p;
     Greydanus, Dzamba, Yosinski, Hamiltonian Neural Networks, NeurIPS 2019.
@@ -90,7 +90,8 @@ class Physical(Task):
     def trajectory(cls, start: Tensor, times: Tensor) -> Tensor:
         """The true states `(batch, times, 2, freedom)` from `(batch, 2, freedom)` at times[0] on, in float64."""
         with torch.no_grad():
-            return solvers.integrate(cls.slope, start.double(), times.double(), method="dopri8", **TOLERANCES).states
+            found = solvers.integrate(cls.slope, start.double(), times.double(), method="dopri8", rtol=RTOL, atol=ATOL)
+        return found.states
 
     def splits(self, seed: int = 0) -> Splits:
         """Sets with no trajectory in common; `seed` chooses the trajectories and their noise."""

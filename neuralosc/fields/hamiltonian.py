@@ -232,7 +232,8 @@ class NeuralHamiltonian(Partitioned):
 
     def initial_state(self, x: Tensor) -> Tensor:
         """The first sample as (q, p), or what is learned of it."""
-        return (x if self.start is None else self.start(x)).unflatten(-1, (2, self.hidden_size))
+        state: Tensor = (x if self.start is None else self.start(x)).unflatten(-1, (2, self.hidden_size))
+        return state
 
     def velocity(self, t: Time, q: Tensor, p: Tensor, u: Tensor) -> Tensor:
         """dH/dp."""
