@@ -125,7 +125,7 @@ def test_a_budget_is_kept_and_what_it_leaves_out_is_said(run):
 def test_a_baseline_has_no_step_to_study_and_that_is_a_line_of_each_part(tmp_path):
     done = running.study(opened([small_run(tmp_path, model="lstm", model_options={"hidden_size": 6})]), QUICK)
     assert "has no solver" in str(done[0].result.verdict) and "has no solver" in str(done[1].result.verdict)
-    assert done[2].result is None and "has no solver" in done[2].why
+    assert done[2].result.verdict.answer in ("arrives", "vanishes", "explodes"), "its steps have derivatives"
 
 
 def test_missing_rows_are_trained_once_and_give_the_spread(tmp_path):
