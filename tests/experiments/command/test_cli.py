@@ -215,7 +215,7 @@ def test_compare_prints_a_table_and_where_the_files_are(run, capsys):
     assert main(line.split()) == 0
     out, err = capsys.readouterr()
     assert not err
-    assert len(re.findall(r"^ rk4 +[12] +[\d.]+% +[\d.e-]+ +\d+ +[\d.]+ s", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^ rk4 +[12] +[\d.]+% +[\d.e-]+ +(?:-|[\d.]+) +\d+ +[\d.]+ s", out, re.MULTILINE)) == 2
     assert "rtol 0.001" in out and "6 of 269 test samples" in " ".join(out.split())
     paths = [Path(line.strip()) for line in out.split("Written:")[1].split()]
     assert [path.name for path in paths] == ["comparison.csv", "comparison.json"]
