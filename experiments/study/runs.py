@@ -109,11 +109,11 @@ def with_missing(studied: Studied, names: Sequence[str], seeds: int, report: Cal
             seed = config.seed + number
             if (name, seed) in have:
                 continue
-            report(f"training under {name}, seed {seed}")
             path = root / f"{studied.paths[0].name}-under-{name.replace(' ', '-')}-seed-{seed}"
             options = config.model_options if name == trained else {**config.model_options, "solver": name}
             changed = dataclasses.replace(config, model_options=options, seed=seed)
             if not _finished(path):
+                report(f"training under {name}, seed {seed}")
                 training.train(changed, root=root, name=path.name, progress=False)
             runs.append(load(path))
             paths.append(path)

@@ -186,9 +186,9 @@ class NeuralHamiltonian(Partitioned):
 
     Initialised like `nn.Linear`.
 
-    Source: Greydanus, Dzamba, Yosinski, Hamiltonian Neural Networks, NeurIPS 2019, eq. 3 (dense); Chen, Zhang,
-    Arjovsky, Bottou, Symplectic Recurrent Neural Networks, ICLR 2020, section 3 (separable, trained on trajectories).
-    Their networks have other activations.
+    Source: Greydanus, Dzamba, Yosinski, Hamiltonian Neural Networks, NeurIPS 2019 (dense); Chen, Zhang, Arjovsky,
+    Bottou, Symplectic Recurrent Neural Networks, ICLR 2020 (separable, trained on trajectories). Their networks have
+    other activations.
 
     Raises:
         InputError: an unknown form or start, or sizes that "sample" cannot be used with.

@@ -140,8 +140,10 @@ def test_missing_rows_are_trained_once_and_give_the_spread(tmp_path):
     assert (tmp_path / "first-under-rk4-seed-1").is_dir()
     said.clear()
     again = with_missing(opened([run]), ["rk4"], 2, said.append)
-    assert len(again.runs) == 4 and all(
-        one.config == two.config for one, two in zip(again.runs, studied.runs, strict=True)
+    assert (
+        not said
+        and len(again.runs) == 4
+        and all(one.config == two.config for one, two in zip(again.runs, studied.runs, strict=True))
     )
 
 
