@@ -315,6 +315,8 @@ def study(
     for one in done:
         said = one.why if one.result is None else str(one.result.verdict)
         out.print(f"\n{one.name}: {said}", soft_wrap=True, markup=False)
+        for note in () if one.result is None else one.result.notes():
+            out.print(f"  {note}", soft_wrap=True, markup=False)
     out.print("\nWritten:")
     reports.print_paths(out, running.write(done, studied, running.new_folder(runs[0])))
 

@@ -83,6 +83,8 @@ def _section(one: Done, picture: bytes | None) -> str:
     style = "verdict" if said.claim else "verdict none"
     text = f'{head}<p class="{style}">{html.escape(str(said))}</p>\n'
     text += f"<p>{html.escape(one.part.words(one.result))}</p>\n"
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in one.result.notes())
+    text += f"<ul>{notes}</ul>\n" if notes else ""
     if picture is not None:
         data = base64.b64encode(picture).decode()
         about = html.escape(f"{one.part.title or one.result.heading}. {said}", quote=True)

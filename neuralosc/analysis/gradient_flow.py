@@ -69,9 +69,9 @@ class GradientFlow(Result):
             rows.append({**row, "condition": condition, "log volume": volume})
         return rows
 
-    def table(self) -> str:
-        """The rows, the theorems and the verdict."""
-        return "\n".join([super().table(), *map(str, self.bounds)])
+    def notes(self) -> Sequence[str]:
+        """The theorems, and whether what they assume holds."""
+        return [str(bound) for bound in self.bounds]
 
     def draw(self, figure: Figure) -> None:
         """Norms against lag: median and the middle 80 %, and the smallest singular value."""

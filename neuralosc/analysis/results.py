@@ -75,9 +75,13 @@ class Result(ABC):
     def rows(self) -> Sequence[Row]:
         """The numbers, a row for each thing that was looked at; all rows have the same columns."""
 
+    def notes(self) -> Sequence[str]:
+        """What there is to say besides the verdict, a sentence each."""
+        return ()
+
     def table(self) -> str:
-        """The rows as text in columns, and the verdict below."""
-        return f"{columns(self.rows())}\n\n{self.verdict}"
+        """The rows as text in columns, and the verdict and notes below."""
+        return "\n".join([columns(self.rows()), "", str(self.verdict), *self.notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON knows; of numbers that it does not know the name."""

@@ -124,9 +124,9 @@ class Transfer(Result):
             for cell in self.cells
         ]
 
-    def table(self) -> str:
-        """The cells, and a verdict for each row."""
-        return "\n".join([super().table(), *(f"{row}: {said}" for row, said in self.verdicts.items())])
+    def notes(self) -> Sequence[str]:
+        """A verdict for each row, where there are several."""
+        return [f"{row}: {said}" for row, said in self.verdicts.items()] if len(self.verdicts) > 1 else []
 
     def draw(self, figure: Figure) -> None:
         """The matrix: rows are trainings, columns solvers; framed what they were trained under."""
