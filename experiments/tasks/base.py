@@ -43,6 +43,8 @@ class Task(ABC):
         length: samples in a sequence, the longest.
         measured: x and y are in the units of the data: the model has the scales of the training set, as
             `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
+        echoed: what is asked for is a part of the state that is shown at first: a read-out of as many channels begins
+            as the identity.
         counted: timespans are numbers of steps; `--time input` shows them as they are, without a scale.
         collator: how times became timespans, which the model keeps; None where it need not know.
         notices: what is to be said of the data.
@@ -62,6 +64,7 @@ class Task(ABC):
     gaps: bool = False
     length: int
     measured: ClassVar[bool] = False
+    echoed: ClassVar[bool] = False
     counted: ClassVar[bool] = False
     collator: Collator | None = None
     notices: Sequence[str] = ()

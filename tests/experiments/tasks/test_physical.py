@@ -9,6 +9,7 @@ import neuralosc
 from experiments import tasks
 from experiments.tasks import physical
 from experiments.train.config import RunConfig
+from experiments.train.model import build
 from experiments.train.training import evaluate, load_model, train
 from solvers.errors import InputError
 
@@ -112,6 +113,15 @@ def test_the_energy_of_what_is_no_state_is_refused():
     gru = neuralosc.GRU(2, 1)
     with pytest.raises(InputError, match=r"energy_error of task 'pendulum'.*start_from='sample'"):
         tasks.get("pendulum", **SMALL).energy_error(neuralosc.SequenceModel(gru, neuralosc.Readout(1, 1, "every")))
+
+
+def test_a_read_out_of_positions_begins_as_the_identity_and_others_do_not():
+    options = {"task": "duffing", "task_options": SMALL, "threads": 1}
+    energy = {"field": "neuralosc:NeuralHamiltonian", "model_options": {"hidden_size": 1, "start_from": "sample"}}
+    model = build(RunConfig(**options, **energy), tasks.get("duffing", **SMALL))
+    assert model.readout.weight.tolist() == [[1.0]] and model.readout.bias.tolist() == [0.0]
+    other = build(RunConfig(**options, model="gru", model_options={"hidden_size": 4}), tasks.get("duffing", **SMALL))
+    assert other.readout.weight.shape == (1, 4) and other.readout.weight.unique().numel() == 4
 
 
 def test_an_energy_learns_from_trajectories(tmp_path):
