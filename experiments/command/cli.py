@@ -291,10 +291,10 @@ def compare(
 @app.command()
 def study(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs on the same data.")],
-    parts: Annotated[Any, _names("--parts", "Which parts; all if left out.")] = None,
+    parts: Annotated[Any, _names("--parts", "Which parts; all but gradient_gap if left out.")] = None,
     budget: Annotated[
         float,
-        typer.Option("--budget", metavar="SECONDS", help="Time for all parts, which is kept; trainings not in it."),
+        typer.Option("--budget", metavar="SECONDS", help="Time for all parts; trainings are not in it."),
     ] = 120.0,
     train_under: Annotated[
         Any, _names("--train-under", "Solvers to train the first run under too, for the rows that are missing.")

@@ -11,11 +11,13 @@ from neuralosc.analysis.convergence import convergence
 from neuralosc.analysis.gradient_flow import gradient_flow
 from neuralosc.analysis.gradient_gap import gradient_gap
 from neuralosc.analysis.hessian import hessian
+from neuralosc.analysis.learned import FEWEST
 from neuralosc.analysis.lyapunov import lyapunov
 from neuralosc.analysis.results import Result
 from neuralosc.analysis.robustness import robustness
 from neuralosc.analysis.spectrum import spectrum
 from neuralosc.analysis.transfer import transfer
+from solvers import GRADIENTS
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Part:
         means: what an answer means for the network, in plain words, by the answer of the verdict; of "" that nothing is
             claimed.
         title: what a page calls it; the heading of the result when empty.
+        weight: of its share of the time.
+        named: it takes long, and is carried out where it is asked for by name.
     """
 
     run: Callable[[Studied, int], Result]
@@ -37,6 +41,8 @@ class Part:
     about: str
     means: Mapping[str, str]
     title: str = ""
+    named: bool = False
+    weight: float = 1.0
 
     def words(self, result: Result) -> str:
         """What the result means."""
@@ -67,6 +73,9 @@ class Done:
 #: Disturbances that need no loss to attack.
 KINDS = ("white", "dropped", "jitter")
 
+#: Gradients that cost no more than some training steps: real-time learning carries the derivatives of every state.
+CHEAP = tuple(name for name in GRADIENTS if name != "forward")
+
 _NOTHING = (
     "The numbers below are what was measured; by the rule that stands with the verdict they do not carry a statement "
     "about this network, and none is made."
@@ -75,7 +84,8 @@ _NOTHING = (
 PARTS: dict[str, Part] = {
     "transfer": Part(
         lambda s, n: transfer(s.rows, s.samples("test"), samples=n, progress=False),
-        few=32,
+        weight=4.0,
+        few=FEWEST,
         most=2048,
         about="The trained weights are kept and the solver is changed. If the network has learnt an equation, every "
         "solver that is accurate enough gives the same answers; if it has learnt a recipe of steps, only its own does.",
@@ -92,7 +102,8 @@ PARTS: dict[str, Part] = {
     ),
     "convergence": Part(
         lambda s, n: convergence(s.model, s.samples("test"), samples=n, progress=False),
-        few=32,
+        weight=4.0,
+        few=FEWEST,
         most=2048,
         about="The steps are made finer and, where that is possible, coarser. A model in continuous time gets no worse "
         "under finer steps; one that was fitted to its step is best exactly there.",
@@ -106,7 +117,8 @@ PARTS: dict[str, Part] = {
     ),
     "controls": Part(
         lambda s, n: controls(s.model, s.samples("train"), s.samples("test"), samples=n, seeds=2, progress=False),
-        few=64,
+        weight=4.0,
+        few=FEWEST,
         most=1024,
         about="Under another solver the states change, and the read-out was fitted to the old ones. It is fitted anew "
         "to the states of each solver, and to those of weights that were never trained, which says what the states "
@@ -193,7 +205,7 @@ PARTS: dict[str, Part] = {
         },
     ),
     "gradient_gap": Part(
-        lambda s, n: gradient_gap(s.model, s.samples("train"), samples=n, progress=False),
+        lambda s, n: gradient_gap(s.model, s.samples("train"), gradients=CHEAP, samples=n, progress=False),
         few=2,
         most=16,
         about="Every way to differentiate is taken on the same weights and samples and set against backprop, which is "
@@ -204,6 +216,7 @@ PARTS: dict[str, Part] = {
             "with the step it is that of the equation solved better; where it does not, it is another gradient.",
             "": _NOTHING,
         },
+        named=True,
     ),
     "hessian": Part(
         lambda s, n: hessian(

@@ -18,7 +18,7 @@ from solvers.errors import InputError, NumericalError, unknown
 
 #: Seconds for all parts; the share of its time that a part is planned for, and the most that a first trial may take for
 #: there to be a second.
-BUDGET, PLANNED, TRIED = 120.0, 0.7, 0.25
+BUDGET, PLANNED, TRIED = 120.0, 0.7, 0.5
 
 Report = Callable[[str, float], None]
 
@@ -30,15 +30,15 @@ def study(
 
     Args:
         studied: the runs.
-        parts: names of `PARTS`; all when left out.
+        parts: names of `PARTS`; when left out all but those that must be named.
         budget: seconds for all of them. Each part is tried on a few sequences first; one for which no time is left is
-            not begun, and says so.
+            not begun, and says so; one that has begun is finished.
         report: called with what is being done and the fraction of the budget that is used.
 
     Raises:
         InputError: an unknown part, or no budget.
     """
-    names = list(dict.fromkeys(parts)) or list(PARTS)
+    names = list(dict.fromkeys(parts)) or [name for name, part in PARTS.items() if not part.named]
     for name in names:
         if name not in PARTS:
             raise unknown("part", name, PARTS)
@@ -49,7 +49,8 @@ def study(
         for place, name in enumerate(names):
             used = time.monotonic() - begun
             report(name, min(1.0, used / budget))
-            done.append(_part(name, studied, (budget - used) / (len(names) - place)))
+            share = PARTS[name].weight / sum(PARTS[other].weight for other in names[place:])
+            done.append(_part(name, studied, share * (budget - used)))
     return done
 
 

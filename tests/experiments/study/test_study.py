@@ -63,7 +63,8 @@ class Page(html.parser.HTMLParser):
 
 def test_every_part_has_a_verdict_with_its_numbers_and_rule(written):
     values = json.loads(written["study.json"].read_text())
-    assert list(values["parts"]) == list(PARTS) and values["task"] == "adding"
+    usual = [name for name, part in PARTS.items() if not part.named]
+    assert list(values["parts"]) == usual and len(usual) > 8 and values["task"] == "adding"
     for name, part in values["parts"].items():
         assert part.get("why") or (part["verdict"]["sentence"] and part["verdict"]["rule"] and part["means"]), name
     # A network of one epoch, tested on 30 sequences, has nothing to be claimed of.
@@ -83,13 +84,13 @@ def test_the_page_stands_alone_and_can_be_read_by_keyboard(written):
     assert ("html", {"lang": "en"}) in page.tags
     assert all(values.get("alt") for tag, values in page.tags if tag == "img")
     assert any(values.get("name") == "viewport" for tag, values in page.tags if tag == "meta")
-    for part in PARTS.values():
+    for part in (part for part in PARTS.values() if not part.named):
         assert part.about.split(".")[0] in text
 
 
 def test_every_figure_is_a_picture(written):
     figures = [path for name, path in written.items() if name.endswith(".png")]
-    assert len(figures) >= len(PARTS) - 1 and all(path.read_bytes().startswith(PNG) for path in figures)
+    assert len(figures) >= len(PARTS) - 2 and all(path.read_bytes().startswith(PNG) for path in figures)
 
 
 def browser():
