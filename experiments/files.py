@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,3 +71,21 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def numbered_folder(inside: Path, name: str) -> Path:
+    """Make a folder of this name, with a number where there is one already; earlier ones stay.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    for count in itertools.count(1):
+        folder = inside / (f"{name}-{count}" if count > 1 else name)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from error
+        return folder
+    raise AssertionError("unreachable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import solvers
 from experiments.compare.comparison import Comparison, Measurement, Trajectories
 from experiments.compare.contenders import SUBSTEPS, TRAINED
 from experiments.files import write_atomically
-from neuralosc.analysis.drawing import DOTS, STYLE, looks, note
+from neuralosc.analysis.drawing import STYLE, looks, note, png
 from neuralosc.analysis.subject import relative_rms
 
 OFF = "states off the reference (relative RMS)"
@@ -52,9 +51,7 @@ def save(drawing: Callable[[], Figure], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = drawing()
         FigureCanvasAgg(figure)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=DOTS)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, png(figure))
 
 
 def step_sizes(comparison: Comparison) -> Figure:

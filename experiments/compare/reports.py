@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,12 +17,11 @@ from rich.text import Text
 
 from experiments.compare import figures
 from experiments.compare.comparison import CONFIRMED_SAMPLES, Comparison, Measurement
-from experiments.files import write_atomically
+from experiments.files import numbered_folder, write_atomically
 from experiments.tasks.metrics import parted
 from experiments.tasks.metrics import shown as number
 from experiments.train.training import RunResult
 from neuralosc.analysis.results import plain
-from solvers.errors import InputError
 
 COLUMNS = (
     "part",
@@ -65,16 +63,7 @@ def publish(comparison: Comparison, folder: Path, out: Console, draw: bool = Tru
 
 def new_folder(run: Path) -> Path:
     """A new folder in the run for one comparison; earlier ones stay."""
-    for count in itertools.count(1):
-        folder = run / (f"comparison-{count}" if count > 1 else "comparison")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from error
-        return folder
-    raise AssertionError("unreachable")
+    return numbered_folder(run, "comparison")
 
 
 def table(comparison: Comparison) -> Table:

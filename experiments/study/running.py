@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.files import write_atomically
+from experiments.files import numbered_folder, write_atomically
 from experiments.study.page import page
 from experiments.study.parts import PARTS, Done
 from experiments.study.runs import Studied
@@ -110,9 +109,4 @@ def _values(one: Done) -> dict[str, Any]:
 
 def new_folder(run: Path) -> Path:
     """A new folder in the run for one study; earlier ones stay."""
-    for count in range(1, 10_000):
-        folder = run / (f"study-{count}" if count > 1 else "study")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise InputError(f"run {run} has too many studies: remove some")
+    return numbered_folder(run, "study")
