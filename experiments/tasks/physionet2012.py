@@ -15,6 +15,8 @@ MINUTES_PER_HOUR = 60
 QUANTILES = (0.005, 0.995)
 #: Age, gender and height as they are, and each of the four kinds of unit by itself.
 UNITS = (1, 2, 3, 4)
+#: What is known of a parameter so far, in the order in which it is shown.
+SUMMARIES = ("largest", "smallest", "mean", "count")
 
 
 class PhysioNet2012(Task):
@@ -33,6 +35,8 @@ class PhysioNet2012(Task):
         data_dir: folder with set-a.npz, or with Outcomes-a.txt and the folder set-a of the published text files.
         division: number of the division into the three sets.
         static: show what was noted on admission; without, the three stays have no sample at all.
+        running: show beside each value what is known of its parameter so far: the largest, the smallest and the mean
+            value, 0 (the mean of all) before the first one, and the logarithm of 1 + the number of values.
     """
 
     name = "physionet2012"
@@ -46,11 +50,13 @@ class PhysioNet2012(Task):
     gaps = True
     length = 202
 
-    def __init__(self, data_dir: str | None = None, division: int = 0, static: bool = True) -> None:
-        self.data_dir, self.static = data_dir, static
+    def __init__(
+        self, data_dir: str | None = None, division: int = 0, static: bool = True, running: bool = False
+    ) -> None:
+        self.data_dir, self.static, self.running = data_dir, static, running
         self.division = positive(self.name, "division", division, least=0)
-        if not static:
-            self.input_size = len(PARAMETERS)
+        measured = len(PARAMETERS) * (1 + (len(SUMMARIES) if running else 0))
+        self.input_size = measured + (len(STATIC) - 1 + len(UNITS) if static else 0)
 
     def splits(self, seed: int = 0) -> Splits:
         """The three sets, the same for every `seed`; `division` divides them in another way.
@@ -66,7 +72,12 @@ class PhysioNet2012(Task):
         # Of an index that is there twice NumPy keeps the last.
         x[stays.stay, rows, stays.parameter] = values
         if self.static:
-            x[:, 0, len(PARAMETERS) :] = admission(stays, parts[0].numpy())
+            admitted = len(STATIC) - 1 + len(UNITS)
+            x[:, 0, len(PARAMETERS) : len(PARAMETERS) + admitted] = admission(stays, parts[0].numpy())
+        if self.running:
+            for place, summary in enumerate(SUMMARIES, start=-len(SUMMARIES)):
+                begin = self.input_size + place * len(PARAMETERS)
+                x[..., begin : begin + len(PARAMETERS)] = so_far(x[..., : len(PARAMETERS)], summary)
         spans = np.zeros(x.shape[:2], np.float32)
         spans[:, 1:] = np.diff(minutes, axis=1) / MINUTES_PER_HOUR
         spans[:, 0] = 1
@@ -100,6 +111,24 @@ def samples(stays: Stays, admitted: bool) -> tuple[np.ndarray, np.ndarray, np.nd
     place = np.minimum(np.arange(max(1, lengths.max())), np.maximum(lengths[:, None] - 1, 0))
     minutes = (unique % span)[np.minimum(first[:, None] + place, len(unique) - 1)]
     return np.searchsorted(unique, times) - first[stays.stay], minutes, lengths
+
+
+def so_far(values: np.ndarray, summary: str) -> np.ndarray:
+    """What is known of each feature up to each sample, `(stays, time, features)`; nothing of samples that follow.
+
+    Args:
+        values: `(stays, time, features)`, NaN where nothing was measured.
+        summary: one of `SUMMARIES`.
+    """
+    known = ~np.isnan(values)
+    counts = known.cumsum(1, dtype=np.float32)
+    if summary == "count":
+        return np.log1p(counts)
+    if summary == "mean":
+        found = np.where(known, values, 0).cumsum(1, dtype=np.float64) / np.maximum(counts, 1)
+    else:
+        found = (np.fmax if summary == "largest" else np.fmin).accumulate(values, axis=1)
+    return np.where(counts > 0, found, 0.0)
 
 
 def standardized(values: np.ndarray, feature: np.ndarray, training: np.ndarray, features: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from experiments import tasks
-from experiments.tasks import halfcheetah, oscillators, stays
+from experiments.tasks import halfcheetah, oscillators, physionet2012, stays
 from experiments.tasks.series import Batch, Series
 from solvers.errors import InputError
 
@@ -244,6 +244,30 @@ def test_physionet_is_standardized_by_the_training_set(folder):
     other = tasks.get("physionet2012", data_dir=str(folder), division=1).splits()[0]
     again = tasks.get("physionet2012", data_dir=str(folder)).splits(5)[0]
     assert same(train[:], again[:]) and not torch.equal(other[:].x[:, 0, 37], train[:].x[:, 0, 37])
+
+
+def test_physionet_shows_what_is_known_so_far(folder):
+    plain = tasks.get("physionet2012", data_dir=str(folder)).splits()[0].whole
+    task = tasks.get("physionet2012", data_dir=str(folder), running=True)
+    whole = task.splits()[0].whole
+    assert task.input_size == whole.x.shape[-1] == 37 * 5 + 7
+    assert torch.equal(whole.x[..., :44].nan_to_num(-7), plain.x.nan_to_num(-7))
+    largest, smallest, mean, count = whole.x[..., 44:].split(37, -1)
+    for series in range(len(whole.y)):
+        for sample in range(int(whole.lengths[series])):
+            past = plain.x[series, : sample + 1, :37].double()
+            for feature in (stays.PARAMETERS.index("HR"), stays.PARAMETERS.index("pH")):
+                seen = past[:, feature][~past[:, feature].isnan()]
+                expected = [seen.max(), seen.min(), seen.mean()] if len(seen) else [0.0, 0.0, 0.0]
+                shown = [float(part[series, sample, feature]) for part in (largest, smallest, mean, count)]
+                assert shown == pytest.approx([*map(float, expected), math.log1p(len(seen))], abs=1e-6)
+    # What follows is not known: cut off, a series has the same features.
+    values = plain.x[:, :, :37].numpy()
+    for summary in physionet2012.SUMMARIES:
+        cut = physionet2012.so_far(values[:, :3], summary)
+        np.testing.assert_array_equal(physionet2012.so_far(values, summary)[:, :3], cut)
+    bare = tasks.get("physionet2012", data_dir=str(folder), static=False, running=True)
+    assert bare.input_size == bare.splits()[0].whole.x.shape[-1] == 37 * 5
 
 
 def test_physionet_reads_arrays_of_another_order_as_the_texts(folder, tmp_path):
