@@ -29,6 +29,8 @@ def run(name: str, results: Path, root: Path, count: int | None = None, **settin
 def publish(results: Results, out: Console) -> None:
     """Print the table of a row, and its curve where one was published."""
     out.print(showing.table(results.row.title, showing.cells(results)))
+    if (means := showing.means(results)) is not None:
+        out.print(showing.table("in the mean", means))
     if (curve := showing.curve(results)) is not None:
         out.print(showing.table("after each epoch, on the validation set", curve))
     if results.row.note:

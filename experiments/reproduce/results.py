@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from experiments.files import locked, write_atomically
-from experiments.reproduce.rows import Cell, Row
+from experiments.reproduce.rows import Cell, Group, Row
 from experiments.tasks.metrics import METRICS
 from experiments.train.runs import environment
 from experiments.train.training import RunResult, device_of
@@ -111,9 +111,20 @@ class Results:
                 by_epoch.setdefault(epoch, []).append(value)
         return {epoch: statistics.fmean(values) for epoch, values in by_epoch.items()}
 
-    def best(self) -> tuple[Cell, float] | None:
-        """The cell with the best mean, and this; None where nothing ran."""
-        means = [(cell, statistics.fmean(found)) for cell in self.all_cells if (found := self.figures(cell))]
+    def of_group(self, group: Group) -> list[float]:
+        """What the figure of a group is the mean of: the runs of its cell, or of several cells the means of their runs.
+
+        A group of which a cell has not run has none: a mean over some of the cells is another figure.
+        """
+        if not self.row.over:
+            return self.figures(group.cells[0])
+        cells = [self.figures(cell) for cell in group.cells]
+        return [statistics.fmean(runs) for runs in cells] if all(cells) else []
+
+    def best(self) -> tuple[Group, float] | None:
+        """The group with the best mean, and this; None where none has run."""
+        groups = self.row.groups(self.epochs)
+        means = [(group, statistics.fmean(found)) for group in groups if (found := self.of_group(group))]
         sign = 1 if METRICS[self.row.metric].larger else -1
         return max(means, key=lambda each: sign * each[1], default=None)
 

@@ -52,6 +52,24 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Cells of which one figure is told.
+
+    Attributes:
+        labels: of their place on the axes that are not averaged over.
+        cells: one, or all that differ in their place on the averaged axis alone.
+    """
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        """The labels in one line; "all" where the table has no other axes."""
+        return ", ".join(self.labels) or "all"
+
+
+@dataclass(frozen=True)
 class Row:
     """Something published that one command runs again.
 
@@ -66,6 +84,8 @@ class Row:
             into options: "model_options.dt".
         published: figures to compare with.
         reach: what is to be reached by the best cell, None where nothing was set.
+        over: the axis over which the mean is what counts, such as divisions of the data; empty where every cell stands
+            for itself.
         note: what a reader has to know.
     """
 
@@ -78,7 +98,16 @@ class Row:
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     reach: float | None = None
+    over: str = ""
     note: str = ""
+
+    def groups(self, epochs: int | None = None) -> list[Group]:
+        """The cells that one figure is told of, the mean over `over`; each cell by itself where that is empty."""
+        place = list(self.axes).index(self.over) if self.over else len(self.axes)
+        found: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in self.cells(epochs):
+            found.setdefault((*cell.labels[:place], *cell.labels[place + 1 :]), []).append(cell)
+        return [Group(labels, tuple(cells)) for labels, cells in found.items()]
 
     def cells(self, epochs: int | None = None) -> list[Cell]:
         """The cells of the table, the last axis running fastest; with another number of epochs where one is given.
@@ -123,6 +152,8 @@ def row(name: str) -> Row:
     made = Row(name=name, **values)
     if made.metric not in METRICS:
         raise InputError(f"{path}: {unknown('metric', made.metric, METRICS)}")
+    if made.over and made.over not in made.axes:
+        raise InputError(f"{path}: {unknown('axis (over)', made.over, made.axes)}")
     made.cells()
     return made
 

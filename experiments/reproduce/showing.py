@@ -21,8 +21,9 @@ PAGE = """# Results
 
 Published results run again. `{command} --page docs/results.md` writes this page from the files in `results/`; each
 row is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the
-standard deviation of a sample; figures are of the test set, with the weights that were best on the validation set. Rows
-without runs wait for somebody with the data or the time: their commands are ready.
+standard deviation of a sample; one over divisions of the data is the mean over their means, with the deviation of
+these. Figures are of the test set, with the weights that were best on the validation set. Rows without runs wait for
+somebody with the data or the time: their commands are ready.
 """
 
 Grid = tuple[list[str], list[list[str]]]
@@ -60,6 +61,20 @@ def cells(results: Results) -> Grid:
         figure = _figure(metric, [entry.value], entry.deviation)
         lines.append([f"{entry.what} (published)", *blank, figure, "", "", ""])
     return [*axes, metric, "runs", "time a run", "parameters"], lines
+
+
+def means(results: Results) -> Grid | None:
+    """The mean over the axis that is averaged over, of what has run on all of it; None where there is none."""
+    row = results.row
+    if not row.over:
+        return None
+    axes = [axis for axis in row.axes if axis != row.over]
+    lines = [
+        [*group.labels, _figure(row.metric, found), str(sum(len(results.runs(cell)) for cell in group.cells))]
+        for group in row.groups(results.epochs)
+        if (found := results.of_group(group))
+    ]
+    return ([*axes, f"{row.metric}, mean over {row.over}", "runs"], lines) if lines else None
 
 
 def curve(results: Results) -> Grid | None:
@@ -114,6 +129,8 @@ def _section(results: Results) -> Iterable[str]:
     yield f"## {row.title}{short}\n"
     yield f"{row.source}. {row.note}".strip() + "\n"
     yield f"    {COMMAND} {row.name}{'' if epochs is None else f' --epochs {epochs}'}\n"
+    if (found := means(results)) is not None:
+        yield markdown(found) + "\n"
     yield markdown(cells(results)) + "\n"
     if (found := curve(results)) is not None:
         yield f"{METRICS[results.row.metric].title} of the validation set after each epoch:\n"
@@ -158,13 +175,13 @@ def _epochs(row: Row, shown_cells: Sequence[Cell]) -> str:
 
 
 def _compared(results: Results) -> list[str]:
-    """The best cell, beside what there is to compare it with."""
+    """The best figure, beside what there is to compare it with."""
     best = results.best()
     if best is None:
         return ["", *_others(results.row)]
-    cell, _ = best
-    which = f" ({cell.name})" if cell.labels else ""
-    return [_figure(results.row.metric, results.figures(cell)) + which, *_others(results.row)]
+    group, _ = best
+    which = f" ({group.name})" if group.labels else ""
+    return [_figure(results.row.metric, results.of_group(group)) + which, *_others(results.row)]
 
 
 def _others(row: Row) -> list[str]:

@@ -81,7 +81,7 @@ def test_a_row_runs_and_is_kept_with_its_curves(folder, capsys):
     mean = sum(run["test"]["mse"] for run in values["cells"]["LSTM"]["runs"]) / 2
     assert f"{mean:.4g}" in printed and "0.167 ± 0.01" in printed and "coRNN (published)" in printed
     best, value = kept.best()
-    assert value == min(sum(kept.figures(cell)) / 2 for cell in kept.all_cells) and best in kept.all_cells
+    assert value == min(sum(kept.figures(cell)) / 2 for cell in kept.all_cells) and best.cells[0] in kept.all_cells
     # The settings reached the runs.
     assert values["cells"]["LSTM"]["settings"]["lr"] == 0.02
     assert values["cells"]["coRNN"]["settings"]["model_options"] == {"hidden_size": 4, "gamma": 1.5}
@@ -115,6 +115,42 @@ def test_what_another_process_added_meanwhile_stays(folder):
     run = training.resume(folder / "runs" / "small-lstm-seed-4", progress=False)
     kept.add(cell, 5, run)
     assert {n: len(c["runs"]) for n, c in stored(folder)["cells"].items()} == {"LSTM": 3, "coRNN": 1}
+
+
+def test_a_mean_over_an_axis_is_told_once_all_of_it_has_run(folder, capsys):
+    divided = """
+over: size
+axes:
+  network:
+    coRNN: {model: cornn}
+    LSTM: {model: lstm}
+  size:
+    "4": {model_options.hidden_size: 4}
+    "5": {model_options.hidden_size: 5}
+"""
+    (rows.FOLDER / "small.yaml").write_text(ROW.partition("axes:")[0] + divided)
+    assert command(folder, "small", "--epochs", "1", "--only", "LSTM, 4") == 0
+    row = rows.row("small")
+    assert [(group.name, len(group.cells)) for group in row.groups()] == [("coRNN", 2), ("LSTM", 2)]
+    # Of one of two sizes: no figure of both.
+    kept = results.Results.read(folder / "results", row, 1)
+    assert kept.best() is None and showing.means(kept) is None
+    assert command(folder, "small", "--epochs", "1", "--only", "LSTM, 5") == 0
+    kept = results.Results.read(folder / "results", row, 1)
+    group, value = kept.best()
+    each = {cell.name: kept.figures(cell) for cell in group.cells}
+    means = [sum(figures) / 2 for figures in each.values()]
+    assert set(each) == {"LSTM, 4", "LSTM, 5"} and value == pytest.approx(sum(means) / 2)
+    heads, (line,) = showing.means(kept)
+    assert heads == ["network", "mse, mean over size", "runs"] and line[0] == "LSTM" and line[2] == "4"
+    spread = abs(means[0] - means[1]) / 2**0.5
+    assert line[1] == f"{value:.4g} ± {spread:.2g}"
+    capsys.readouterr()
+    assert command(folder, "--list", "--page", str(folder / "page.md")) == 0
+    assert f"{value:.4g} ± {spread:.2g} (LSTM)" in " ".join((folder / "page.md").read_text().split())
+    (rows.FOLDER / "small.yaml").write_text(ROW + "over: sise\n")
+    with pytest.raises(InputError, match="sise"):
+        rows.row("small")
 
 
 def test_the_page_of_results_is_that_of_the_files():
