@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1): set PYTHON" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) install -c constraints.txt hatchling
-	$(PIP) install -c constraints.txt --no-build-isolation -e ".[experiments,test]"
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[experiments,sweep,test]"
 	@touch $@
 
 test: $(STAMP) ## run the tests, without the slow ones

@@ -324,21 +324,32 @@ def resolve(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     named = {role: values[role] for role in ROLES if values.get(role)}
     names = _overridden({role: getattr(base, role) for role in ROLES if getattr(base, role)}, named)
     known = settings_with(names)
-    chosen = {setting.key for setting in known if values.get(setting.key) is not None}
-    changes: dict[str, Any] = {section: dict(getattr(base, section)) for section in SECTIONS}
-    for setting in known:
-        if setting.key in chosen:
-            target = changes[setting.section] if setting.section else changes
-            target[setting.key] = values[setting.key]
-    changes |= {role: names.get(role, "") for role in ROLES}
-    if values.get("csv") and "task" not in chosen:
-        changes["task"] = Table.name
-    if values.get("milestones") and "schedule" not in chosen:
-        changes["schedule"] = "milestones"
+    changes = put({section: getattr(base, section) for section in SECTIONS}, known, values)
+    changes |= {role: names.get(role, "") for role in ROLES} | implied(values)
     result = RunConfig.from_dict({**base.to_dict(), **changes})
     _check_model_options(result)
     _check_solver_options(result)
     return result
+
+
+def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is chosen along with the settings given on the command line."""
+    found: dict[str, Any] = {}
+    if values.get("csv") and values.get("task") is None:
+        found["task"] = Table.name
+    if values.get("milestones") and values.get("schedule") is None:
+        found["schedule"] = "milestones"
+    return found
+
+
+def put(base: Mapping[str, Any], known: Iterable[Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a configuration with the settings given on the command line in their place, each in its section."""
+    changed = {**base, **{section: dict(base.get(section) or {}) for section in SECTIONS}}
+    for setting in known:
+        if values.get(setting.key) is not None:
+            target = changed[setting.section] if setting.section else changed
+            target[setting.key] = values[setting.key]
+    return changed
 
 
 def _check_model_options(config: RunConfig) -> None:

@@ -38,6 +38,30 @@ def names(text: str) -> list[str]:
     return parts
 
 
+def named_numbers(text: str) -> dict[str, float]:
+    """Numbers by name, `name=number`, separated by commas."""
+    return {name: _parsed(value, float, "a number") for name, value in _named(text, "number")}
+
+
+def named_ranges(text: str) -> dict[str, tuple[float, float]]:
+    """Ranges by name, `name=low:high`, separated by commas."""
+    found = {}
+    for name, value in _named(text, "low:high"):
+        low, colon, high = value.partition(":")
+        if not colon:
+            raise typer.BadParameter(f"{name}={value} is no range: expected {name}=low:high")
+        found[name] = _parsed(low, float, "a number"), _parsed(high, float, "a number")
+    return found
+
+
+def _named(text: str, expected: str) -> Iterable[tuple[str, str]]:
+    pairs = [tuple(part.strip() for part in pair.partition("=")[::2]) for pair in text.split(",") if pair.strip()]
+    for name, value in pairs:
+        if not name or not value:
+            raise typer.BadParameter(f"{text!r}: expected name={expected}, separated by commas")
+        yield name.replace("-", "_"), value
+
+
 def _parsed(text: str, kind: Callable[[str], Any], expected: str) -> Any:
     try:
         return kind(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.train.checkpoints import Keeper
-from experiments.train.history import best_record
+from experiments.train.history import Record, best_record
 from experiments.train.trainer import TrainingLoop
 
 REFRESH_SECONDS = 0.1
@@ -20,6 +21,13 @@ LINE_SECONDS = 30.0
 
 # Columns of a terminal from which on the best figure is shown beside the last.
 WIDE = 90
+
+#: Called after every epoch with the figures of all epochs so far.
+AfterEpoch = Callable[[list[Record]], None]
+
+
+class Stopped(Exception):
+    """What was called after an epoch ends the training; its checkpoints stay, and `resume` goes on with it."""
 
 
 class Reporter(L.Callback):
@@ -119,6 +127,22 @@ class Reporter(L.Callback):
         name = f"validation_{loop.task.metric_name}"
         last, best = self.keeper.history[-1], best_record(self.keeper.history)
         return _figure("validation", last[name], name) + (f" (best {_number(name, best[name])})" if self.wide else "")
+
+
+class Teller(L.Callback):
+    """Tells what is not a person of every epoch.
+
+    Args:
+        keeper: has the history; must come before this callback.
+        tell: what is called.
+    """
+
+    def __init__(self, keeper: Keeper, tell: AfterEpoch) -> None:
+        self.keeper, self.tell = keeper, tell
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell of the epoch."""
+        self.tell(self.keeper.history)
 
 
 def _loop(module: L.LightningModule) -> TrainingLoop:

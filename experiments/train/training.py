@@ -31,7 +31,7 @@ from experiments.train.model import (
     save_model,
     swappable,
 )
-from experiments.train.progress import Reporter
+from experiments.train.progress import AfterEpoch, Reporter, Stopped, Teller
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Scoring
 from experiments.train.trainer import Batches, TrainingLoop, evaluation_batches, fit, measure
@@ -70,7 +70,13 @@ class RunResult:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def train(config: RunConfig, root: str | Path = "runs", name: str | None = None, progress: bool = True) -> RunResult:
+def train(
+    config: RunConfig,
+    root: str | Path = "runs",
+    name: str | None = None,
+    progress: bool = True,
+    after_epoch: AfterEpoch | None = None,
+) -> RunResult:
     """Train a network and keep everything about it in a new folder.
 
     Args:
@@ -78,11 +84,13 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
         root: folder of the run folders.
         name: name of the run folder, the task and the network with a number if left out.
         progress: whether to show the progress on standard output.
+        after_epoch: called after every epoch; may raise `Stopped`.
 
     Raises:
         InputError: the configuration, the data or the name cannot be used; no folder is made then.
         NumericalError: the training broke down; the checkpoints and logs stay.
         KeyboardInterrupt: it was interrupted; the message says how to go on.
+        Stopped: by `after_epoch`.
     """
     device = device_of(config)
     task = make_task(config)
@@ -99,10 +107,10 @@ def train(config: RunConfig, root: str | Path = "runs", name: str | None = None,
         folder = RunFolder.create(root, name, prefix=f"{own.short(config.task)}-{own.short(config.network)}")
         with folder.locked():
             folder.write_config(config, device)
-            return _run(folder, loop, device, None, progress)
+            return _run(folder, loop, device, None, progress, after_epoch)
 
 
-def resume(path: str | Path, progress: bool = True) -> RunResult:
+def resume(path: str | Path, progress: bool = True, after_epoch: AfterEpoch | None = None) -> RunResult:
     """Go on with a run that was interrupted, to the same weights as if it had not been.
 
     A run that has finished is left as it is, and its result returned. One whose last checkpoint is damaged goes on from
@@ -111,7 +119,7 @@ def resume(path: str | Path, progress: bool = True) -> RunResult:
     Raises:
         InputError: `path` is no run, another process is training in it, its configuration was changed, or all of its
             checkpoints are damaged.
-        NumericalError, KeyboardInterrupt: as for `train`.
+        NumericalError, KeyboardInterrupt, Stopped: as for `train`.
     """
     folder = RunFolder.open(path)
     with folder.locked():
@@ -136,7 +144,7 @@ def resume(path: str | Path, progress: bool = True) -> RunResult:
             probes.require_same_data(task, config, probe, str(folder.path))
         loop = TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
         with threads(config):
-            return _run(folder, loop, device, checkpoint, progress)
+            return _run(folder, loop, device, checkpoint, progress, after_epoch)
 
 
 def evaluate(
@@ -383,7 +391,12 @@ def threads(config: RunConfig) -> Iterator[None]:
 
 
 def _run(
-    folder: RunFolder, loop: TrainingLoop, device: str, checkpoint: dict[str, Any] | None, progress: bool
+    folder: RunFolder,
+    loop: TrainingLoop,
+    device: str,
+    checkpoint: dict[str, Any] | None,
+    progress: bool,
+    after_epoch: AfterEpoch | None = None,
 ) -> RunResult:
     """Train what is left of a run, evaluate it and write how it ended."""
     keeper = Keeper(folder, loop.config, checkpoint)
@@ -392,14 +405,16 @@ def _run(
         outdated.unlink(missing_ok=True)
     try:
         if not history.is_over(loop.config, keeper.history):
-            fit(loop, device, [keeper, Reporter(keeper)] if progress else [keeper])
+            shown = [Reporter(keeper)] if progress else []
+            fit(loop, device, [keeper, *shown, *([Teller(keeper, after_epoch)] if after_epoch else [])])
         result = _finish(folder, loop, keeper, device)
     except KeyboardInterrupt:
         advice = f"go on with: python -m experiments train --resume {folder.path}"
         _give_up(folder, loop, keeper, status="interrupted", message=advice)
         raise KeyboardInterrupt(f"interrupted after {len(keeper.history)} epochs; {advice}") from None
     except Exception as error:
-        _give_up(folder, loop, keeper, status="failed", message=str(error))
+        status = "stopped" if isinstance(error, Stopped) else "failed"
+        _give_up(folder, loop, keeper, status=status, message=str(error))
         raise
     finally:
         keeper.draw()
