@@ -41,6 +41,9 @@ class VectorField(nn.Module):
         hidden_size: channels of each component of the state.
         components: 1 for a first-order field, 2 for an oscillator (position, velocity).
         timed: whether it looks at t, so that a state alone does not say how it goes on; a step then gives a stream.
+        dynamics: names of parameters, or of modules, that are constants of the equation (frequencies, dampings, steps,
+            thresholds, also where they are matrices) and no weights. Training can leave them without decay and give
+            them a learning rate of their own; nothing else looks at them.
     """
 
     #: What a bound field has of its own, all else being the field's: its constants, and the operators it made.
@@ -48,6 +51,7 @@ class VectorField(nn.Module):
 
     components: int = 1
     timed: bool = False
+    dynamics: tuple[str, ...] = ()
     input_size: int
     hidden_size: int
 

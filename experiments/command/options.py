@@ -25,7 +25,7 @@ from experiments import own, tasks
 from experiments.command import parsers
 from experiments.tasks import contract
 from experiments.tasks.table import Table
-from experiments.train import networks
+from experiments.train import networks, optimizers
 from experiments.train.config import RunConfig, load_yaml, read_yaml
 from experiments.train.model import HIDDEN_SIZE
 from experiments.train.networks import own_arguments, own_class
@@ -38,7 +38,7 @@ ROLES = ("task", "field", "model")
 COMMAND = ("config", "resume", "name", "root", "help")
 """Options that a command has of its own."""
 
-SECTIONS = ("task_options", "model_options", "solver_options")
+SECTIONS = ("task_options", "model_options", "solver_options", "optimizer_options")
 SOLVING = ("solver", "substeps", "max_dt", "gradient", "control")
 """Hyperparameters of every network that choose how it is solved, and are shown with the solver's options."""
 
@@ -65,7 +65,10 @@ WORDING = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a run's configuration: where it is stored, and what it looks like as an option."""
+    """One setting of a run's configuration: where it is stored, and what it looks like as an option.
+
+    Its name in its section is its key, if it has none of its own.
+    """
 
     key: str
     section: str
@@ -73,6 +76,12 @@ class Setting:
     kind: Callable[..., Any]
     help: str
     default: str = ""
+    name: str = ""
+
+    @property
+    def stored(self) -> str:
+        """What it is called in its section."""
+        return self.name or self.key
 
     @property
     def flag(self) -> str:
@@ -133,6 +142,7 @@ def settings() -> tuple[Setting, ...]:
         *_model_settings(),
         *_solver_settings(),
         *_run_settings("Training", training),
+        *_optimizer_settings(),
     )
 
 
@@ -253,6 +263,17 @@ def _solver_settings() -> list[Setting]:
     return [_shared_setting(key, "solver_options", "Solver", owners, text) for key in _union(owners)]
 
 
+def _optimizer_settings() -> list[Setting]:
+    owners = {name: optimizers.defaults(name) for name in optimizers.OPTIMIZERS}
+    text = dict.fromkeys(owners, optimizers.OPTIONS)
+    shared = [_shared_setting(key, "optimizer_options", "Training", owners, text) for key in _union(owners)]
+    # Fields have an alpha, too; and a default of 0 is no whole number here.
+    kinds = {parsers.whole_number: parsers.number}
+    return [
+        dataclasses.replace(s, key=f"optimizer_{s.key}", name=s.key, kind=kinds.get(s.kind, s.kind)) for s in shared
+    ]
+
+
 def _shared_setting(
     key: str, section: str, panel: str, owners: Mapping[str, Mapping[str, Any]], text: Mapping[str, Mapping[str, str]]
 ) -> Setting:
@@ -348,7 +369,7 @@ def put(base: Mapping[str, Any], known: Iterable[Setting], values: Mapping[str, 
     for setting in known:
         if values.get(setting.key) is not None:
             target = changed[setting.section] if setting.section else changed
-            target[setting.key] = values[setting.key]
+            target[setting.stored] = values[setting.key]
     return changed
 
 

@@ -25,7 +25,7 @@ from experiments.train.curves import draw_learning_curve
 from experiments.train.events import Events
 from experiments.train.history import Record, best_record, is_over
 from experiments.train.runs import RunFolder
-from experiments.train.trainer import NonFiniteLossError, TrainingLoop
+from experiments.train.trainer import NonFiniteLossError, TrainingLoop, optimizer_of
 from solvers.errors import InputError
 
 FORMAT = "neuralosc training checkpoint 2"
@@ -181,7 +181,7 @@ def _kind(tensor: Tensor) -> Any:
     return tensor.shape, tensor.dtype, tensor.layout
 
 
-def put_optimizer(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+def put_optimizer(trainer: L.Trainer, loop: TrainingLoop, checkpoint: dict[str, Any], path: Path) -> None:
     """Put the optimiser and the scaling of the loss where a checkpoint left them.
 
     Raises:
@@ -193,15 +193,37 @@ def put_optimizer(trainer: L.Trainer, checkpoint: dict[str, Any], path: Path) ->
         optimizer.load_state_dict(checkpoint["optimizer"])
         if [_constants(group) for group in optimizer.param_groups] != own:
             raise InputError("options of another optimiser")
-        for parameter, values in optimizer.state.items():
-            if not all(values[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-                raise InputError(f"moments of another shape than {tuple(parameter.shape)}")
-            values["step"].item()
+        _require_state(optimizer, loop.config)
         if checkpoint["precision"].keys() != trainer.precision_plugin.state_dict().keys():
             raise InputError("a scaling of the loss for another precision")
         trainer.precision_plugin.load_state_dict(checkpoint["precision"])
     except Exception as error:
         raise InputError(f"checkpoint {path} does not fit the configuration of its run: {error}") from error
+
+
+def _require_state(optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+    """Refuse a state of an optimiser that is not of the kind that it makes itself.
+
+    Raises:
+        InputError: a parameter has other moments than after a first step.
+    """
+    parts = [group["params"] for group in optimizer.param_groups]
+    twins = [[torch.zeros_like(p, requires_grad=True) for p in part] for part in parts]
+    first = optimizer_of(
+        config, [{**group, "params": t} for group, t in zip(optimizer.param_groups, twins, strict=True)]
+    )
+    for part, like in zip(parts, twins, strict=True):
+        for parameter, twin in zip(part, like, strict=True):
+            twin.grad = torch.zeros_like(twin) if parameter in optimizer.state else None
+    first.step()
+    for part, like in zip(parts, twins, strict=True):
+        for parameter, twin in zip(part, like, strict=True):
+            own, expected = (
+                {name: getattr(value, "shape", type(value)) for name, value in state.get(key, {}).items()}
+                for state, key in ((optimizer.state, parameter), (first.state, twin))
+            )
+            if own != expected:
+                raise InputError(f"moments {own} of a parameter, expected {expected}")
 
 
 def _constants(group: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +272,7 @@ class Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the optimiser where the checkpoint left it."""
         if self.restored is not None:
-            put_optimizer(trainer, self.restored, self.folder.last)
+            put_optimizer(trainer, _loop(pl_module), self.restored, self.folder.last)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -258,11 +280,11 @@ class Keeper(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the epoch."""
-        assert isinstance(pl_module, TrainingLoop)
-        record: Record = {"epoch": pl_module.epoch + 1}
-        record |= {f"train_{name}": value for name, value in pl_module.train_totals.result().items()}
-        record |= {f"validation_{name}": value for name, value in pl_module.validation_totals.result().items()}
-        record["learning_rate"] = self.config.learning_rate(pl_module.epoch)
+        loop = _loop(pl_module)
+        record: Record = {"epoch": loop.epoch + 1}
+        record |= {f"train_{name}": value for name, value in loop.train_totals.result().items()}
+        record |= {f"validation_{name}": value for name, value in loop.validation_totals.result().items()}
+        record["learning_rate"] = self.config.learning_rate(loop.epoch)
         record["seconds"] = time.perf_counter() - self.started
         if not math.isfinite(record["validation_loss"]):
             raise NonFiniteLossError(
@@ -272,7 +294,7 @@ class Keeper(L.Callback):
             # A run that an earlier version began keeps the figures that it began with.
             record = {name: value for name, value in record.items() if name in self.history[0]}
         self.history.append(record)
-        self._save(trainer, pl_module)
+        self._save(trainer, loop)
         self._log()
         if time.perf_counter() - self.drawn > SECONDS_BETWEEN_CURVES:
             self.draw()
@@ -353,3 +375,8 @@ class Keeper(L.Callback):
             writer.writeheader()
             writer.writerows(self.history)
             write_atomically(self.folder.metrics_file, text.getvalue().encode())
+
+
+def _loop(module: L.LightningModule) -> TrainingLoop:
+    assert isinstance(module, TrainingLoop)
+    return module

@@ -16,11 +16,12 @@ import yaml
 
 from experiments import own
 from experiments.files import write_atomically
+from experiments.train import optimizers
+from experiments.train.optimizers import OPTIMIZERS
 from neuralosc import READOUTS
 from neuralosc.layers.readout import LIKELIHOODS
 from solvers.errors import InputError, unknown
 
-OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 STANDARD_MODEL = "cornn"
 SCHEDULES = ("constant", "cosine", "milestones")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -61,9 +62,13 @@ class RunConfig:
         time: how the network is told the time between samples, of a task that has it: "true", its equation runs for
             that time; "input", it runs for 1 each time and is shown the time as one more feature; "ignored", not.
         lr: learning rate.
-        optimizer: "adam"; "adamw", whose decay is no part of the gradient; "rmsprop"; or "sgd", with momentum.
-        weight_decay: how much of a weight is taken off, of the matrices alone: biases, frequencies, dampings and steps
-            are no weights.
+        optimizer: "adam"; "adamw", whose decay is no part of the gradient; "rmsprop"; "sgd", with momentum; or another
+            one of torch.optim: "adadelta", "adafactor", "adagrad", "adamax", "asgd", "nadam", "radam".
+        optimizer_options: options of the optimizer as torch names them: betas, eps, nesterov, alpha. What is left out
+            has torch's default.
+        weight_decay: how much of a weight is taken off, of the matrices alone: biases and constants of the dynamics
+            (frequencies, dampings, steps, thresholds) are no weights.
+        dynamics_lr: factor on the learning rate of constants of the dynamics that are trained.
         momentum: of "sgd" and "rmsprop".
         epochs: passes over the training set, at most.
         batch_size: sequences in a training batch.
@@ -73,6 +78,8 @@ class RunConfig:
         schedule: "constant"; "cosine", from lr to 0 over the epochs; "milestones", times lr_factor at each of them.
         milestones: numbers of epochs after which the learning rate is multiplied by lr_factor.
         lr_factor: used with milestones.
+        warmup: epochs, not necessarily whole ones, over which the learning rate grows from 0 to that of the schedule,
+            step by step in proportion; 0 for none.
         patience: epochs without a better validation figure after which training stops, 0 for never.
         seed: of the initial weights, of the order of the samples, of dropout and of generated sequences.
         device: "auto", "cpu", "cuda" or "mps".
@@ -97,7 +104,9 @@ class RunConfig:
     time: str = "true"
     lr: float = 0.01
     optimizer: str = "adam"
+    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weight_decay: float = 0.0
+    dynamics_lr: float = 1.0
     momentum: float = 0.0
     epochs: int = 60
     batch_size: int = 64
@@ -106,6 +115,7 @@ class RunConfig:
     schedule: str = "cosine"
     milestones: list[int] = dataclasses.field(default_factory=list)
     lr_factor: float = 0.1
+    warmup: float = 0.0
     patience: int = 0
     seed: int = 0
     device: str = "auto"
@@ -123,12 +133,13 @@ class RunConfig:
         self._require("field", not self.field or own.is_own(self.field), own.EXPECTED.removeprefix("expected "))
         if not self.field:
             self.model = self.model or STANDARD_MODEL
-        for name in ("lr", "lr_factor", "epochs", "batch_size"):
+        for name in ("lr", "lr_factor", "dynamics_lr", "epochs", "batch_size"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in (
             "weight_decay",
             "momentum",
             "gradient_clip",
+            "warmup",
             "patience",
             "seed",
             "threads",
@@ -144,8 +155,9 @@ class RunConfig:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-        if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
+        if self.momentum and not optimizers.has_momentum(self.optimizer):
             raise InputError(f"momentum {self.momentum:g} with {self.optimizer}: it is of sgd and rmsprop alone")
+        optimizers.check(self.optimizer, self.optimizer_options, self.momentum)
         self._require("milestones", all(epoch > 0 for epoch in self.milestones), "numbers of epochs above 0")
         if (self.schedule == "milestones") != bool(self.milestones):
             raise InputError(
@@ -162,11 +174,17 @@ class RunConfig:
         """The model, or the field."""
         return self.field or self.model
 
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate during `epoch`, counted from 0: a function of nothing else, so a resumed run has it too."""
+    def learning_rate(self, epoch: int, done: float = 1.0) -> float:
+        """The learning rate of a step: a function of nothing else, so a resumed run has it too.
+
+        Args:
+            epoch: counted from 0.
+            done: the part of the epoch that is done with this step; within one epoch it matters to the warm-up alone.
+        """
+        warm = min(1.0, (epoch + done) / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return self.lr * self.lr_factor ** sum(epoch >= milestone for milestone in self.milestones)
+            return warm * (self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2)
+        return warm * (self.lr * self.lr_factor ** sum(epoch >= milestone for milestone in self.milestones))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, in the order of the attributes."""

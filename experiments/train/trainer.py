@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
+from experiments.train import optimizers
 from experiments.train.config import RunConfig
 from experiments.train.feeding import targets, told
 from experiments.train.model import dtype, seed_of
@@ -105,22 +106,19 @@ def answered(model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
 
 def optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The optimizer of a configuration over the parameters of a model."""
-    kinds = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
-        "sgd": torch.optim.SGD,
-    }
-    kind: Any = kinds[config.optimizer]
-    options = {"momentum": config.momentum} if config.optimizer in ("sgd", "rmsprop") else {}
-    parameters: Any = list(model.parameters())
-    if config.weight_decay:
-        # A vector is a bias, a frequency, a damping or a step: drawn to zero it is another equation.
-        matrices = [p for p in parameters if p.dim() > 1]
-        others = [p for p in parameters if p.dim() <= 1]
-        parameters = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    made: torch.optim.Optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay, **options)
-    return made
+    return optimizer_of(config, optimizers.groups(model, config.weight_decay, config.dynamics_lr))
+
+
+def optimizer_of(config: RunConfig, groups: optimizers.Groups) -> torch.optim.Optimizer:
+    """The optimizer of a configuration over groups of parameters."""
+    return optimizers.made(
+        config.optimizer,
+        groups,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        options=config.optimizer_options,
+    )
 
 
 class TrainingLoop(L.LightningModule):
@@ -136,6 +134,8 @@ class TrainingLoop(L.LightningModule):
     def __init__(self, model: SequenceModel, config: RunConfig, task: Task, first_epoch: int = 0) -> None:
         super().__init__()
         self.model, self.config, self.task, self.first_epoch = model, config, task, first_epoch
+        # What cannot be is refused before a run has a folder.
+        optimizers.groups(model, config.weight_decay, config.dynamics_lr)
         self.splits = task.splits(config.seed)
         train, validation, _ = self.splits
         self.scoring = Scoring.of(task, config, train, model)
@@ -165,16 +165,19 @@ class TrainingLoop(L.LightningModule):
         return self.validation_batches
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer; its learning rate is set at the start of every epoch."""
+        """The optimizer; its learning rate is set at every step."""
         return optimizer(self.model, self.config)
 
     def on_train_epoch_start(self) -> None:
-        """Choose the order, the dropout masks and the learning rate of this epoch."""
+        """Choose the order and the dropout masks of this epoch."""
         self.train_batches.epoch = self.epoch
         torch.manual_seed(seed_of(self.config.seed, _NOISE, self.epoch))
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.learning_rate(self.epoch)
         self.train_totals = self.scoring.totals()
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Set the learning rate of this step."""
+        done = (index + 1) / len(self.train_batches)
+        optimizers.set_rate(self.trainer.optimizers[0], self.config.learning_rate(self.epoch, done))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The mean loss of a batch."""

@@ -74,6 +74,8 @@ class ClosedFormContinuous(LinearDrive, ClosedForm):
     Lechner, Hasani, Learning Long-Term Dependencies in Irregularly-Sampled Time Series, 2020.
     """
 
+    dynamics = ("A", "w")
+
     def __init__(
         self,
         input_size: int,

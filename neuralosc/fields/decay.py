@@ -31,6 +31,7 @@ class Decay(nn.Module):
     """
 
     mean: Tensor
+    dynamics = ("w", "b")
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -65,6 +66,8 @@ class GRUDecay(ClosedForm):
     Source: Che, Purushotham, Cho, Sontag, Liu, Recurrent Neural Networks for Multivariate Time Series with Missing
     Values, Scientific Reports 8 (2018), eq. 3 to 13; Du, PyPOTS, 2023.
     """
+
+    dynamics = ("R",)
 
     def __init__(self, input_size: int, hidden_size: int, masked: bool = True) -> None:
         super().__init__(input_size, hidden_size)

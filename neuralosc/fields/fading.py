@@ -125,6 +125,8 @@ class FadingGRU(LinearDrive, ClosedForm):
     Hasani, Learning Long-Term Dependencies in Irregularly-Sampled Time Series, 2020.
     """
 
+    dynamics = ("w", "c")
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
         self.V = nn.Linear(input_size, 3 * hidden_size)

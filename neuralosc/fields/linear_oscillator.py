@@ -57,6 +57,7 @@ class LinearOscillator(Partitioned, Semilinear):
     """
 
     separable = True
+    dynamics = ("A", "G", "steps")
     terms = frozenset({"damping", "stiffness"})
 
     def __init__(

@@ -107,6 +107,8 @@ class LiquidTimeConstant(LinearDrive):
     Source: Hasani, Lechner, Amini, Rus, Grosu, Liquid Time-constant Networks, AAAI 2021, eq. 1 and 3.
     """
 
+    dynamics = ("A",)
+
     def __init__(
         self, input_size: int, hidden_size: int, tau: Value = 1.0, learned: bool = True, activation: str = "sigmoid"
     ) -> None:

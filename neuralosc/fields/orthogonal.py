@@ -66,6 +66,8 @@ class Orthogonal(LinearDrive, Semilinear):
     On orthogonality and learning recurrent networks with long term dependencies, ICML 2017, eq. 5-7 (margin).
     """
 
+    dynamics = ("C", "B", "s")
+
     def __init__(
         self,
         input_size: int,

@@ -128,6 +128,7 @@ class HamiltonianOscillator(LinearDrive, Paced, Partitioned):
     """
 
     separable = True
+    dynamics = ("c",)
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class Coefficient(nn.Module):
     """
 
     raw: Tensor
+    dynamics = ("raw",)
 
     def __init__(
         self,

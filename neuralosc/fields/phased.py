@@ -48,6 +48,7 @@ class TimeGatedLSTM(LinearDrive, ClosedForm):
 
     components = 2
     timed = True
+    dynamics = ("tau", "s", "r")
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class LiquidSynapses(Relaxing):
     Networks, AAAI 2021, algorithm 1.
     """
 
+    dynamics = ("gleak", "vleak", "cm")
+
     def __init__(self, input_size: int, hidden_size: int, epsilon: float = 1e-8) -> None:
         super().__init__(input_size, hidden_size)
         self.epsilon = number("epsilon", epsilon, 0)
@@ -110,6 +112,7 @@ class Synapses(nn.Module):
     """
 
     mask: Tensor
+    dynamics = ("sigma", "mu", "erev")
 
     def __init__(self, sources: int, targets: int) -> None:
         super().__init__()
