@@ -8,6 +8,7 @@ from experiments import own
 from experiments.tasks import contract
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Splits, Task
+from experiments.tasks.copy_memory import CopyMemory
 from experiments.tasks.digits import Digits
 from experiments.tasks.event_mnist import EventMNIST
 from experiments.tasks.halfcheetah import HalfCheetah
@@ -26,7 +27,7 @@ __all__ = ["TASKS", "Splits", "Task", "defaults", "get", "options"]
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
-        *(Digits, Adding, SequentialMNIST, PermutedSequentialMNIST),
+        *(Digits, Adding, CopyMemory, SequentialMNIST, PermutedSequentialMNIST),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
         *(Table, UEA, Weather),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from experiments.tasks.base import Splits, Task, positive
+from experiments.tasks.generated import Generated
 
 
 class Adding(Task):
@@ -46,35 +44,14 @@ class Adding(Task):
         return train, validation, test
 
 
-class AddingSequences(Dataset):
-    """Sequences made when they are asked for; the same (seed, stream, index) always gives the same sequence.
+class AddingSequences(Generated):
+    """The sequences of `Adding`."""
 
-    Args:
-        length: samples in a sequence.
-        size: number of sequences.
-        seed: chooses the sequences, 0 or more.
-        stream: a number for each set, so that sets made from one seed differ.
-    """
-
-    def __init__(self, length: int, size: int, *, seed: int, stream: int) -> None:
-        self.length, self.size, self.seed, self.stream = length, size, seed, stream
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        numbers = torch.arange(self.size)[index]
-        pairs = [self._sequence(int(number)) for number in numbers.reshape(-1)]
-        x = torch.from_numpy(np.stack([x for x, _ in pairs]) if pairs else np.zeros((0, self.length, 2), np.float32))
-        y = torch.tensor([y for _, y in pairs], dtype=torch.float32).unsqueeze(-1)
-        return (x, y) if numbers.ndim else (x[0], y[0])
-
-    def _sequence(self, index: int) -> tuple[np.ndarray, np.float32]:
-        # A counter-based generator: sequence number `index` costs the same wherever it stands, and needs no others.
-        random = np.random.Generator(np.random.Philox(key=[self.seed, self.stream], counter=[0, 0, 0, index]))
+    def sequence(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Values with their markers, and the sum of the marked ones."""
         half = self.length // 2
         x = np.zeros((self.length, 2), np.float32)
         x[:, 0] = random.random(self.length, dtype=np.float32)
         marked = [random.integers(half), random.integers(half, self.length)]
         x[marked, 1] = 1
-        return x, x[marked, 0].sum()
+        return x, x[marked, 0].sum(keepdims=True)
