@@ -8,6 +8,7 @@ from experiments import own
 from experiments.tasks import contract
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Splits, Task
+from experiments.tasks.cifar import NoisyCIFAR10, PermutedSequentialCIFAR10, SequentialCIFAR10
 from experiments.tasks.copy_memory import CopyMemory
 from experiments.tasks.digits import Digits
 from experiments.tasks.event_mnist import EventMNIST
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Digits, Adding, CopyMemory, SequentialMNIST, PermutedSequentialMNIST),
+        *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
         *(Table, UEA, Weather),

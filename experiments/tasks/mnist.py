@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from experiments.tasks.base import SPLIT_SEED, Splits, Task, divide, positive
+from experiments.tasks.fetching import fetched
 from experiments.tasks.idx import read_idx
 from solvers.errors import InputError
 
@@ -54,7 +54,10 @@ class SequentialMNIST(Task):
         Raises:
             InputError: a file is missing, damaged, or does not hold what its name says.
         """
-        folder = fetched() if self.data_dir is None else Path(self.data_dir).expanduser()
+        if self.data_dir is None:
+            folder = fetched("MNIST", CHECKSUMS, MIRRORS, ", ".join(sorted(CHECKSUMS)))
+        else:
+            folder = Path(self.data_dir).expanduser()
         images, labels = self._part(folder, "train")
         shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
         held_out = len(images) // 20
@@ -119,36 +122,3 @@ def find(folder: Path, stem: str) -> Path:
         f"MNIST file {stem}(.gz) not found in {folder}: {state}; give --data-dir the folder that holds {names}"
         " (plain or gzipped)"
     )
-
-
-def fetched() -> Path:
-    """The cache folder with the four published files, fetched and checked where they are not there yet.
-
-    Raises:
-        InputError: they are not there and cannot be fetched.
-    """
-    # Imported here: only those who fetch need it.
-    import pooch
-
-    folder = Path(pooch.os_cache("neuralosc")) / "mnist"
-    failures = []
-    for mirror in MIRRORS:
-        store: Any = pooch.create(path=folder, base_url=mirror, registry=CHECKSUMS, env="NEURALOSC_MNIST")
-        folder = Path(store.abspath)
-        try:
-            for name in CHECKSUMS:
-                store.fetch(name, downloader=pooch.HTTPDownloader(timeout=30))
-        except (OSError, ValueError) as error:  # no network or a full disk; a wrong checksum
-            failures.append(f"{mirror} ({_reason(error)})")
-        else:
-            return folder
-    raise InputError(
-        f"MNIST is not in {folder} and could not be fetched from {' or '.join(failures)};"
-        f" give --data-dir a folder that holds {', '.join(sorted(CHECKSUMS))}"
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The kind of an error and the start of what it says, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:80]}{'...' if len(text) > 80 else ''}"
