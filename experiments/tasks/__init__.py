@@ -13,6 +13,7 @@ from experiments.tasks.copy_memory import CopyMemory
 from experiments.tasks.digits import Digits
 from experiments.tasks.event_mnist import EventMNIST
 from experiments.tasks.halfcheetah import HalfCheetah
+from experiments.tasks.har import HAR2
 from experiments.tasks.hopper import Hopper
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
@@ -29,7 +30,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Digits, Adding, CopyMemory, SequentialMNIST, PermutedSequentialMNIST),
-        *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10),
+        *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10, HAR2),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
         *(Table, UEA, Weather),
