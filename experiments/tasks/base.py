@@ -63,7 +63,7 @@ class Task(ABC):
     irregular: bool = False
     gaps: bool = False
     length: int
-    measured: ClassVar[bool] = False
+    measured: bool = False
     echoed: ClassVar[bool] = False
     counted: ClassVar[bool] = False
     collator: Collator | None = None

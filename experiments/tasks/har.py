@@ -116,6 +116,6 @@ def read_numbers(path: Path, columns: int) -> np.ndarray:
         said = re.sub(r"^could not convert string to float: ", "", str(error))
         raise InputError(f"{path} holds {said:.40}, expected numbers: fetch the file again") from error
     if not np.isfinite(values).all():
-        line = int(np.argwhere(~np.isfinite(values))[0, 0])
-        raise InputError(f"{path}, line {line + 1}: a number that is not finite; fetch the file again")
+        place = int(np.argwhere(~np.isfinite(values))[0, 0])
+        raise InputError(f"{path}, line {place + 1}: a number that is not finite; fetch the file again")
     return values

@@ -68,7 +68,7 @@ class Table(Task):
     description = "your own file (--csv): classes or numbers of whole series, or forecasts"
     metrics: tuple[str, ...] = ("accuracy", "balanced_accuracy", "rmse", "mae", "mse")
     baseline = "the last value seen, the mean of the hour, the mean or the commonest class: reported beside"
-    measured: ClassVar[bool] = True
+    measured = True
 
     def __init__(
         self,

@@ -18,9 +18,13 @@ from experiments.tasks.series import Series, collated
 from experiments.tasks.subsets import kept
 from experiments.tasks.ts_files import PARTS, Labelled, files, read_ts
 from neuralosc import Collator
-from solvers.errors import InputError, listed
+from solvers.errors import InputError, listed, unknown
 
 VALIDATION_SHARE = 0.2
+#: How a set is divided: as its archive has it, or as in the papers on state-space models, by the seed of the run.
+ARCHIVE, POOLED = "archive", "70/15/15"
+#: Where the validation and the test part begin, of all series.
+BOUNDS = (0.7, 0.85)
 #: Columns of tables of series.
 SERIES, TIME, CLASS = "series", "time", "class"
 
@@ -38,6 +42,12 @@ class UEA(Task):
     original step: 3 where two samples in between were removed. That of the first sample left is 1, whatever went before
     it. Without `drop` samples are one step apart, and there are no timespans.
 
+    Under the protocol "70/15/15" all series are pooled, those that are there twice once, and the seed of a run permutes
+    and divides them, without regard to their classes; values are shown as they are. So the papers on neural controlled
+    differential equations and state-space models have it (B. Walker et al., Log neural controlled differential
+    equations, ICML 2024; T. K. Rusch and D. Rus, LinOSS, ICLR 2025), by the seeds 2345, 3456, 4567, 5678 and 6789.
+    Theirs are permutations of JAX's generator, which are not reproduced: compare the means over the seeds.
+
     Source: A. Bagnall et al., The UEA multivariate time series classification archive, arXiv:1811.00075 (2018);
     H. A. Dau et al., The UCR time series archive, IEEE/CAA J. Autom. Sinica 6 (2019). Samples removed at random as by
     P. Kidger, J. Morrill, J. Foster, T. Lyons, Neural controlled differential equations, NeurIPS 2020.
@@ -48,6 +58,8 @@ class UEA(Task):
         drop: fraction of the samples of each series that is removed, at least 0 and less than 1.
         drop_seed: chooses which samples are removed.
         classes: the classes in their order, separated by commas; if left out as the files name them.
+        protocol: "archive", or "70/15/15".
+        clock: a first channel that goes from 0 to 1 over a series, as in the same papers.
         data_dir: folder with NAME/NAME_TRAIN.ts and NAME/NAME_TEST.ts; None for the sets that come with aeon.
 
     Attributes:
@@ -58,7 +70,6 @@ class UEA(Task):
     description = "a set of the UEA or UCR archive by its name, whole or with samples removed at random; needs aeon"
     kind = "classification"
     baseline = "the share of the largest class"
-    measured: ClassVar[bool] = True
     counted: ClassVar[bool] = True
 
     def __init__(
@@ -67,13 +78,22 @@ class UEA(Task):
         drop: float = 0.0,
         drop_seed: int = 0,
         classes: str = "",
+        protocol: str = ARCHIVE,
+        clock: bool = False,
         data_dir: str | None = None,
     ) -> None:
         if not isinstance(dataset, str) or not dataset:
             raise InputError(f"task {self.name!r}: option 'dataset' is {dataset!r}: expected the name of a set")
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < 1:
             raise InputError(f"task {self.name!r}: option 'drop' is {drop!r}: expected a fraction from 0 to below 1")
+        if protocol not in (ARCHIVE, POOLED):
+            raise unknown(f"protocol of task {self.name!r}", protocol, (ARCHIVE, POOLED))
+        if clock and drop:
+            raise InputError(
+                f"task {self.name!r}: option 'clock' with samples removed: leave it out, they have timespans"
+            )
         self.dataset, self.drop, self.data_dir = dataset, drop, data_dir
+        self.protocol, self.clock = protocol, clock
         self.drop_seed = positive(self.name, "drop_seed", drop_seed, least=0)
         self.given_classes = tuple(names("classes", classes))
         self.irregular = drop > 0
@@ -97,11 +117,16 @@ class UEA(Task):
                     raise InputError(f"{path} has series of {one.shape[1]} channels: {paths[0]} begins with {expected}")
         return train, test
 
+    @property
+    def measured(self) -> bool:  # type: ignore[override]
+        """Whether the model has scales."""
+        return self.protocol == ARCHIVE
+
     # mypy takes what is cached for what cannot be set.
     @functools.cached_property
     def input_size(self) -> int:  # type: ignore[override]
-        """Channels of the set."""
-        return self._parts[0].series[0].shape[1]
+        """Channels of the set, and that of the time."""
+        return self._parts[0].series[0].shape[1] + self.clock
 
     @functools.cached_property
     def output_size(self) -> int:  # type: ignore[override]
@@ -124,7 +149,7 @@ class UEA(Task):
         return self.given_classes or self._parts[0].classes
 
     def splits(self, seed: int = 0) -> Splits:
-        """The three sets, the same for every `seed`.
+        """The three sets, of the archive the same for every `seed`.
 
         Raises:
             InputError: there is no aeon or no such set, a file is damaged, or there are too few series for a validation
@@ -132,6 +157,9 @@ class UEA(Task):
         """
         labels = np.array([self.classes.index(label) for part in self._parts for label in part.labels])
         published = len(self._parts[0].series)
+        if self.protocol == POOLED:
+            sets = self.batch(self._kept(), torch.from_numpy(labels)).parts(*self._pooled(seed))
+            return sets[0], sets[1], sets[2]
         train, validation, _ = stratified(labels[:published], VALIDATION_SHARE, 0)
         if not len(validation):
             raise InputError(
@@ -141,6 +169,19 @@ class UEA(Task):
         data = self.batch(self._kept(), torch.from_numpy(labels))
         sets = data.parts(train, validation, torch.arange(published, len(data)))
         return sets[0], sets[1], sets[2]
+
+    def _pooled(self, seed: int) -> list[torch.Tensor]:
+        """The numbers of the series of each set, of all that differ."""
+        every = [one for part in self._parts for one in part.series]
+        # As a dictionary keeps the last of a key, the first series of several is that of the reverse order.
+        first = {(one.shape, one.tobytes()): number for number, one in reversed(list(enumerate(every)))}
+        order = np.random.RandomState(seed).permutation(sorted(first.values()))
+        parts = np.split(order, [int(bound * len(order)) for bound in BOUNDS])
+        if not all(map(len, parts)):
+            raise InputError(
+                f"task {self.name!r}: {self.dataset!r} has {len(order)} series that differ, too few for {POOLED}"
+            )
+        return [torch.from_numpy(part) for part in parts]
 
     def batch(self, pieces: Sequence[Any], y: torch.Tensor) -> Series:
         """Series with their targets, padded, in double precision."""
@@ -159,6 +200,7 @@ class UEA(Task):
         Raises:
             InputError: a file that cannot be used, or another number of channels.
         """
+        channels -= self.clock
         tables = [path for path in paths if path.suffix.lower() != ".ts"]
         found = [one for path in paths if path not in tables for one in self._read_ts(path, len(paths) > 1)]
         for path in tables:
@@ -176,7 +218,7 @@ class UEA(Task):
         for one in found:
             if one.values.shape[1] != channels:
                 raise InputError(f"series {one.name!r} has {one.values.shape[1]} channels: expected {channels}")
-        return found
+        return [dataclasses.replace(one, values=self._timed(one.values)) for one in found]
 
     def _read_ts(self, path: Path, several: bool) -> list[Recorded]:
         """The series of a file by their numbers, from 1, where there are several files with its name before."""
@@ -193,4 +235,10 @@ class UEA(Task):
             for part in range(len(PARTS))
             for number, one in enumerate(self._parts[part].series)
         ]
-        return [{"times": places, "values": one[places]} for one, places in whole]
+        return [{"times": places, "values": self._timed(one[places])} for one, places in whole]
+
+    def _timed(self, values: np.ndarray) -> np.ndarray:
+        """A whole series `(samples, channels)` as it is shown."""
+        if not self.clock:
+            return values
+        return np.column_stack((np.arange(len(values)) / len(values), values))
