@@ -19,6 +19,7 @@ from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physical import DoublePendulum, Duffing, HenonHeiles, Pendulum, SpringChain
 from experiments.tasks.physionet2012 import PhysioNet2012
+from experiments.tasks.ppg import PPGDaLiA
 from experiments.tasks.table import Table
 from experiments.tasks.uea import UEA
 from experiments.tasks.weather import Weather
@@ -33,7 +34,7 @@ TASKS: dict[str, type[Task]] = {
         *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10, HAR2),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
-        *(Table, UEA, Weather),
+        *(Table, UEA, PPGDaLiA, Weather),
     )
 }
 
