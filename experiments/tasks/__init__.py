@@ -21,6 +21,7 @@ from experiments.tasks.physical import DoublePendulum, Duffing, HenonHeiles, Pen
 from experiments.tasks.physionet2012 import PhysioNet2012
 from experiments.tasks.ppg import PPGDaLiA
 from experiments.tasks.table import Table
+from experiments.tasks.text import Text
 from experiments.tasks.uea import UEA
 from experiments.tasks.weather import Weather
 from solvers.errors import unknown
@@ -34,7 +35,7 @@ TASKS: dict[str, type[Task]] = {
         *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10, HAR2),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
-        *(Table, UEA, PPGDaLiA, Weather),
+        *(Table, Text, UEA, PPGDaLiA, Weather),
     )
 }
 

@@ -46,6 +46,8 @@ class Task(ABC):
         echoed: what is asked for is a part of the state that is shown at first: a read-out of as many channels begins
             as the identity.
         counted: timespans are numbers of steps; `--time input` shows them as they are, without a scale.
+        streams: the sequences of a set are pieces of one, in their order: a network goes on from each to the next, and
+            begins anew with every pass. Of classes at every sample.
         collator: how times became timespans, which the model keeps; None where it need not know.
         notices: what is to be said of the data.
 
@@ -66,6 +68,7 @@ class Task(ABC):
     measured: bool = False
     echoed: ClassVar[bool] = False
     counted: ClassVar[bool] = False
+    streams: bool = False
     collator: Collator | None = None
     notices: Sequence[str] = ()
 

@@ -20,7 +20,7 @@ PARTS = ("training", "validation", "test")
 #: What a class that is no `Task` may say of itself; all else is as `Task` has it.
 SAID = (
     *("name", "description", "input_size", "output_size", "kind", "metrics", "every", "irregular", "gaps", "length"),
-    *("measured", "counted", "collator", "notices", "scale", "guesses", "reported"),
+    *("measured", "counted", "streams", "collator", "notices", "scale", "guesses", "reported"),
 )
 
 

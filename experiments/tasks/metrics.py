@@ -21,7 +21,7 @@ class Metric:
         larger: whether larger is better.
         percent: whether it is shown in percent.
         of_torchmetrics: the class of torchmetrics that computes it, for two classes and for more; None where sums
-            over the samples do, of "accuracy", "mse" and "crps".
+            over the samples do, of "accuracy", "bpc", "mse" and "crps".
     """
 
     title: str
@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
         larger=True,
         of_torchmetrics=("BinaryAveragePrecision", "MulticlassAveragePrecision"),
     ),
+    "bpc": Metric("Bits per character, the cross-entropy in units of log 2", CLASSIFICATION, larger=False),
     "crps": Metric("Continuous ranked probability score", REGRESSION, larger=False),
     "mse": Metric("Mean squared error", REGRESSION, larger=False),
     "rmse": Metric(

@@ -282,8 +282,8 @@ class Keeper(L.Callback):
         """Keep the epoch."""
         loop = _loop(pl_module)
         record: Record = {"epoch": loop.epoch + 1}
-        record |= {f"train_{name}": value for name, value in loop.train_totals.result().items()}
-        record |= {f"validation_{name}": value for name, value in loop.validation_totals.result().items()}
+        record |= {f"train_{name}": value for name, value in loop.train_pass.totals.result().items()}
+        record |= {f"validation_{name}": value for name, value in loop.validation_pass.totals.result().items()}
         record["learning_rate"] = self.config.learning_rate(loop.epoch)
         record["seconds"] = time.perf_counter() - self.started
         if not math.isfinite(record["validation_loss"]):

@@ -122,7 +122,8 @@ def check_lengths(rnn: neuralosc.RecurrentLayer, config: RunConfig, task: Task) 
     Raises:
         InputError: the line says what to write.
     """
-    if isinstance(rnn, OwnLayer) and "lengths" not in rnn.takes:
+    # Pieces of one sequence that are side by side are of one length.
+    if isinstance(rnn, OwnLayer) and "lengths" not in rnn.takes and not task.streams:
         lengths = batch_of(task.splits(config.seed)[0], slice(None)).lengths
         if lengths is not None and int(lengths.min()) < int(lengths.max()):
             raise InputError(

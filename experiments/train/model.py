@@ -15,7 +15,7 @@ import solvers
 from experiments import tasks
 from experiments.tasks import Task
 from experiments.tasks.metrics import CLASSIFICATION
-from experiments.train import feeding, networks
+from experiments.train import feeding, networks, streams
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
 from neuralosc import SequenceModel
@@ -102,6 +102,7 @@ def _assembled(config: RunConfig, task: Task, more: dict[str, Any]) -> SequenceM
             rnn.output_size, task.output_size, kind, rnn.bidirectional, likelihood=config.likelihood
         )
     feeding.check(rnn, config, task)
+    streams.check(rnn, config, task)
     # A network that is not told the time has no unit of it.
     collator = task.collator if config.time == "true" else None
     return SequenceModel(rnn, readout, collator).to(dtype(config))

@@ -115,7 +115,7 @@ class Reporter(L.Callback):
 
     def _training(self, loop: TrainingLoop) -> str:
         """The figures of the training set in the epoch so far."""
-        figures = loop.train_totals.result()
+        figures = loop.train_pass.totals.result()
         # The mean squared error is the loss.
         names = [name for name in ("loss", loop.task.metric_name) if name != "mse"]
         return "  ".join(_figure(name, figures[name], name) for name in names)

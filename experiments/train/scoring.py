@@ -101,7 +101,7 @@ class Totals:
         self.scoring = scoring if isinstance(scoring, Scoring) else Scoring(scoring)
         self.names = self.scoring.metrics or STANDARD[self.scoring.kind]
         self.sequences = self.samples = self.correct = 0
-        self.loss = self.weight = self.squares = self.crps = 0.0
+        self.loss = self.weight = self.squares = self.crps = self.nats = 0.0
         collected = [name for name in self.names if METRICS[name].of_torchmetrics]
         # Of each reported output: the sums of squares and of absolute errors, and how many they are of.
         self.sums = torch.zeros(3, len(self.scoring.reported), dtype=torch.float64)
@@ -182,6 +182,8 @@ class Totals:
         self.correct += int((answers.detach().argmax(-1) == y).sum())
         if self.scoring.weights is None:
             return F.cross_entropy(answers, y), float(len(y))
+        if "bpc" in self.names:
+            self.nats += F.cross_entropy(answers.detach(), y).item() * len(y)
         weights = self.scoring.weights.to(answers)
         return F.cross_entropy(answers, y, weights), float(weights[y].cpu().double().sum())
 
@@ -220,6 +222,9 @@ class Totals:
             return math.nan
         if name == "accuracy":
             return self.correct / self.samples
+        if name == "bpc":
+            nats = loss if self.scoring.weights is None else self.nats / self.samples
+            return nats / math.log(2)
         if name in ("mse", "crps"):
             return (self.squares if name == "mse" else self.crps) / self.weight
         with warnings.catch_warnings(record=True) as said:

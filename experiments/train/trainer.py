@@ -21,11 +21,12 @@ from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
 from experiments.train import optimizers
 from experiments.train.config import RunConfig
-from experiments.train.feeding import targets, told
+from experiments.train.feeding import told
 from experiments.train.model import dtype, seed_of
-from experiments.train.scoring import Scoring, Totals
+from experiments.train.scoring import Scoring
+from experiments.train.streams import Pass, parallel
 from neuralosc import SequenceModel
-from solvers.errors import NumericalError
+from solvers.errors import InputError, NumericalError
 
 # Larger than a usual training batch, since nothing is stored for a backward pass; small enough for 784 steps.
 EVALUATION_BATCH = 250
@@ -50,6 +51,10 @@ class Batches:
         shuffle: the seed of the order, None for the order of the data.
         dtype: of the floating-point tensors.
         time: how the network is told the time between samples, as in the configuration.
+        streams: the data are pieces of one sequence, gone through side by side in so many parts as a batch has rows.
+
+    Raises:
+        InputError: fewer pieces than that.
     """
 
     def __init__(
@@ -61,10 +66,16 @@ class Batches:
         shuffle: int | None = None,
         dtype: torch.dtype = torch.float32,
         time: str = "true",
+        streams: bool = False,
     ) -> None:
         self.data, self.size, self.shuffle, self.dtype, self.time = data, size, shuffle, dtype, time
+        self.streams = streams
         self.samples = len(data)  # type: ignore[arg-type]
-        count = math.ceil(self.samples / size)
+        # The last piece may be shorter than others beside it.
+        self.pieces = self.samples - (size > 1)
+        if streams and self.pieces < size:
+            raise InputError(f"batch_size is {size}, and there are {self.pieces} pieces to begin at: expected fewer")
+        count = self.pieces // size if streams else math.ceil(self.samples / size)
         self.count = min(count, limit) if limit else count
         self.epoch = 0
 
@@ -72,7 +83,9 @@ class Batches:
         return self.count
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.shuffle is None:
+        if self.streams:
+            order = parallel(self.pieces, self.size).flatten()
+        elif self.shuffle is None:
             order = torch.arange(self.samples)
         else:
             generator = torch.Generator().manual_seed(seed_of(self.shuffle, _ORDER, self.epoch))
@@ -88,20 +101,15 @@ def measure(model: nn.Module, batches: Batches, scoring: Scoring, device: torch.
     Raises:
         NumericalError: from the model.
     """
-    totals = scoring.totals()
+    answers = Pass(scoring, batches.streams)
     training = model.training
     model.eval()
     try:
         for batch in batches:
-            answered(model, batch.to(device), totals)
+            answers.answered(model, batch.to(device))
     finally:
         model.train(training)
-    return totals.result()
-
-
-def answered(model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
-    """Have the model answer a batch, and count it; returns the mean loss of the batch."""
-    return totals.add(model(batch.x, batch.timespans, batch.lengths), targets(model, batch.y), batch.valid)
+    return answers.totals.result()
 
 
 def optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -146,10 +154,11 @@ class TrainingLoop(L.LightningModule):
             shuffle=config.seed,
             dtype=dtype(config),
             time=config.time,
+            streams=task.streams,
         )
-        self.validation_batches = evaluation_batches(validation, config)
+        self.validation_batches = evaluation_batches(validation, config, task)
         self.batch = 0
-        self.train_totals = self.validation_totals = self.scoring.totals()
+        self.train_pass = self.validation_pass = Pass(self.scoring, task.streams)
 
     @property
     def epoch(self) -> int:
@@ -172,7 +181,7 @@ class TrainingLoop(L.LightningModule):
         """Choose the order and the dropout masks of this epoch."""
         self.train_batches.epoch = self.epoch
         torch.manual_seed(seed_of(self.config.seed, _NOISE, self.epoch))
-        self.train_totals = self.scoring.totals()
+        self.train_pass = Pass(self.scoring, self.task.streams)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Set the learning rate of this step."""
@@ -182,7 +191,7 @@ class TrainingLoop(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The mean loss of a batch."""
         self.batch = index
-        loss = answered(self.model, batch, self.train_totals)
+        loss = self.train_pass.answered(self.model, batch)
         if not math.isfinite(loss.item()):
             raise self._non_finite("loss", loss)
         return loss
@@ -201,22 +210,21 @@ class TrainingLoop(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""
-        self.validation_totals = self.scoring.totals()
+        self.validation_pass = Pass(self.scoring, self.task.streams)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count a batch."""
-        answered(self.model, batch, self.validation_totals)
+        self.validation_pass.answered(self.model, batch)
 
     def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
         return NonFiniteLossError(f"the {what} is {value.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}")
 
 
-def evaluation_batches(
-    data: Dataset, config: RunConfig, size: int = EVALUATION_BATCH, limit: int | None = None
-) -> Batches:
-    """Batches of a validation or test set."""
+def evaluation_batches(data: Dataset, config: RunConfig, task: Task, limit: int | None = None) -> Batches:
+    """Batches of a validation or test set; pieces of one sequence are gone through one after the other."""
     limit = config.limit_evaluation_batches if limit is None else limit
-    return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time)
+    size = 1 if task.streams else EVALUATION_BATCH
+    return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time, streams=task.streams)
 
 
 def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback]) -> None:

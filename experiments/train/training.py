@@ -194,7 +194,7 @@ def evaluate(
     where = device_of(config if device is None else replace(config, device=device))
     require_same_data(folder, config, task)
     sets = task.splits(config.seed)
-    batches = evaluation_batches(sets[SPLITS.index(split)], config, limit=limit)
+    batches = evaluation_batches(sets[SPLITS.index(split)], config, task, limit)
     scoring = Scoring.of(task, config, sets[0], model)
     started = time.perf_counter()
     with threads(config):
@@ -209,7 +209,7 @@ def evaluate(
         **figures,
         "seconds": time.perf_counter() - started,
         "baselines": guessed(
-            task, SPLITS.index(split), scoring, model, batches, evaluation_batches(sets[0], config, limit=limit)
+            task, SPLITS.index(split), scoring, model, batches, evaluation_batches(sets[0], config, task, limit)
         ),
     }
 
@@ -431,16 +431,16 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
     save_model(model, folder)
     train, validation, test = loop.splits
     model.to(device)
-    tested = evaluation_batches(test, config)
+    tested = evaluation_batches(test, config, task)
     result = RunResult(
         folder=folder,
-        validation=measure(model, evaluation_batches(validation, config), loop.scoring, device),
+        validation=measure(model, evaluation_batches(validation, config, task), loop.scoring, device),
         test=measure(model, tested, loop.scoring, device),
         best_epoch=best_epoch,
         epochs=len(keeper.history),
         seconds=sum(record["seconds"] for record in keeper.history),
         parameters=parameter_count(model),
-        baselines=guessed(task, 2, loop.scoring, model, tested, evaluation_batches(train, config)),
+        baselines=guessed(task, 2, loop.scoring, model, tested, evaluation_batches(train, config, task)),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
     named = {"task": config.task, "model": config.network, "metric": task.metric_name}
