@@ -102,7 +102,8 @@ def table(title: str, grid: Grid) -> Table:
     result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, head in enumerate(heads):
         numeric = number and all(line[number][:1].isdigit() or not line[number] for line in lines)
-        result.add_column(head, justify="right" if numeric else "left", overflow="fold")
+        # The first is what a reader types.
+        result.add_column(head, justify="right" if numeric else "left", overflow="fold", no_wrap=not number)
     for line in lines:
         result.add_row(*line)
     return result

@@ -4,13 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import neuralosc
 from experiments import reproduce, tasks
 from experiments.command import cli
 from experiments.reproduce import results, rows, showing
+from experiments.tasks.text import Text
+from experiments.tasks.ts_files import Labelled
+from experiments.tasks.uea import UEA
 from experiments.train import training
+from experiments.train.model import blank, make_task
 from solvers.errors import InputError
 
 ROW = """
@@ -64,6 +70,41 @@ def test_every_row_is_one_and_says_what_it_compares():
         assert len({str(results.settings(cell)) for cell in found}) == len(found)
         assert all(cell.config.epochs == 1 for cell in row.cells(epochs=1))
         assert all(neuralosc.model(cell.config.model) and tasks.options(cell.config.task) is not None for cell in found)
+
+
+#: Channels, classes and the length of a series of the sets that rows name.
+UEA_SETS = {
+    "JapaneseVowels": (12, 9, 29),
+    "EigenWorms": (6, 5, 17984),
+    "SelfRegulationSCP1": (6, 2, 896),
+    "SelfRegulationSCP2": (7, 2, 1152),
+    "EthanolConcentration": (3, 4, 1751),
+    "Heartbeat": (61, 2, 405),
+    "MotorImagery": (64, 2, 3000),
+}
+
+
+@pytest.mark.parametrize("name", rows.names())
+def test_every_row_builds_its_tasks_and_networks(name, monkeypatch):
+    # What a task knows of its data alone is given to it: that a set has so many channels, a text such characters.
+    def parts(task):
+        channels, classes, length = UEA_SETS[task.dataset]
+        names = tuple(map(str, range(classes)))
+        one = Labelled((np.zeros((length, channels)),), ("0",), names)
+        return one, one
+
+    monkeypatch.setattr(UEA, "_parts", property(parts))
+    monkeypatch.setattr(Text, "_read", property(lambda task: ("".join(map(chr, range(65))), [], "")))
+    row = rows.row(name)
+    for cell in row.cells():
+        task = make_task(cell.config)
+        assert row.metric in task.metrics
+        model = blank(cell.config, task)
+        x = torch.zeros(2, 5, model.rnn.input_size)
+        spans = torch.ones(2, 5) if task.irregular and cell.config.time == "true" else None
+        with torch.no_grad():
+            answers = model.eval()(x, spans)
+        assert answers.shape == (2, *(5,) * task.every, task.output_size)
 
 
 def test_a_row_runs_and_is_kept_with_its_curves(folder, capsys):

@@ -45,6 +45,7 @@ def test_figures_of_classes_are_those_of_scikit_learn(outputs):
         "balanced_accuracy": reference.balanced_accuracy_score(y, p.argmax(1)),
         "auroc": reference.roc_auc_score(y, score, multi_class="ovr"),
         "auprc": reference.average_precision_score(np.eye(outputs)[y] if outputs > 2 else y, score),
+        "bpc": reference.log_loss(y, p) / math.log(2),
     }
     assert result.keys() == {"loss", *expected}
     for name, value in expected.items():
