@@ -23,6 +23,7 @@ LINKED = [
     "docs/export.md",
     "docs/irregular.md",
     "docs/lab.md",
+    "docs/tasks.md",
 ]
 FOLDERS = ["solvers", "solvers/compiled", "neuralosc", "experiments"]
 PACKAGES = ("solvers", "neuralosc", "experiments", "tests")

@@ -130,11 +130,13 @@ def test_a_damaged_file_is_one_line_that_names_it(changed, message, tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path):
-    with pytest.raises(InputError, match="needs S1.npz to S15.npz: give --data-dir"):
+    with pytest.raises(InputError, match=r"needs S1\.npz to S15\.npz: give --data-dir"):
         tasks.get("ppg-dalia").splits()
     (tmp_path / "S1").mkdir()
     (tmp_path / "S1" / "S1.pkl").write_bytes(b"")
-    with pytest.raises(InputError, match="none of S1.npz to S15.npz is in .*: of a .pkl make one as the description"):
+    with pytest.raises(
+        InputError, match=r"none of S1\.npz to S15\.npz is in .*: of a \.pkl make one as the description"
+    ):
         tasks.get("ppg-dalia", data_dir=str(tmp_path)).splits()
     write(tmp_path)
     with pytest.raises(InputError, match="are too short for windows of 13 min"):
