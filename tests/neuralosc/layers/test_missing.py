@@ -141,6 +141,20 @@ class TestNetworks:
         torch.testing.assert_close(rnn.advance(rnn(x, timespans=spans)[1], 1.5), later, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("missing", ["hold", "mask", "decay"])
+@pytest.mark.parametrize(
+    "name, control", [*(("gru", each) for each in ("hold", "linear", "linear_noncausal", "cubic")), ("ncde", "natural")]
+)
+def test_padding_is_no_sample_to_a_control_that_looks_ahead(name, control, missing):
+    rnn = neuralosc.make(name, input_size=2, hidden_size=3, solver="rk4", control=control, missing=missing).double()
+    (x, spans), lengths = gappy(time=5), torch.tensor([3, 5, 1])
+    output, state = rnn(x, timespans=spans, lengths=lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone, end = rnn(x[row : row + 1, :length], timespans=spans[row : row + 1, :length])
+        torch.testing.assert_close(output[row, :length], alone[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(state[row], end[0], rtol=0, atol=1e-12)
+
+
 def test_a_fresh_decay_learns():
     """Its rates and offsets are 0, where relu has no slope."""
     rnn, (x, spans) = neuralosc.LEM(2, 4, missing="decay").double(), gappy()
