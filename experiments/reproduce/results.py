@@ -17,6 +17,7 @@ import torch
 from experiments.files import locked, write_atomically
 from experiments.reproduce.rows import Cell, Group, Row
 from experiments.tasks.metrics import METRICS
+from experiments.train.config import RunConfig
 from experiments.train.runs import environment
 from experiments.train.training import RunResult, device_of
 from solvers.errors import InputError
@@ -80,8 +81,10 @@ class Results:
         found = self.cells.get(cell.name)
         if found is None:
             return []
-        if found["settings"] != settings(cell):
-            different = [key for key, value in settings(cell).items() if found["settings"].get(key) != value]
+        # A setting that came later was its default before.
+        before = {**RunConfig().to_dict(), **found["settings"]}
+        different = [key for key, value in settings(cell).items() if before[key] != value]
+        if different:
             raise InputError(
                 f"{self.path}: runs of {cell.name!r} had other settings ({', '.join(different)}): move the file away, "
                 "or give --results another folder"

@@ -16,7 +16,8 @@ from experiments.train.config import RunConfig
 from experiments.train.feeding import told
 from experiments.train.model import build, parameter_count
 from experiments.train.runs import RunFolder
-from experiments.train.trainer import TrainingLoop, answered, optimizer
+from experiments.train.streams import Pass
+from experiments.train.trainer import TrainingLoop, optimizer
 from experiments.train.training import device_of, load_model, threads
 from neuralosc.analysis import subject
 from neuralosc.analysis.samples import Samples
@@ -96,7 +97,7 @@ def before(config: RunConfig, task: Task) -> dict[str, float]:
 
         def step() -> None:
             change.zero_grad(set_to_none=True)
-            loss = answered(model, batch, loop.scoring.totals())
+            loss = Pass(loop.scoring, task.streams).answered(model, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip or torch.inf)
             change.step()
