@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 import solvers
+from experiments import figures
 from experiments.compare.comparison import Comparison, Measurement, Trajectories
 from experiments.compare.contenders import SUBSTEPS, TRAINED
-from experiments.files import write_atomically
-from neuralosc.analysis.drawing import STYLE, looks, note, png
+from neuralosc.analysis.drawing import looks, note
 from neuralosc.analysis.subject import relative_rms
 
 OFF = "states off the reference (relative RMS)"
@@ -40,18 +38,9 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
         drawings["trajectories.png"] = trajectories
     paths = []
     for name, drawing in drawings.items():
-        save(functools.partial(drawing, comparison), folder / name)
+        figures.save(functools.partial(drawing, comparison), folder / name)
         paths.append(folder / name)
     return paths
-
-
-def save(drawing: Callable[[], Figure], path: Path) -> None:
-    """Draw in the style of all figures and write the picture to `path`."""
-    # Without pyplot, which keeps global state and may look for a display.
-    with matplotlib.rc_context(STYLE):
-        figure = drawing()
-        FigureCanvasAgg(figure)
-    write_atomically(path, png(figure))
 
 
 def step_sizes(comparison: Comparison) -> Figure:

@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.compare import figures
+from experiments import figures
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.series import Batch
 from experiments.train.feeding import told

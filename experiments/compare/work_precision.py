@@ -21,8 +21,8 @@ from torch import Tensor
 
 import neuralosc
 import solvers
+from experiments import figures
 from experiments.bench.timing import Report, silent, within
-from experiments.compare import figures
 from neuralosc.analysis import drawing
 from neuralosc.analysis.work_precision import evaluations_for
 from solvers.errors import NumericalError

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import functools
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.files import write_atomically
+from experiments import figures
 from experiments.train.history import Record, best_record, judged_by
 
 
@@ -20,16 +19,21 @@ def draw_learning_curve(history: list[Record], path: Path) -> None:
         history: one record for every epoch, as in metrics.csv.
         path: the PNG file.
     """
-    panels = [("loss", "log")]
-    name = judged_by(history[0])
-    if name != "mse":
-        panels.append((name, "linear"))
-    # Drawn without pyplot, which keeps global state and may look for a display.
-    figure = Figure(figsize=(4.4 * len(panels), 3.4))
-    FigureCanvasAgg(figure)
+    figures.save(functools.partial(_figure, history), path)
+
+
+def panels(record: Record) -> dict[str, str]:
+    """What is drawn against epochs, and on which scale: the loss, and the metric where that is no loss."""
+    name = judged_by(record)
+    return {"loss": "log"} if name == "mse" else {"loss": "log", name: "linear"}
+
+
+def _figure(history: list[Record]) -> Figure:
+    scales = panels(history[0])
+    figure = Figure(figsize=(4.4 * len(scales), 3.4), layout="constrained")
     epochs = [record["epoch"] for record in history]
     best = best_record(history)
-    for axes, (name, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (name, scale) in zip(figure.subplots(1, len(scales), squeeze=False)[0], scales.items(), strict=True):
         for part, label, colour in (("train", "training", "tab:blue"), ("validation", "validation", "tab:orange")):
             values = [record[f"{part}_{name}"] for record in history]
             axes.plot(epochs, values, color=colour, label=label, marker=".", markersize=3)
@@ -37,9 +41,5 @@ def draw_learning_curve(history: list[Record], path: Path) -> None:
         axes.plot(best["epoch"], value, "o", color="tab:orange", fillstyle="none", label=f"best epoch: {value:.3g}")
         axes.set(xlabel="epoch", ylabel=name, yscale=scale)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.tight_layout()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+        axes.legend()
+    return figure

@@ -1,9 +1,6 @@
 """A study of runs: its parts within a budget, its page, and the trainings it adds."""
 
-import html.parser
 import json
-import shutil
-import subprocess
 import time
 
 import pytest
@@ -15,8 +12,8 @@ from experiments.study.runs import opened, with_missing
 from experiments.train.config import RunConfig
 from experiments.train.training import train
 from solvers.errors import InputError, UnknownNameError
+from tests.experiments import pages
 
-PNG = b"\x89PNG\r\n\x1a\n"
 QUICK = ("transfer", "convergence", "gradients")
 
 
@@ -46,21 +43,6 @@ def written(run):
     return {path.name: path for path in running.write(done, studied, folder)}
 
 
-class Page(html.parser.HTMLParser):
-    """What a reader of the page meets."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.links, self.sources, self.ids = [], [], [], set()
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append((tag, values))
-        self.links += [values[key] for key in ("href",) if key in values]
-        self.sources += [values[key] for key in ("src",) if key in values]
-        self.ids |= {values["id"]} if "id" in values else set()
-
-
 def test_every_part_has_a_verdict_with_its_numbers_and_rule(written):
     values = json.loads(written["study.json"].read_text())
     usual = [name for name, part in PARTS.items() if not part.named]
@@ -74,45 +56,22 @@ def test_every_part_has_a_verdict_with_its_numbers_and_rule(written):
 
 
 def test_the_page_stands_alone_and_can_be_read_by_keyboard(written):
-    page = Page()
     text = written["study.html"].read_text()
-    page.feed(text)
-    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert page.links and all(link.startswith("#") and link[1:] in page.ids for link in page.links)
-    kinds = [tag for tag, _ in page.tags]
-    assert kinds.count("h1") == 1 and kinds.count("main") == 1 and kinds.count("nav") == 1
-    assert ("html", {"lang": "en"}) in page.tags
-    assert all(values.get("alt") for tag, values in page.tags if tag == "img")
-    assert any(values.get("name") == "viewport" for tag, values in page.tags if tag == "meta")
+    assert pages.require_readable(text).sources
     for part in (part for part in PARTS.values() if not part.named):
         assert part.about.split(".")[0] in text
 
 
 def test_every_figure_is_a_picture(written):
     figures = [path for name, path in written.items() if name.endswith(".png")]
-    assert len(figures) >= len(PARTS) - 2 and all(path.read_bytes().startswith(PNG) for path in figures)
-
-
-def browser():
-    """A headless browser, if there is one."""
-    found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-    return found or pytest.skip("needs a browser: chromium or google-chrome on the path")
+    assert len(figures) >= len(PARTS) - 2 and all(path.read_bytes().startswith(pages.PNG) for path in figures)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_a_browser_shows_it(written, tmp_path, width, height):
     """In a window of a desktop and of a phone, without a network."""
-    picture, data = tmp_path / "page.png", tmp_path / "profile"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={data}"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},{height}"]
-    address = written["study.html"].as_uri()
-    subprocess.run(
-        [browser(), *options, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120
-    )
-    dumped = subprocess.run([browser(), *options, "--dump-dom", address], check=True, capture_output=True, timeout=120)
-    content = picture.read_bytes()
-    assert content.startswith(PNG) and int.from_bytes(content[16:20], "big") == width
-    assert b"What discretization does to cornn on adding" in dumped.stdout
+    _, elements = pages.opened(written["study.html"], tmp_path, width, height)
+    assert "What discretization does to cornn on adding" in elements
 
 
 def test_a_budget_is_kept_and_what_it_leaves_out_is_said(run):
