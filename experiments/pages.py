@@ -28,7 +28,11 @@ a { color: var(--mark); } a:focus-visible, summary:focus-visible, [tabindex]:foc
 figure { margin: 1rem 0; } figure img { width: 100%; height: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; vertical-align: top; }
+.beside { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 0 1.5rem;
+  align-items: start; }
+li, p, h1, h2, summary { overflow-wrap: anywhere; } pre { font-size: 0.85rem; margin: 0.5rem 0; padding: 0.5rem;
+  border: 1px solid var(--line); }
 """
 
 
@@ -100,6 +104,17 @@ def picture(png: bytes, about: str) -> str:
     """A PNG file as a figure of the page, with what it shows in words."""
     data = base64.b64encode(png).decode()
     return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(about, quote=True)}"></figure>\n'
+
+
+def beside(parts: Sequence[str]) -> str:
+    """Figures beside each other where the page is wide enough, below each other where it is not."""
+    return f'<div class="beside">{"".join(parts)}</div>\n' if parts else ""
+
+
+def verbatim(text: str, label: str) -> str:
+    """Lines as they are, such as commands; scrolled where they are wider than the page."""
+    label = html.escape(label, quote=True)
+    return f'<pre class="scroll" tabindex="0" role="region" aria-label="{label}">{html.escape(text)}</pre>\n'
 
 
 def table(rows: Sequence[Mapping[str, Any]], label: str, kind: str = "") -> str:

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import typer
 
 from experiments import own
-from experiments.command import about, failures, options, runs, searches, studies
+from experiments.command import about, failures, options, reporting, runs, searches, studies
 from experiments.command.app import app
 from experiments.command.failures import PROGRAM
 
 #: Their commands are there once they are imported, in this order.
-COMMANDS = (about, runs, studies, searches)
+COMMANDS = (about, runs, studies, reporting, searches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from experiments.files import locked, write_atomically
 from experiments.reproduce.rows import Cell, Group, Row
 from experiments.tasks.metrics import METRICS
+from experiments.train import history
 from experiments.train.config import RunConfig
 from experiments.train.runs import environment
 from experiments.train.training import RunResult, device_of
@@ -170,7 +169,6 @@ def _entry(cell: Cell, seed: int, result: RunResult) -> dict[str, Any]:
 
 def _curve(result: RunResult) -> list[float]:
     """The first metric of the validation set after each epoch."""
-    with result.folder.metrics_file.open(encoding="utf-8", newline="") as file:
-        records: list[Mapping[str, str]] = list(csv.DictReader(file))
-    name = next(key for key in records[0] if key.startswith("validation_") and key.partition("_")[2] in METRICS)
-    return [round(float(record[name]), 6) for record in records]
+    records = history.read(result.folder.metrics_file)
+    name = f"validation_{history.judged_by(records[0])}"
+    return [round(record[name], 6) for record in records]

@@ -13,7 +13,7 @@ from experiments import tables
 from experiments.reproduce import rows
 from experiments.reproduce.results import Results
 from experiments.reproduce.rows import Cell, Row
-from experiments.tasks.metrics import METRICS, shown
+from experiments.tasks.metrics import METRICS, shown, summary
 
 COMMAND = "python -m experiments reproduce"
 
@@ -51,14 +51,14 @@ def cells(results: Results) -> Grid:
         runs = results.runs(cell)
         if runs:
             seconds = statistics.fmean(run["seconds"] for run in runs)
-            figure = _figure(metric, results.figures(cell))
+            figure = summary(metric, results.figures(cell))
             labels = list(cell.labels) or [cell.config.model]
             lines.append([*labels, figure, str(len(runs)), f"{seconds:.0f} s", f"{runs[0]['parameters']:,}"])
     blank = [""] * (len(axes) - 1)
     for name, value in _guesses(results):
         lines.append([f"{name} (no network)", *blank, shown(metric, value), "", "", ""])
     for entry in row.published:
-        figure = _figure(metric, [entry.value], entry.deviation)
+        figure = summary(metric, [entry.value], entry.deviation)
         lines.append([f"{entry.what} (published)", *blank, figure, "", "", ""])
     return [*axes, metric, "runs", "time a run", "parameters"], lines
 
@@ -70,7 +70,7 @@ def means(results: Results) -> Grid | None:
         return None
     axes = [axis for axis in row.axes if axis != row.over]
     lines = [
-        [*group.labels, _figure(row.metric, found), str(sum(len(results.runs(cell)) for cell in group.cells))]
+        [*group.labels, summary(row.metric, found), str(sum(len(results.runs(cell)) for cell in group.cells))]
         for group in row.groups(results.epochs)
         if (found := results.of_group(group))
     ]
@@ -182,23 +182,13 @@ def _compared(results: Results) -> list[str]:
         return ["", *_others(results.row)]
     group, _ = best
     which = f" ({group.name})" if group.labels else ""
-    return [_figure(results.row.metric, results.of_group(group)) + which, *_others(results.row)]
+    return [summary(results.row.metric, results.of_group(group)) + which, *_others(results.row)]
 
 
 def _others(row: Row) -> list[str]:
     """The first published figure, and what is to be reached."""
     metric = row.metric
     first = row.published[0] if row.published else None
-    published = "" if first is None else f"{_figure(metric, [first.value], first.deviation)} ({first.what})"
+    published = "" if first is None else f"{summary(metric, [first.value], first.deviation)} ({first.what})"
     better = "at least" if METRICS[metric].larger else "at most"
     return [published, "" if row.reach is None else f"{better} {shown(metric, row.reach)}"]
-
-
-def _figure(metric: str, values: list[float], spread: float | None = None) -> str:
-    """A mean, and the standard deviation where there is one."""
-    spread = statistics.stdev(values) if spread is None and len(values) > 1 else spread
-    if spread is None:
-        return shown(metric, statistics.fmean(values))
-    # Of a deviation from a few runs more than two digits are chance.
-    digits = f"{spread:.1%}" if METRICS[metric].percent else f"{spread:.2g}"
-    return f"{shown(metric, statistics.fmean(values))} ± {digits}"

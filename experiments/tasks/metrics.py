@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,3 +118,20 @@ def shown(name: str, value: float) -> str:
     """A figure as it is shown: shares in percent, all else to four digits."""
     metric = METRICS.get(name)
     return f"{value:.2%}" if metric is not None and metric.percent else f"{value:.4g}"
+
+
+def summary(name: str, values: Sequence[float], spread: float | None = None) -> str:
+    """The mean of a figure over runs, with the standard deviation of a sample where there is one.
+
+    Args:
+        name: of the figure.
+        values: one of each run, or a mean.
+        spread: the deviation, where it is known and not that of these values.
+    """
+    spread = statistics.stdev(values) if spread is None and len(values) > 1 else spread
+    if spread is None:
+        return shown(name, statistics.fmean(values))
+    # Of a deviation from a few runs more than two digits are chance.
+    metric = METRICS.get(name)
+    digits = f"{spread:.1%}" if metric is not None and metric.percent else f"{spread:.2g}"
+    return f"{shown(name, statistics.fmean(values))} ± {digits}"

@@ -155,13 +155,19 @@ def require_same(
         )
 
 
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Every value of a configuration by its name, of a section by that and its own: "model_options.dt"."""
+    values = {}
+    for name, value in config.to_dict().items():
+        values.update(
+            {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return values
+
+
 def _texts(config: RunConfig) -> dict[str, str]:
     """Every value of a configuration as text, in which NaN is equal to itself."""
-    texts = {}
-    for name, value in config.to_dict().items():
-        inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        texts.update({key: repr(part) for key, part in inner.items()})
-    return texts
+    return {name: repr(value) for name, value in flat(config).items()}
 
 
 def put_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 from experiments.tasks.metrics import METRICS
 from experiments.train.config import RunConfig
+from solvers.errors import InputError
 
 # The columns of metrics.csv: epoch (counted from 1), train_* and validation_*, learning_rate, seconds.
 Record = dict[str, float]
 
 _VALIDATION = "validation_"
+
+
+def read(path: Path) -> list[Record]:
+    """The records in a metrics.csv.
+
+    Raises:
+        InputError: it cannot be read, or is not what a run writes.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            records = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        good = [record["epoch"] for record in records] == list(range(1, len(records) + 1))
+        if not records or not good or not judged_by(records[0]):
+            raise ValueError("it does not hold one line for every epoch")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({str(error) or 'a column is missing'})") from error
+    return records
 
 
 def judged_by(record: Record) -> str:

@@ -126,7 +126,7 @@ def resume(path: str | Path, progress: bool = True, after_epoch: AfterEpoch | No
         config = folder.config()
         result = folder.result()
         if result is not None and result["status"] == "finished":
-            stored = _stored(folder, result)
+            stored = ended(folder, result)
             if progress:
                 print(f"run {folder.path} has finished after {stored.epochs} epochs: nothing is left to do")
             return stored
@@ -448,8 +448,12 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
     return result
 
 
-def _stored(folder: RunFolder, result: dict[str, Any]) -> RunResult:
-    """The result of a finished run, from its file."""
+def ended(folder: RunFolder, result: dict[str, Any]) -> RunResult:
+    """The result of a finished run, from its file.
+
+    Raises:
+        InputError: the file does not hold what a finished run writes.
+    """
     try:
         # Runs of before have no baselines.
         values = {field.name: result[field.name] for field in fields(RunResult)[1:] if field.default_factory is NONE}
