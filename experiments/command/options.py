@@ -77,6 +77,7 @@ class Setting:
     help: str
     default: str = ""
     name: str = ""
+    typed: str = ""
 
     @property
     def stored(self) -> str:
@@ -86,7 +87,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """The option as it is typed."""
-        return f"--{self.key.replace('_', '-')}"
+        return self.typed or f"--{self.key.replace('_', '-')}"
 
     def parameter(self) -> inspect.Parameter:
         """The parameter of a command from which typer makes the option; None when it is left out."""
@@ -218,11 +219,13 @@ def _overridden(base: Mapping[str, str], found: Mapping[str, str]) -> dict[str, 
 
 def _run_settings(panel: str, names: Iterable[str]) -> list[Setting]:
     text, hints, standard = descriptions(RunConfig), typing.get_type_hints(RunConfig), RunConfig()
+    declared = {field.name: field for field in dataclasses.fields(RunConfig)}
     result = []
     for name in names:
         default = getattr(standard, name)
-        shown = "" if default in (None, []) else str(default)
-        result.append(Setting(name, "", panel, parsers.of_hint(hints[name]), _sentence(text.get(name, "")), shown))
+        shown = "" if default in (None, []) else ",".join(default) if isinstance(default, list) else str(default)
+        kind, help_ = parsers.of_hint(hints[name]), _sentence(text.get(name, ""))
+        result.append(Setting(name, "", panel, kind, help_, shown, typed=declared[name].metadata.get("flag", "")))
     return result
 
 
@@ -398,7 +401,8 @@ def _check_solver_options(config: RunConfig) -> None:
 
 def flags(keys: Iterable[str]) -> str:
     """Settings as they are typed: `--lr, --batch-size`."""
-    return ", ".join(f"--{key.replace('_', '-')}" for key in keys)
+    known = {setting.key: setting.flag for setting in settings()}
+    return ", ".join(known.get(key, f"--{key.replace('_', '-')}") for key in keys)
 
 
 def solver_option_names() -> list[str]:

@@ -96,6 +96,7 @@ METAVARS: dict[Callable[..., Any], str] = {
     whole_number: "N",
     numbers: "NUMBER[,...]",
     whole_numbers: "N[,...]",
+    names: "NAME[,...]",
     anything: "VALUE",
     plain: "VALUE",
 }
@@ -117,7 +118,7 @@ def of_values(values: Iterable[Any]) -> Callable[..., Any]:
 def of_hint(hint: Any) -> Callable[..., Any]:
     """The parser for an attribute with this type hint; `kind | None` is parsed as `kind`."""
     if typing.get_origin(hint) is list:
-        return whole_numbers
+        return names if typing.get_args(hint) == (str,) else whole_numbers
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     return BY_TYPE.get(kinds[0], anything) if len(kinds) == 1 else anything
 

@@ -132,8 +132,8 @@ class Results:
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """What decides a run besides its seed and where it runs."""
-    own = {"seed", "data_dir", "device", "threads"}
+    """What decides a run besides its seed, where it runs and who follows it."""
+    own = {"seed", "data_dir", "device", "threads", "loggers"}
     return {key: value for key, value in cell.config.to_dict().items() if key not in own}
 
 

@@ -39,8 +39,8 @@ FIGURES = {"epoch", "train_loss", "validation_loss", "learning_rate", "seconds"}
 # The last bytes of a checkpoint: the checksum of all before. That of the archive inside is not looked at by torch.load.
 SEAL = b"\nsha256:"
 
-# A run may go on elsewhere; everything else of its configuration decides what it gives.
-MOVABLE = ("device", "data_dir", "task_options.csv")
+# A run may go on elsewhere, and be followed by others; everything else of its configuration decides what it gives.
+MOVABLE = ("device", "data_dir", "task_options.csv", "loggers")
 
 # A picture takes a fifth of a second: the learning curve is drawn at the end, and now and then in a long run.
 SECONDS_BETWEEN_CURVES = 60.0

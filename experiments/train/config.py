@@ -29,6 +29,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 READOUTS_OF_A_SEQUENCE = tuple(name for name in READOUTS if not READOUTS[name].every)
 TIMES = ("true", "ignored", "input")
 CLASS_WEIGHTS = ("none", "balanced")
+#: Loggers that every run has, named or not, and those that it is told of besides.
+ALWAYS_LOGGED = ("csv", "tensorboard")
+LOGGERS = (*ALWAYS_LOGGED, "mlflow", "wandb", "trackio")
 PRECISIONS = ("32", "64", "16-mixed", "bf16-mixed")
 
 # A section that a run writes beside its configuration: what it ran on. Read back, it changes nothing.
@@ -88,6 +91,8 @@ class RunConfig:
         data_dir: folder with the data files, for tasks that need them.
         limit_train_batches: training batches in an epoch, 0 for all.
         limit_evaluation_batches: batches of a validation or test set that are looked at, 0 for all.
+        loggers: where the figures of every epoch go: "csv" (metrics.csv) and "tensorboard", named or not; and the
+            trackers "mlflow", "wandb" and "trackio".
 
     Raises:
         InputError: a value that cannot be used.
@@ -124,6 +129,7 @@ class RunConfig:
     data_dir: str | None = None
     limit_train_batches: int = 0
     limit_evaluation_batches: int = 0
+    loggers: list[str] = dataclasses.field(default_factory=lambda: list(ALWAYS_LOGGED), metadata={"flag": "--logger"})
 
     def __post_init__(self) -> None:
         for name, hint in _HINTS.items():
@@ -155,6 +161,10 @@ class RunConfig:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise unknown("logger", name, LOGGERS)
+        self.loggers = list(dict.fromkeys((*ALWAYS_LOGGED, *self.loggers)))
         if self.momentum and not optimizers.has_momentum(self.optimizer):
             raise InputError(f"momentum {self.momentum:g} with {self.optimizer}: it is of sgd and rmsprop alone")
         optimizers.check(self.optimizer, self.optimizer_options, self.momentum)
@@ -303,6 +313,9 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         return None if value is None else str(value)
     if hint == list[int] and isinstance(value, list | tuple):
         return sorted(_converted(f"an element of {name}", element, int) for element in value)
+    if hint == list[str] and isinstance(value, str | list | tuple):
+        parts = value.split(",") if isinstance(value, str) else value
+        return [_converted(f"an element of {name}", part, str).strip() for part in parts]
     if hint == dict[str, Any] and (value is None or isinstance(value, Mapping)):
         return {str(key): _plain(f"{name}.{key}", element) for key, element in (value or {}).items()}
     raise InputError(f"{name} is {value!r:.80}: expected {_NAMES.get(hint, hint)}")
@@ -314,6 +327,7 @@ _NAMES: dict[Any, str] = {
     str: "text",
     str | None: "a folder",
     list[int]: "a list of whole numbers",
+    list[str]: "a list of names",
     dict[str, Any]: "options as 'name: value'",
 }
 

@@ -18,7 +18,7 @@ import solvers
 from experiments import own, tasks
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
-from experiments.train import checkpoints, feeding, history, networks, probes
+from experiments.train import checkpoints, feeding, history, networks, probes, trackers
 from experiments.train.checkpoints import MOVABLE, PROBE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
 from experiments.train.model import (
@@ -34,6 +34,7 @@ from experiments.train.model import (
 from experiments.train.progress import AfterEpoch, Reporter, Stopped, Teller
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Scoring
+from experiments.train.trackers import Trackers
 from experiments.train.trainer import Batches, TrainingLoop, evaluation_batches, fit, measure
 from neuralosc import SequenceModel
 from neuralosc.arguments import MISSING
@@ -93,6 +94,7 @@ def train(
         Stopped: by `after_epoch`.
     """
     device = device_of(config)
+    trackers.require(config.loggers)
     task = make_task(config)
     model = build(config, task)
     chosen = feeding.missing(config, task).get("missing")
@@ -400,14 +402,16 @@ def _run(
 ) -> RunResult:
     """Train what is left of a run, evaluate it and write how it ended."""
     keeper = Keeper(folder, loop.config, checkpoint)
+    followers = Trackers(folder, loop.config, keeper)
     # Not before it is sure that there are checkpoints to make them from again.
     for outdated in (folder.result_file, folder.model_file, folder.readout_file):
         outdated.unlink(missing_ok=True)
     try:
         if not history.is_over(loop.config, keeper.history):
             shown = [Reporter(keeper)] if progress else []
-            fit(loop, device, [keeper, *shown, *([Teller(keeper, after_epoch)] if after_epoch else [])])
+            fit(loop, device, [keeper, followers, *shown, *([Teller(keeper, after_epoch)] if after_epoch else [])])
         result = _finish(folder, loop, keeper, device)
+        followers.close("success", result.test)
     except KeyboardInterrupt:
         advice = f"go on with: python -m experiments train --resume {folder.path}"
         _give_up(folder, loop, keeper, status="interrupted", message=advice)
@@ -417,6 +421,8 @@ def _run(
         _give_up(folder, loop, keeper, status=status, message=str(error))
         raise
     finally:
+        # Of a run that has ended well they are closed.
+        followers.close("failed")
         keeper.draw()
     return result
 
