@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from experiments import figures
 from experiments.command.cli import main
-from experiments.train import checkpoints, curves
+from experiments.train import checkpoints
 from experiments.train.checkpoints import SEAL, _checksum, load_checkpoint, newest, sealed
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.events import Events
@@ -258,7 +259,7 @@ def test_what_can_be_made_again_ends_no_run(tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_atomically", full)
-        patch.setattr(curves, "write_atomically", full)
+        patch.setattr(figures, "write_atomically", full)
         patch.setattr(Events, "update", gone)
         result = train(RunConfig.from_dict(VALUES), root=tmp_path, name="run", progress=False)
     said = capsys.readouterr().err.splitlines()
