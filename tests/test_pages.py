@@ -24,6 +24,7 @@ LINKED = [
     "docs/irregular.md",
     "docs/lab.md",
     "docs/tasks.md",
+    "docs/report.md",
 ]
 FOLDERS = ["solvers", "solvers/compiled", "neuralosc", "experiments"]
 PACKAGES = ("solvers", "neuralosc", "experiments", "tests")
