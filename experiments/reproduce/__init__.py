@@ -35,6 +35,8 @@ def publish(results: Results, out: Console) -> None:
         out.print(showing.table("after each epoch, on the validation set", curve))
     if results.row.note:
         out.print(results.row.note, markup=False)
+    for line in showing.notices(results):
+        out.print(line, markup=False)
     out.print(f"Kept: {results.path}", soft_wrap=True, markup=False)
 
 

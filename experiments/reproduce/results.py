@@ -155,6 +155,7 @@ def _entry(cell: Cell, seed: int, result: RunResult) -> dict[str, Any]:
         "test": result.test,
         "validation": result.validation,
         "baselines": result.baselines,
+        "notices": result.notices,
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,
         "seconds": round(result.seconds, 2),

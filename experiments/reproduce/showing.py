@@ -136,7 +136,15 @@ def _section(results: Results) -> Iterable[str]:
     if (found := curve(results)) is not None:
         yield f"{METRICS[results.row.metric].title} of the validation set after each epoch:\n"
         yield markdown(found) + "\n"
+    for line in notices(results):
+        yield f"{line[:1].upper()}{line[1:]}.\n"
     yield f"Run on {_machines(results)}.\n"
+
+
+def notices(results: Results) -> list[str]:
+    """What tasks had to say of the data of the runs, each once."""
+    runs = [run for cell in results.all_cells for run in results.runs(cell)]
+    return list(dict.fromkeys(line for run in runs for line in run.get("notices", [])))
 
 
 def _machines(results: Results) -> str:

@@ -65,7 +65,7 @@ class SequentialCIFAR10(Task):
         if found == IMAGES:
             return []
         counts = " and ".join(f"{found[name]:,} of {IMAGES[name]:,} {name} images" for name in IMAGES)
-        return [f"{self._folder} has {counts} of CIFAR-10: figures are not comparable with published ones"]
+        return [f"CIFAR-10 with {counts}: figures are not comparable with published ones"]
 
     def splits(self, seed: int = 0) -> Splits:
         """The three sets, the same for every `seed`.

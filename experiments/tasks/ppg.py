@@ -78,9 +78,7 @@ class PPGDaLiA(Task):
         count = len(self._recordings)
         if count == len(SUBJECTS):
             return []
-        return [
-            f"{self.data_dir} has {count} of {len(SUBJECTS)} persons: figures are not comparable with published ones"
-        ]
+        return [f"PPG-DaLiA with {count} of {len(SUBJECTS)} persons: figures are not comparable with published ones"]
 
     def guesses(self, part: int) -> dict[str, Any]:
         """The mean of the training set."""

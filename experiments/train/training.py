@@ -59,6 +59,7 @@ class RunResult:
         seconds: time spent in epochs.
         parameters: numbers that were trained.
         baselines: of what needs no network, by name, {"loss", and the metrics} on the test set.
+        notices: what the task had to say of its data.
     """
 
     folder: RunFolder
@@ -69,6 +70,7 @@ class RunResult:
     seconds: float
     parameters: int
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
 
 def train(
@@ -447,6 +449,7 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
         seconds=sum(record["seconds"] for record in keeper.history),
         parameters=parameter_count(model),
         baselines=guessed(task, 2, loop.scoring, model, tested, evaluation_batches(train, config, task)),
+        notices=list(task.notices),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
     named = {"task": config.task, "model": config.network, "metric": task.metric_name}
@@ -476,7 +479,10 @@ def ended(folder: RunFolder, result: dict[str, Any]) -> RunResult:
         for figures in baselines.values()
     ):
         raise InputError(f"{folder.result_file} says baselines {baselines!r}: remove it and resume the run")
-    return RunResult(folder, **values, baselines=baselines)
+    notices = result.get("notices", [])
+    if not isinstance(notices, list) or not all(isinstance(line, str) for line in notices):
+        raise InputError(f"{folder.result_file} says notices {notices!r}: remove it and resume the run")
+    return RunResult(folder, **values, baselines=baselines, notices=notices)
 
 
 def _require_unchanged(folder: RunFolder) -> None:

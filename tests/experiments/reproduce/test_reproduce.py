@@ -12,6 +12,7 @@ import neuralosc
 from experiments import reproduce, tasks
 from experiments.command import cli
 from experiments.reproduce import results, rows, showing
+from experiments.tasks.adding import Adding
 from experiments.tasks.text import Text
 from experiments.tasks.ts_files import Labelled
 from experiments.tasks.uea import UEA
@@ -211,6 +212,14 @@ def test_shortened_runs_are_kept_apart(folder, capsys):
     assert re.search(r"small .* 2 of 4 +1 of 2 ", capsys.readouterr().out)
     page = (folder / "page.md").read_text()
     assert "reproduce small --epochs 1" in page and "| coRNN (published) |" in page and "Run on " in page
+
+
+def test_what_a_task_says_of_its_data_is_kept_and_shown(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Adding, "notices", ["half of the data are missing"])
+    assert command(folder, "small", "--seeds", "1", "--only", "LSTM") == 0
+    assert capsys.readouterr().out.count("half of the data are missing") == 1
+    assert stored(folder)["cells"]["LSTM"]["runs"][0]["notices"] == ["half of the data are missing"]
+    assert "\nHalf of the data are missing.\n" in showing.page(folder / "results")
 
 
 def test_settings_that_changed_since_are_not_mixed(folder, capsys):

@@ -10,7 +10,7 @@ import torch
 from experiments import tasks
 from experiments.tasks import cifar
 from experiments.train.config import RunConfig
-from experiments.train.training import train
+from experiments.train.training import resume, train
 from solvers.errors import InputError
 
 SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "cifar10-small"
@@ -83,8 +83,8 @@ def test_missing_batches_are_left_out_and_said(tmp_path, capsys):
     write(tmp_path, train=20, test=10, batches=NAMES[1:3])
     (line,) = tasks.get("cifar10-noise", data_dir=str(tmp_path)).notices
     assert line == (
-        f"{tmp_path} has 40 of 50,000 training images and 10 of 10,000 test images of CIFAR-10: figures are not "
-        "comparable with published ones"
+        "CIFAR-10 with 40 of 50,000 training images and 10 of 10,000 test images: figures are not comparable with "
+        "published ones"
     )
     config = RunConfig(
         task="cifar10-noise",
@@ -97,6 +97,7 @@ def test_missing_batches_are_left_out_and_said(tmp_path, capsys):
     )
     result = train(config, root=tmp_path / "runs", progress=False)
     assert 0 <= result.test["accuracy"] <= 1 and line in capsys.readouterr().err
+    assert result.notices == [line] == resume(result.folder.path, progress=False).notices
 
 
 def test_all_images_need_no_word(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_run_counts_what_is_asked_for_beside_the_mean(short, tmp_path, capsys)
     )
     result = train(config, root=tmp_path / "runs", progress=False)
     said = capsys.readouterr().err
-    assert f"{tmp_path} has 2 of 15 persons: figures are not comparable with published ones" in said
+    assert "PPG-DaLiA with 2 of 15 persons: figures are not comparable with published ones" in said
     task = tasks.get("ppg-dalia", data_dir=str(tmp_path))
     y, trained = (task.splits()[part][:][1] for part in (2, 0))
     mean = trained[~trained.isnan()].mean()
