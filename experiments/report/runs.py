@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import own
-from experiments.train import history, training
+from experiments.train import history, outcome
 from experiments.train.checkpoints import MOVABLE, flat
 from experiments.train.config import ENVIRONMENT, RunConfig, read_yaml
 from experiments.train.history import Record
+from experiments.train.outcome import RunResult
 from experiments.train.runs import RunFolder
-from experiments.train.training import RunResult
 from solvers.errors import InputError
 
 #: What makes no other experiment of a run: its seed, and where it ran.
@@ -158,7 +158,7 @@ def _read(path: Path) -> Run:
     records, ended = history.read(folder.metrics_file), folder.result()
     result, why = None, ""
     if ended is not None and ended["status"] == "finished":
-        result = training.ended(folder, ended)
+        result = outcome.ended(folder, ended)
         if result.epochs != len(records):
             raise InputError(f"{folder.metrics_file.name} has {len(records)} epochs, and its result {result.epochs}")
     else:
