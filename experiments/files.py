@@ -16,10 +16,11 @@ except ImportError:  # a system without file locks
     fcntl = None  # type: ignore[assignment]
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> None:
     """Replace the file at `path` by `content`, safe against a crash or a power cut at any moment.
 
     The content goes to a temporary file in the same folder, is forced to the disk, and takes its name in one step.
+    What is not to be `durable` is not forced to the disk: it survives a crash, and a power cut may leave nothing of it.
     What a crash leaves of the temporary file is overwritten by the next call; one process writes a file at a time.
 
     Raises:
@@ -31,9 +32,11 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             # On a full disk it would take what others need.

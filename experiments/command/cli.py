@@ -18,6 +18,7 @@ from experiments import own
 from experiments.command import about, failures, options, reporting, runs, searches, studies
 from experiments.command.app import app
 from experiments.command.failures import PROGRAM
+from experiments.train import processes
 
 #: Their commands are there once they are imported, in this order.
 COMMANDS = (about, runs, studies, reporting, searches)
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
+        if arguments[:1] != ["train"]:
+            processes.require_one(" ".join(arguments[:1]) or PROGRAM)
         command = typer.main.get_command(_application(arguments))
         with command.make_context(PROGRAM, arguments or ["--help"]) as context:
             command.invoke(context)
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except (Exception, KeyboardInterrupt, SystemExit) as failure:
         code, message = failures.verdict(failure)
-        if message:
+        if message and processes.speaks():
             try:
                 print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
             except OSError:

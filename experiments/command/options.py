@@ -35,7 +35,7 @@ from solvers.methods.imex import IMPLICIT_TERMS
 ROLES = ("task", "field", "model")
 """What may be a class of one's own."""
 
-COMMAND = ("config", "resume", "name", "root", "help")
+COMMAND = ("config", "resume", "name", "root", "profile", "help")
 """Options that a command has of its own."""
 
 SECTIONS = ("task_options", "model_options", "solver_options", "optimizer_options")

@@ -33,6 +33,9 @@ def train(
         typer.Option("--name", metavar="NAME", help="Name of the run folder; must be new.", rich_help_panel="Output"),
     ] = None,
     root: RootOption = Path("runs"),
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time of the epochs went.", rich_help_panel="Output")
+    ] = False,
     **values: Any,
 ) -> None:
     """Train a network on a task and keep everything about it in a new folder.
@@ -40,18 +43,24 @@ def train(
     Every option that is left out has the default of the task, the model or the solver that was chosen.
     """
     from experiments.compare import reports
-    from experiments.train import networks, training
+    from experiments.train import networks, processes, training
+    from experiments.train.profiling import Profile
 
+    kept = Profile() if profile else None
     if resume is not None:
         extra = [*options.given(values), *(["config"] if config else []), *(["name"] if name else [])]
         if extra:
             raise InputError(f"--resume goes on with the run's own configuration: leave out {options.flags(extra)}")
-        result = training.resume(resume)
+        result = training.resume(resume, profile=kept)
     else:
         settings = options.resolve(options.read_base(config), values)
-        result = training.train(settings, root=root, name=name)
+        result = training.train(settings, root=root, name=name, profile=kept)
+    if not processes.leads():
+        return
     out = console()
     out.print(reports.result_table(result))
+    if kept is not None:
+        out.print(kept.table())
     if networks.card(result.folder.config()).solver is not None:
         out.print("\nSwap its solver:")
         out.print(f"  {PROGRAM} compare {result.folder.path}", soft_wrap=True, markup=False)

@@ -45,13 +45,16 @@ class Metric:
         assert self.of_torchmetrics is not None, "the sums of the loss are enough"
         binary, several = self.of_torchmetrics
         if self.kind == REGRESSION:
-            made: torchmetrics.Metric = getattr(torchmetrics.regression, binary)(**_OPTIONS.get(binary, {}))
+            made: torchmetrics.Metric = getattr(torchmetrics.regression, binary)(**_OPTIONS.get(binary, {}), **_ALONE)
         elif outputs == 2:
-            made = getattr(torchmetrics.classification, binary)(**_OPTIONS.get(binary, {}))
+            made = getattr(torchmetrics.classification, binary)(**_OPTIONS.get(binary, {}), **_ALONE)
         else:
-            made = getattr(torchmetrics.classification, several)(num_classes=outputs, average="macro")
+            made = getattr(torchmetrics.classification, several)(num_classes=outputs, average="macro", **_ALONE)
         return made
 
+
+# Processes that count together are put together in the open, not by whoever asks for a figure.
+_ALONE = {"sync_on_compute": False}
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "MulticlassRecall": {"num_classes": 2, "average": "macro"},

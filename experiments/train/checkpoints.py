@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.files import write_atomically
-from experiments.train import probes
+from experiments.train import probes, processes
 from experiments.train.config import RunConfig
 from experiments.train.curves import draw_learning_curve
 from experiments.train.events import Events
@@ -240,7 +240,8 @@ def _constants(group: dict[str, Any]) -> dict[str, Any]:
 def notice(message: str) -> None:
     """Say on standard error what a run went on in spite of."""
     with contextlib.suppress(OSError, ValueError):
-        print("note:", " ".join(message.split()), file=sys.stderr)
+        if processes.leads():
+            print("note:", " ".join(message.split()), file=sys.stderr)
 
 
 class Keeper(L.Callback):
@@ -267,6 +268,11 @@ class Keeper(L.Callback):
         self.written = sealed(checkpoint) if checkpoint else None
         self.started = self.drawn = time.perf_counter()
         self.missed: set[str] = set()
+        processes.first(self._open)
+
+    def _open(self) -> None:
+        """Put the folder in order."""
+        folder = self.folder
         folder.last.parent.mkdir(exist_ok=True)
         for unfinished in folder.path.rglob(".*.part*"):
             unfinished.unlink()
@@ -287,6 +293,7 @@ class Keeper(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the epoch."""
         loop = _loop(pl_module)
+        loop.join_totals()
         record: Record = {"epoch": loop.epoch + 1}
         record |= {f"train_{name}": value for name, value in loop.train_pass.totals.result().items()}
         record |= {f"validation_{name}": value for name, value in loop.validation_pass.totals.result().items()}
@@ -300,16 +307,20 @@ class Keeper(L.Callback):
             # A run that an earlier version began keeps the figures that it began with.
             record = {name: value for name, value in record.items() if name in self.history[0]}
         self.history.append(record)
+        processes.first(lambda: self._keep(trainer, loop))
+        if is_over(self.config, self.history):
+            trainer.should_stop = True
+
+    def _keep(self, trainer: L.Trainer, loop: TrainingLoop) -> None:
+        """Write what a resumed run needs, and what a person looks at."""
         self._save(trainer, loop)
         self._log()
         if time.perf_counter() - self.drawn > SECONDS_BETWEEN_CURVES:
             self.draw()
-        if is_over(self.config, self.history):
-            trainer.should_stop = True
 
     def draw(self) -> None:
         """Draw the learning curve, if there is anything to draw."""
-        if self.history:
+        if self.history and processes.leads():
             with self._by_product(self.folder.curve_file):
                 draw_learning_curve(self.history, self.folder.curve_file)
         self.drawn = time.perf_counter()
@@ -362,7 +373,8 @@ class Keeper(L.Callback):
         probe = probes.of(loop.model, self.config, loop.splits)
         written = sealed(content if probe is None else {**content, PROBE: probe})
         if self.written is not None:
-            write_atomically(self.folder.previous, self.written)
+            # The one that it stands in for is forced to the disk, and forcing takes longer than writing.
+            write_atomically(self.folder.previous, self.written, durable=False)
         write_atomically(self.folder.last, written)
         self.written = written
         if self._best_is_last():
@@ -380,7 +392,7 @@ class Keeper(L.Callback):
             writer = csv.DictWriter(text, list(self.history[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.history)
-            write_atomically(self.folder.metrics_file, text.getvalue().encode())
+            write_atomically(self.folder.metrics_file, text.getvalue().encode(), durable=False)
 
 
 def _loop(module: L.LightningModule) -> TrainingLoop:

@@ -74,7 +74,7 @@ class RunConfig:
         dynamics_lr: factor on the learning rate of constants of the dynamics that are trained.
         momentum: of "sgd" and "rmsprop".
         epochs: passes over the training set, at most.
-        batch_size: sequences in a training batch.
+        batch_size: sequences in a training batch, of all processes together.
         class_weights: weights of the classes in the loss: "none", or "balanced", the inverse of their frequency in the
             training set.
         gradient_clip: largest norm of the gradient, 0 for any.
@@ -85,6 +85,7 @@ class RunConfig:
             step by step in proportion; 0 for none.
         patience: epochs without a better validation figure after which training stops, 0 for never.
         seed: of the initial weights, of the order of the samples, of dropout and of generated sequences.
+        sync_batchnorm: of several processes: normalize over the whole batch, not over the part of each process.
         device: "auto", "cpu", "cuda" or "mps".
         threads: CPU threads, 0 for PyTorch's choice. The last bits of the weights depend on it, so a run keeps it.
         precision: "32", "64", "16-mixed" or "bf16-mixed".
@@ -123,6 +124,7 @@ class RunConfig:
     warmup: float = 0.0
     patience: int = 0
     seed: int = 0
+    sync_batchnorm: bool = False
     device: str = "auto"
     threads: int = 0
     precision: str = "32"
@@ -303,6 +305,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         if abs(value) > sys.float_info.max or not math.isfinite(value):
             raise InputError(f"{name} is {value!r:.40}: expected a finite number")
         return float(value)
+    if hint is bool and isinstance(value, bool):
+        return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) >= 2**63:
             raise InputError(f"{name} has {len(f'{abs(value):x}')} hexadecimal digits: expected a number below 2^63")
@@ -324,6 +328,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 _NAMES: dict[Any, str] = {
     float: "a number",
     int: "a whole number",
+    bool: "true or false",
     str: "text",
     str | None: "a folder",
     list[int]: "a list of whole numbers",

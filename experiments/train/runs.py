@@ -20,7 +20,8 @@ import torch
 
 import neuralosc
 from experiments.files import locked, write_atomically
-from experiments.train.config import RunConfig, load_yaml, save_yaml
+from experiments.train import processes
+from experiments.train.config import ENVIRONMENT, RunConfig, load_yaml, read_yaml, save_yaml
 from solvers.errors import InputError
 
 VERSIONS_OF = ("torch", "lightning", "numpy", "torchdiffeq")
@@ -133,6 +134,12 @@ class RunFolder:
         """The configuration of the run."""
         return load_yaml(self.config_file)
 
+    def processes(self) -> int:
+        """How many processes the run was begun with."""
+        environment = read_yaml(self.config_file).get(ENVIRONMENT)
+        number = environment.get("processes", 1) if isinstance(environment, dict) else 1
+        return number if isinstance(number, int) else 1
+
     def write_result(self, **result: Any) -> None:
         """Write how the run ended."""
         write_atomically(self.result_file, (json.dumps(result, indent=2) + "\n").encode())
@@ -189,5 +196,6 @@ def environment(device: str) -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "platform": platform.platform(),
         "device": {"type": device, "name": name},
+        "processes": processes.count(),
         "versions": versions,
     }

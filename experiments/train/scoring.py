@@ -128,6 +128,14 @@ class Totals:
             return loss
         return self._regressed(answers, y)
 
+    def merge(self, other: Totals) -> None:
+        """Count what `other` has counted, too."""
+        for name in ("sequences", "samples", "correct", "loss", "weight", "squares", "crps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sums = self.sums + other.sums
+        for name, metric in self.collected.items():
+            metric.merge_state(other.collected[name])
+
     def _count(self, loss: Tensor, weight: float, samples: int) -> None:
         self.samples += samples
         self.weight += weight

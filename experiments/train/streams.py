@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -31,16 +32,29 @@ class Pass:
         self.totals, self.streams = scoring.totals(), streams
         self.state: Any = None
 
-    def answered(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Have the model answer a batch, and count it; returns the mean loss of the batch."""
-        if self.streams:
-            assert isinstance(model, SequenceModel)
-            start = begun(model.rnn, len(batch.x)) if self.state is None else self.state
-            answers, after = model.run(batch.x, start, batch.timespans, batch.lengths)
-            self.state = detached(after)
-        else:
-            answers = model(batch.x, batch.timespans, batch.lengths)
+    def answered(
+        self, model: nn.Module, batch: Batch, timed: contextlib.AbstractContextManager[Any] | None = None
+    ) -> Tensor:
+        """Have the model answer a batch, and count it; returns the mean loss of the batch.
+
+        Args:
+            model: what is asked.
+            batch: `x` and `y`.
+            timed: entered while the model answers.
+        """
+        with timed or contextlib.nullcontext():
+            answers = self._answers(model, batch)
         return self.totals.add(answers, targets(model, batch.y), batch.valid)
+
+    def _answers(self, model: nn.Module, batch: Batch) -> Tensor:
+        if not self.streams:
+            answers: Tensor = model(batch.x, batch.timespans, batch.lengths)
+            return answers
+        assert isinstance(model, SequenceModel)
+        start = begun(model.rnn, len(batch.x)) if self.state is None else self.state
+        answers, after = model.run(batch.x, start, batch.timespans, batch.lengths)
+        self.state = detached(after)
+        return answers
 
 
 def parallel(samples: int, rows: int) -> Tensor:

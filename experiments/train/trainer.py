@@ -8,22 +8,26 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, batch_of
-from experiments.train import optimizers
+from experiments.train import optimizers, processes
 from experiments.train.config import RunConfig
 from experiments.train.feeding import told
 from experiments.train.model import dtype, seed_of
-from experiments.train.scoring import Scoring
+from experiments.train.profiling import MODEL, Profile
+from experiments.train.resident import resident, tensors
+from experiments.train.scoring import Scoring, Totals
 from experiments.train.streams import Pass, parallel
 from neuralosc import SequenceModel
 from solvers.errors import InputError, NumericalError
@@ -78,9 +82,19 @@ class Batches:
         count = self.pieces // size if streams else math.ceil(self.samples / size)
         self.count = min(count, limit) if limit else count
         self.epoch = 0
+        self.placed = data
 
     def __len__(self) -> int:
         return self.count
+
+    @contextlib.contextmanager
+    def staying(self, device: str) -> Iterator[None]:
+        """Keep the data on a device for so long, if they fit; see `resident`."""
+        self.placed = resident(self.data, torch.device(device))
+        try:
+            yield
+        finally:
+            self.placed = self.data
 
     def __iter__(self) -> Iterator[Batch]:
         if self.streams:
@@ -90,8 +104,12 @@ class Batches:
         else:
             generator = torch.Generator().manual_seed(seed_of(self.shuffle, _ORDER, self.epoch))
             order = torch.randperm(self.samples, generator=generator)
+        # Of data that stay on a device the numbers of an epoch are brought there at once.
+        order = order.to(next(iter(tensors(self.placed)), order).device)
         for part in order.split(self.size)[: self.count]:
-            yield told(batch_of(self.data, part), self.time).floating(self.dtype)
+            # Of several processes each has its part of every batch.
+            part = part.tensor_split(processes.count())[processes.rank()]
+            yield told(batch_of(self.placed, part), self.time).floating(self.dtype)
 
 
 @torch.no_grad()
@@ -106,10 +124,22 @@ def measure(model: nn.Module, batches: Batches, scoring: Scoring, device: torch.
     model.eval()
     try:
         for batch in batches:
-            answers.answered(model, batch.to(device))
+            shared(model, batch, answers.totals, lambda batch: answers.answered(model, batch.to(device)))
     finally:
         model.train(training)
-    return answers.totals.result()
+    return processes.joint(answers.totals).result()
+
+
+def shared(model: nn.Module, batch: Batch, totals: Totals, loss: Callable[[Batch], Tensor]) -> Tensor:
+    """What `loss` gives of a batch; of several processes, of which each has a part of it, see `processes.share`."""
+
+    def of_part() -> Tensor:
+        if len(batch.x) or processes.count() == 1:
+            return loss(batch)
+        # Where there are fewer sequences than processes; every parameter has a gradient, as in the others.
+        return torch.stack([parameter.sum() for parameter in model.parameters() if parameter.requires_grad]).sum() * 0
+
+    return processes.share(of_part, totals)
 
 
 def optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -144,6 +174,13 @@ class TrainingLoop(L.LightningModule):
         self.model, self.config, self.task, self.first_epoch = model, config, task, first_epoch
         # What cannot be is refused before a run has a folder.
         optimizers.groups(model, config.weight_decay, config.dynamics_lr)
+        if task.streams and processes.count() > 1:
+            raise InputError(
+                f"task {task.name!r} goes on from piece to piece of one sequence, and torchrun started "
+                f"{processes.count()} processes: train in one"
+            )
+        if config.sync_batchnorm and not processes.synchronize(model):
+            raise InputError("sync_batchnorm is given, and this network has no batch normalization: leave it out")
         self.splits = task.splits(config.seed)
         train, validation, _ = self.splits
         self.scoring = Scoring.of(task, config, train, model)
@@ -157,8 +194,19 @@ class TrainingLoop(L.LightningModule):
             streams=task.streams,
         )
         self.validation_batches = evaluation_batches(validation, config, task)
+        self._require_whole_batches()
         self.batch = 0
         self.train_pass = self.validation_pass = Pass(self.scoring, task.streams)
+
+    def _require_whole_batches(self) -> None:
+        """Refuse batches of which a process has nothing, where it is needed to normalize them."""
+        batches, number = self.train_batches, processes.count()
+        least = min(batches.size, batches.samples - (len(batches) - 1) * batches.size)
+        if self.config.sync_batchnorm and least < number:
+            raise InputError(
+                f"a batch of {least} sequences for {number} processes with sync_batchnorm: choose another batch_size, "
+                "or fewer processes"
+            )
 
     @property
     def epoch(self) -> int:
@@ -180,7 +228,9 @@ class TrainingLoop(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Choose the order and the dropout masks of this epoch."""
         self.train_batches.epoch = self.epoch
-        torch.manual_seed(seed_of(self.config.seed, _NOISE, self.epoch))
+        # Other masks for other parts of a batch.
+        part = (processes.rank(),) if processes.rank() else ()
+        torch.manual_seed(seed_of(self.config.seed, _NOISE, self.epoch, *part))
         self.train_pass = Pass(self.scoring, self.task.streams)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
@@ -191,7 +241,10 @@ class TrainingLoop(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The mean loss of a batch."""
         self.batch = index
-        loss = self.train_pass.answered(self.model, batch)
+        return shared(self.model, batch, self.train_pass.totals, self._loss)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        loss = self._answered(batch, self.train_pass, "train")
         if not math.isfinite(loss.item()):
             raise self._non_finite("loss", loss)
         return loss
@@ -209,12 +262,23 @@ class TrainingLoop(L.LightningModule):
             raise self._non_finite("norm of the gradient", norm)
 
     def on_validation_epoch_start(self) -> None:
-        """Count anew."""
+        """Count anew, with the same running means in all processes."""
+        processes.same_buffers(self.model)
         self.validation_pass = Pass(self.scoring, self.task.streams)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count a batch."""
-        self.validation_pass.answered(self.model, batch)
+        counts = self.validation_pass
+        shared(self.model, batch, counts.totals, lambda batch: self._answered(batch, counts, "evaluation"))
+
+    def _answered(self, batch: Batch, counts: Pass, where: str) -> Tensor:
+        timed = self.trainer.profiler.profile(f"{where} {MODEL}")  # type: ignore[attr-defined]
+        return counts.answered(self.model, batch, timed)
+
+    def join_totals(self) -> None:
+        """At the end of an epoch: have what all processes have counted."""
+        for counts in (self.train_pass, self.validation_pass):
+            counts.totals = processes.joint(counts.totals)
 
     def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
         return NonFiniteLossError(f"the {what} is {value.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}")
@@ -227,8 +291,14 @@ def evaluation_batches(data: Dataset, config: RunConfig, task: Task, limit: int 
     return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time, streams=task.streams)
 
 
-def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback]) -> None:
+def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback], profile: Profile | None = None) -> None:
     """Train for the epochs that are left.
+
+    Args:
+        loop: what happens in an epoch.
+        device: "cpu", "cuda" or "mps".
+        callbacks: in their order.
+        profile: what keeps the time that all of it takes.
 
     Raises:
         NumericalError: the training broke down.
@@ -236,15 +306,16 @@ def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback]) -> None:
     """
     main = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _quiet():
+    with _quiet(), loop.train_batches.staying(device), loop.validation_batches.staying(device):
         trainer = L.Trainer(
             accelerator="gpu" if device == "cuda" else device,
-            devices=1,
+            **_placed(),
             # float64 weights and data are made as such: only the mixed precisions are Lightning's business.
             precision="32-true" if loop.config.precision in ("32", "64") else loop.config.precision,  # type: ignore[arg-type]
             max_epochs=loop.config.epochs - loop.first_epoch,
             gradient_clip_val=loop.config.gradient_clip or None,
             callbacks=callbacks,
+            profiler=None if profile is None else profile.profiler,
             # A Hamiltonian field needs the gradient of its energy, which inference mode forbids.
             inference_mode=False,
             num_sanity_val_steps=0,
@@ -264,6 +335,23 @@ def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback]) -> None:
                 signal.signal(signal.SIGINT, on_interrupt)
         if trainer.interrupted:
             raise KeyboardInterrupt
+
+
+def _placed() -> dict[str, Any]:
+    """Where Lightning runs this: here, or in the processes that torchrun started."""
+    if processes.count() == 1:
+        return {"devices": 1}
+    return {
+        "devices": processes.on_this_machine(),
+        "num_nodes": processes.count() // processes.on_this_machine(),
+        "strategy": DDPStrategy(
+            cluster_environment=TorchElasticEnvironment(),
+            process_group_backend=processes.backend(),
+            # A network may have weights that no answer depends on; and gradients are summed in the same order always.
+            find_unused_parameters=True,
+        ),
+        "use_distributed_sampler": False,
+    }
 
 
 @contextlib.contextmanager

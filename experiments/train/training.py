@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import neuralosc
 import solvers
 from experiments import own, tasks
 from experiments.tasks import Task
-from experiments.tasks.series import Batch, batch_of
-from experiments.train import checkpoints, feeding, history, networks, probes, trackers
+from experiments.train import checkpoints, feeding, history, networks, probes, processes, trackers
 from experiments.train.checkpoints import MOVABLE, PROBE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
+from experiments.train.guessing import guessed
 from experiments.train.model import (
     HIDDEN_SIZE,
     blank,
@@ -31,11 +30,12 @@ from experiments.train.model import (
     swappable,
 )
 from experiments.train.outcome import RunResult, ended
+from experiments.train.profiling import Profile
 from experiments.train.progress import AfterEpoch, Reporter, Stopped, Teller
 from experiments.train.runs import RunFolder
 from experiments.train.scoring import Scoring
 from experiments.train.trackers import Trackers
-from experiments.train.trainer import Batches, TrainingLoop, evaluation_batches, fit, measure
+from experiments.train.trainer import TrainingLoop, evaluation_batches, fit, measure
 from neuralosc import SequenceModel
 from neuralosc.arguments import MISSING
 from solvers.compiled.passes import denormals
@@ -52,6 +52,7 @@ def train(
     name: str | None = None,
     progress: bool = True,
     after_epoch: AfterEpoch | None = None,
+    profile: Profile | None = None,
 ) -> RunResult:
     """Train a network and keep everything about it in a new folder.
 
@@ -61,6 +62,7 @@ def train(
         name: name of the run folder, the task and the network with a number if left out.
         progress: whether to show the progress on standard output.
         after_epoch: called after every epoch; may raise `Stopped`.
+        profile: what keeps where the time of the epochs goes.
 
     Raises:
         InputError: the configuration, the data or the name cannot be used; no folder is made then.
@@ -68,6 +70,25 @@ def train(
         KeyboardInterrupt: it was interrupted; the message says how to go on.
         Stopped: by `after_epoch`.
     """
+    with processes.joined(), contextlib.ExitStack() as held:
+        device, task, model = processes.together(lambda: _made(config))
+        held.enter_context(threads(config))
+        loop = processes.together(lambda: TrainingLoop(model, resolved(config, task, model), task))
+        for line in task.notices:
+            checkpoints.notice(line)
+        prefix = f"{own.short(config.task)}-{own.short(config.network)}"
+
+        def opened() -> RunFolder:
+            folder = RunFolder.create(root, name, prefix=prefix)
+            held.enter_context(folder.locked())
+            folder.write_config(loop.config, device)
+            return folder
+
+        return _run(processes.first(opened), loop, device, None, progress, after_epoch, profile)
+
+
+def _made(config: RunConfig) -> tuple[str, Task, SequenceModel]:
+    """The device, the task and the model of a new run."""
     device = device_of(config)
     trackers.require(config.loggers)
     task = make_task(config)
@@ -76,18 +97,12 @@ def train(
     if chosen is not None:
         what = f"{chosen} ({MISSING[chosen]})"
         checkpoints.notice(f"task {config.task!r} has missing values, shown as --missing {what}")
-    with threads(config):
-        config = resolved(config, task, model)
-        loop = TrainingLoop(model, config, task)
-        for line in task.notices:
-            checkpoints.notice(line)
-        folder = RunFolder.create(root, name, prefix=f"{own.short(config.task)}-{own.short(config.network)}")
-        with folder.locked():
-            folder.write_config(config, device)
-            return _run(folder, loop, device, None, progress, after_epoch)
+    return device, task, model
 
 
-def resume(path: str | Path, progress: bool = True, after_epoch: AfterEpoch | None = None) -> RunResult:
+def resume(
+    path: str | Path, progress: bool = True, after_epoch: AfterEpoch | None = None, profile: Profile | None = None
+) -> RunResult:
     """Go on with a run that was interrupted, to the same weights as if it had not been.
 
     A run that has finished is left as it is, and its result returned. One whose last checkpoint is damaged goes on from
@@ -98,30 +113,45 @@ def resume(path: str | Path, progress: bool = True, after_epoch: AfterEpoch | No
             checkpoints are damaged.
         NumericalError, KeyboardInterrupt, Stopped: as for `train`.
     """
-    folder = RunFolder.open(path)
-    with folder.locked():
-        config = folder.config()
-        result = folder.result()
-        if result is not None and result["status"] == "finished":
-            stored = ended(folder, result)
-            if progress:
+    with processes.joined(), contextlib.ExitStack() as held:
+
+        def opened() -> tuple[RunFolder, RunConfig, dict[str, Any] | None, RunResult | None]:
+            folder = RunFolder.open(path)
+            held.enter_context(folder.locked())
+            config, result = folder.config(), folder.result()
+            if result is not None and result["status"] == "finished":
+                return folder, config, None, ended(folder, result)
+            device_of(config)
+            checkpoint = newest(folder)
+            if checkpoint is not None:
+                require_same(folder, config, checkpoint)
+            if folder.processes() != processes.count():
+                begun, now = folder.processes(), processes.count()
+                checkpoints.notice(f"run {folder.path} began with {begun} processes and goes on with {now}")
+            return folder, config, checkpoint, None
+
+        folder, config, checkpoint, stored = processes.first(opened)
+        if stored is not None:
+            if progress and processes.leads():
                 print(f"run {folder.path} has finished after {stored.epochs} epochs: nothing is left to do")
             return stored
-        device = device_of(config)
-        checkpoint = newest(folder)
-        if checkpoint is not None:
-            require_same(folder, config, checkpoint)
-        require_same_arguments(config)
-        task = make_task(config)
-        model = build(config, task)
-        if checkpoint is not None:
-            put_weights(model, checkpoint, folder.last)
-            probe = checkpoint.get(PROBE)
-            probes.require_same_answers(model, config, probe, str(folder.path))
-            probes.require_same_data(task, config, probe, str(folder.path))
-        loop = TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
+        device, loop = processes.together(lambda: _restored(folder, config, checkpoint))
         with threads(config):
-            return _run(folder, loop, device, checkpoint, progress, after_epoch)
+            return _run(folder, loop, device, checkpoint, progress, after_epoch, profile)
+
+
+def _restored(folder: RunFolder, config: RunConfig, checkpoint: dict[str, Any] | None) -> tuple[str, TrainingLoop]:
+    """The device and what happens in an epoch of a run that goes on."""
+    device = device_of(config)
+    require_same_arguments(config)
+    task = make_task(config)
+    model = build(config, task)
+    if checkpoint is not None:
+        put_weights(model, checkpoint, folder.last)
+        probe = checkpoint.get(PROBE)
+        probes.require_same_answers(model, config, probe, str(folder.path))
+        probes.require_same_data(task, config, probe, str(folder.path))
+    return device, TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
 
 
 def evaluate(
@@ -189,52 +219,6 @@ def evaluate(
             task, SPLITS.index(split), scoring, model, batches, evaluation_batches(sets[0], config, task, limit)
         ),
     }
-
-
-def guessed(
-    task: Task, part: int, scoring: Scoring, model: SequenceModel, batches: Batches, training: Batches
-) -> dict[str, dict[str, float]]:
-    """Loss and metrics of what needs no network, by name, on the sequences of these batches of a part.
-
-    Where a network says how sure it is so do they: by the root of their mean squared error on the training set, for
-    each output.
-    """
-    where = model.readout.weight.device
-    spread = {}
-    if scoring.likelihood == "gaussian":
-        spread = {name: _spread(_pairs(guess, training, where, task.every)) for name, guess in task.guesses(0).items()}
-    found = {}
-    for name, guess in task.guesses(part).items():
-        totals = scoring.totals()
-        for batch, given in _pairs(guess, batches, where, task.every):
-            answers = feeding.targets(model, given)
-            if name in spread:
-                units = 1 if scoring.units is None else scoring.units
-                log_std = (spread[name] / units).log().to(answers)
-                answers = torch.cat((answers, log_std.expand_as(answers)), -1)
-            totals.add(answers, feeding.targets(model, batch.y), batch.valid)
-        found[name] = totals.result()
-    return found
-
-
-def _pairs(guess: Any, batches: Batches, where: torch.device, every: bool) -> Iterator[tuple[Batch, Tensor]]:
-    """The sequences of batches, in the order of their data, with the answers to them."""
-    count = min(batches.samples, len(batches) * batches.size)
-    for first in range(0, count, batches.size):
-        place = slice(first, min(first + batches.size, count))
-        batch, answers = batch_of(batches.data, place).to(where), guess[place].to(where)
-        # A batch is as long as its longest series.
-        yield batch, answers[:, : batch.x.shape[1]] if every else answers
-
-
-def _spread(pairs: Iterator[tuple[Batch, Tensor]]) -> Tensor:
-    """The root of the mean squared error of answers, of each output, on the processor in float64."""
-    total = count = torch.zeros((), dtype=torch.float64)
-    for batch, answers in pairs:
-        error = (answers - batch.y).cpu().double().flatten(0, -2)
-        total, count = total + error.square().nansum(0), count + (~error.isnan()).sum(0)
-    # An output that is always right would be sure of it; one that was never asked for is NaN.
-    return (total / count).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, Task]:
@@ -317,6 +301,12 @@ def device_of(config: RunConfig) -> str:
     mps = torch.backends.mps.is_available() and config.precision != "64"
     there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     available = [name for name in there if there[name]]
+    here = processes.on_this_machine()
+    if available[0] == "cuda" and config.device in ("auto", "cuda") and here > torch.cuda.device_count():
+        raise InputError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start as many as there are, or give"
+            " --device cpu"
+        )
     if config.device == "auto":
         return available[0]
     if config.device not in available:
@@ -373,31 +363,39 @@ def _run(
     device: str,
     checkpoint: dict[str, Any] | None,
     progress: bool,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: AfterEpoch | None,
+    profile: Profile | None,
 ) -> RunResult:
     """Train what is left of a run, evaluate it and write how it ended."""
     keeper = Keeper(folder, loop.config, checkpoint)
-    followers = Trackers(folder, loop.config, keeper)
+    followers = [Trackers(folder, loop.config, keeper)] if processes.leads() else []
     # Not before it is sure that there are checkpoints to make them from again.
-    for outdated in (folder.result_file, folder.model_file, folder.readout_file):
-        outdated.unlink(missing_ok=True)
+    if processes.leads():
+        for outdated in (folder.result_file, folder.model_file, folder.readout_file):
+            outdated.unlink(missing_ok=True)
+    progress = progress and processes.leads()
     try:
         if not history.is_over(loop.config, keeper.history):
             shown = [Reporter(keeper)] if progress else []
-            fit(loop, device, [keeper, followers, *shown, *([Teller(keeper, after_epoch)] if after_epoch else [])])
+            told = [Teller(keeper, after_epoch)] if after_epoch else []
+            fit(loop, device, [keeper, *followers, *shown, *told], profile)
         result = _finish(folder, loop, keeper, device)
-        followers.close("success", result.test)
+        for tracker in followers:
+            tracker.close("success", result.test)
     except KeyboardInterrupt:
         advice = f"go on with: python -m experiments train --resume {folder.path}"
         _give_up(folder, loop, keeper, status="interrupted", message=advice)
         raise KeyboardInterrupt(f"interrupted after {len(keeper.history)} epochs; {advice}") from None
     except Exception as error:
-        status = "stopped" if isinstance(error, Stopped) else "failed"
-        _give_up(folder, loop, keeper, status=status, message=str(error))
-        raise
+        said = processes.explained(error)
+        _give_up(folder, loop, keeper, status="stopped" if isinstance(error, Stopped) else "failed", message=str(said))
+        if said is error:
+            raise
+        raise said from error
     finally:
         # Of a run that has ended well they are closed.
-        followers.close("failed")
+        for tracker in followers:
+            tracker.close("failed")
         keeper.draw()
     return result
 
@@ -405,11 +403,12 @@ def _run(
 def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) -> RunResult:
     """Save and evaluate the best weights."""
     config, task, model = loop.config, loop.task, loop.model
-    best, best_epoch = load_checkpoint(folder.best), int(history.best_record(keeper.history)["epoch"])
+    best = processes.first(lambda: load_checkpoint(folder.best))
+    best_epoch = int(history.best_record(keeper.history)["epoch"])
     if best["epochs"] != best_epoch:
         raise InputError(f"checkpoint {folder.best} is of epoch {best['epochs']}: the best one was {best_epoch}")
     put_weights(model, best, folder.best)
-    save_model(model, folder)
+    processes.first(lambda: save_model(model, folder))
     train, validation, test = loop.splits
     model.to(device)
     tested = evaluation_batches(test, config, task)
@@ -421,12 +420,14 @@ def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) 
         epochs=len(keeper.history),
         seconds=sum(record["seconds"] for record in keeper.history),
         parameters=parameter_count(model),
-        baselines=guessed(task, 2, loop.scoring, model, tested, evaluation_batches(train, config, task)),
+        baselines=processes.first(
+            lambda: guessed(task, 2, loop.scoring, model, tested, evaluation_batches(train, config, task))
+        ),
         notices=list(task.notices),
     )
     values = {field.name: getattr(result, field.name) for field in fields(result)[1:]}
     named = {"task": config.task, "model": config.network, "metric": task.metric_name}
-    folder.write_result(status="finished", **named, **values, checksums=folder.checksums())
+    processes.first(lambda: folder.write_result(status="finished", **named, **values, checksums=folder.checksums()))
     return result
 
 
@@ -443,6 +444,8 @@ def _require_unchanged(folder: RunFolder) -> None:
 
 def _give_up(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, *, status: str, message: str) -> None:
     """Write why a run ended early, and the best weights it had, if any; that this fails, too, is not what is told."""
+    if not processes.leads():
+        return
     config = loop.config
     with contextlib.suppress(InputError, OSError):
         if folder.best.is_file():
