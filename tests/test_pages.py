@@ -25,6 +25,7 @@ LINKED = [
     "docs/lab.md",
     "docs/tasks.md",
     "docs/report.md",
+    "docs/sweep.md",
 ]
 FOLDERS = ["solvers", "solvers/compiled", "neuralosc", "experiments"]
 PACKAGES = ("solvers", "neuralosc", "experiments", "tests")

@@ -11,7 +11,7 @@ import optuna
 import sqlalchemy
 
 from experiments import own
-from experiments.files import numbered_folder
+from experiments.files import locked, numbered_folder
 from experiments.sweep.plan import Plan, SweepFolder
 from experiments.sweep.running import study_of
 from experiments.train.config import ENVIRONMENT, read_yaml
@@ -63,18 +63,16 @@ def begun(plan: Plan, root: Path, name: str | None, storage: str | None) -> Begu
     except OSError as error:
         raise InputError(f"sweep folder in {root} cannot be made: {error.strerror or error}") from error
     folder = SweepFolder(path)
-    if folder.plan_file.is_file():
-        kept = folder.read()[1]
-        return Begun(plan, folder, study_of(plan, folder, storage or _address(path, kept)))
-    if any(path.iterdir()):
-        raise InputError(f"{path} is there, and is no sweep: give another --name")
-    # Before the study, so that another process that begins with the same name finds a sweep.
-    folder.write(plan, _written(storage))
-    try:
-        return Begun(plan, folder, study_of(plan, folder, storage))
-    except InputError:
-        folder.plan_file.unlink()
-        raise
+    # Processes that begin together with one name: one of them makes the sweep, and the others take part.
+    with locked(path / LOCK, wait=True):
+        if folder.plan_file.is_file():
+            kept = folder.read()[1]
+            return Begun(plan, folder, study_of(plan, folder, storage or _address(path, kept)))
+        if any(file.name != LOCK for file in path.iterdir()):
+            raise InputError(f"{path} is there, and is no sweep: give another --name")
+        study = study_of(plan, folder, storage)
+        folder.write(plan, _written(storage))
+    return Begun(plan, folder, study)
 
 
 def resumed(path: Path, storage: str | None) -> Begun:
@@ -85,12 +83,15 @@ def resumed(path: Path, storage: str | None) -> Begun:
     """
     folder = SweepFolder(path)
     plan, kept = folder.read()
+    # The study is made before the plan is written.
     where = storage or _address(path, kept)
     if where is None and not folder.database.is_file():
         raise InputError(f"{folder.database} is not there: the trials of {path} are lost, begin another sweep")
     return Begun(plan, folder, study_of(plan, folder, where))
 
 
+#: Who begins holds it.
+LOCK = ".lock"
 #: What a folder keeps instead of an address with a password.
 SECRET = "given by --storage"
 

@@ -64,8 +64,8 @@ class Plan:
                 raise unknown("cost that is known before the training", name, costs.BEFORE)
             if not most > 0:
                 raise InputError(f"--at-most {name}={most:g}: expected a positive number")
+        asked = ", ".join(one.name for one in self.objectives)
         if self.pruner not in ("", "none") and not self._judged_by_epochs:
-            asked = ", ".join(one.name for one in self.objectives)
             raise InputError(
                 f"--pruner {self.pruner} with the objectives {asked}: an epoch has the validation {self.metric.name} "
                 "alone to be judged by, so leave --pruner out, or make that the only objective"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.console import Console
@@ -18,8 +19,9 @@ from rich.text import Text
 from experiments.files import write_atomically
 from experiments.sweep.costs import Objective
 from experiments.sweep.plan import Plan, SweepFolder
-from experiments.sweep.running import CONFIG, FIGURES, HOST, REASON, RUN, chosen, finished, quiet, run_of, summary
-from experiments.tasks.metrics import shown
+from experiments.sweep.running import chosen, finished, quiet
+from experiments.sweep.trials import CONFIG, FIGURES, HOST, REASON, RUN, run_of, summary
+from experiments.tasks.metrics import METRICS, shown
 from experiments.train.config import RunConfig, save_yaml
 from experiments.train.runs import RunFolder
 from neuralosc.analysis import drawing
@@ -171,8 +173,11 @@ def picture(study: optuna.Study, plan: Plan) -> Figure:
         if not others:
             _so_far(figure.subplots(), done, plan.objectives[0])
             return
+        best = [trial for trial in done if trial.number in front]
+        # One look for each network in all panels.
+        networks = drawing.looks(_network(trial) for trial in best)
         for place, axes in enumerate(figure.subplots(1, len(others), squeeze=False)[0], 1):
-            _front(axes, done, front, plan.objectives, place)
+            _front(axes, done, best, networks, plan.objectives, place)
 
     return drawing.figure(draw, (5.2 * max(1, len(others)), 4.0))
 
@@ -182,32 +187,46 @@ def _so_far(axes: Axes, done: Sequence[FrozenTrial], one: Objective) -> None:
     best = list(itertools.accumulate(values, max if one.larger else min))
     axes.plot([trial.number for trial in done], values, "o", color=drawing.GREY, label="trials")
     axes.step([trial.number for trial in done], best, where="post", color=drawing.PALETTE[0], label="best so far")
-    axes.set(xlabel="trial", ylabel=f"{one.name}, validation set")
+    axes.set(xlabel="trial", ylabel=_labelled(one))
     axes.legend()
 
 
+def _network(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs[CONFIG]["field"] or trial.user_attrs[CONFIG]["model"])
+
+
 def _front(
-    axes: Axes, done: Sequence[FrozenTrial], front: set[int], objectives: Sequence[Objective], place: int
+    axes: Axes,
+    done: Sequence[FrozenTrial],
+    best: Sequence[FrozenTrial],
+    networks: dict[str, dict[str, Any]],
+    objectives: Sequence[Objective],
+    place: int,
 ) -> None:
-    """Trials by two of the objectives; those of the front of all objectives stand out, and their networks are named."""
-    first, other = objectives[0], objectives[place]
-    rest = [trial for trial in done if trial.number not in front]
-    axes.plot([t.values[place] for t in rest], [t.values[0] for t in rest], "o", color=drawing.GREY, label="others")
-    best = sorted((trial for trial in done if trial.number in front), key=lambda trial: float(trial.values[place]))
-    names = [str(t.user_attrs[CONFIG]["field"] or t.user_attrs[CONFIG]["model"]) for t in best]
-    for name, look in drawing.looks(names).items():
-        own = [trial for trial, called in zip(best, names, strict=True) if called == name]
-        axes.plot([t.values[place] for t in own], [t.values[0] for t in own], linestyle="", label=name, **look)
-    axes.plot([t.values[place] for t in best], [t.values[0] for t in best], color=drawing.INK, linewidth=0.7, zorder=0)
-    if all(trial.values[place] > 0 for trial in done):
+    """Trials by two of the objectives; those of the front of all objectives stand out, by their networks."""
+
+    def marks(shown: Sequence[FrozenTrial], **look: Any) -> None:
+        across, up = ([float(trial.values[i]) for trial in shown] for i in (place, 0))
+        axes.plot(across, up, **look)
+
+    marks(done, marker="o", linestyle="", color=drawing.GREY, label="others")
+    for name, look in networks.items():
+        marks([trial for trial in best if _network(trial) == name], linestyle="", label=name, **look)
+    if len(objectives) == 2:
+        marks(sorted(best, key=lambda t: float(t.values[place])), color=drawing.INK, linewidth=0.7, zorder=0)
+    values = [float(trial.values[place]) for trial in done]
+    if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
-    axes.set(xlabel=_labelled(other), ylabel=_labelled(first), title="the front" if place == 1 else "")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=_labelled(objectives[place]), ylabel=_labelled(objectives[0]))
     axes.legend(fontsize=8)
 
 
 def _labelled(one: Objective) -> str:
     units = {"seconds": "seconds of a training step", "memory": "bytes of a training step"}
-    return units.get(one.name, one.name)
+    return units.get(one.name, f"{one.name}, validation set" if one.name in METRICS else one.name)
 
 
 def _tell_test(best: Sequence[FrozenTrial], plan: Plan, folder: SweepFolder, out: Console) -> None:

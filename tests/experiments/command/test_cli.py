@@ -33,6 +33,7 @@ COMMANDS = (
     "bench",
     "work-precision",
     "forecast-figure",
+    "sweep",
 )
 SMALL = "--hidden-size 6 --dt 0.2 --gamma 1 --epsilon 2 --epochs 1 --limit-train-batches 2 --threads 1"
 

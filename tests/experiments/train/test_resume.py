@@ -14,6 +14,7 @@ import torch
 from experiments.train import history
 from experiments.train.checkpoints import load_checkpoint
 from experiments.train.config import RunConfig
+from experiments.train.progress import Stopped
 from experiments.train.runs import RunFolder
 from experiments.train.training import load_model, resume, train
 
@@ -236,3 +237,23 @@ def test_from_an_earlier_checkpoint_a_run_goes_on_to_the_same_weights(there, who
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "last.ckpt is damaged" in said and f"going on from {there[0]}.ckpt" in said
     assert_same(outcome(folder), outcome(whole))
+
+
+def test_what_is_told_of_every_epoch_may_stop_the_training_which_then_goes_on(tmp_path):
+    config = RunConfig.from_dict({**VALUES, "task": "adding", "task_options": ADDING})
+    whole = train(config, root=tmp_path, name="whole", progress=False)
+    told = []
+
+    def after_epoch(history):
+        told.append([record["epoch"] for record in history])
+        if len(told) == 2:
+            raise Stopped("seen enough")
+
+    with pytest.raises(Stopped, match="seen enough"):
+        train(config, root=tmp_path, name="run", progress=False, after_epoch=after_epoch)
+    folder = RunFolder.open(tmp_path / "run")
+    result = folder.result()
+    assert (result["status"], result["message"], result["epochs"]) == ("stopped", "seen enough", 2)
+    again = resume(folder.path, progress=False, after_epoch=after_epoch)
+    assert told == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    assert (again.validation, again.test, again.best_epoch) == (whole.validation, whole.test, whole.best_epoch)
