@@ -249,10 +249,10 @@ def test_what_can_be_made_again_ends_no_run(tmp_path, monkeypatch, capsys):
     """The picture, the table and the events on a full disk, and a folder that somebody removes."""
     written = checkpoints.write_atomically
 
-    def full(path, content):
+    def full(path, content, durable=True):
         if path.suffix in (".png", ".csv"):
             raise InputError(f"{path} cannot be written: No space left on device")
-        written(path, content)
+        written(path, content, durable)
 
     def gone(events, history):
         raise OSError(28, "No space left on device")
