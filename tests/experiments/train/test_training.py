@@ -393,10 +393,10 @@ def test_finished_run_says_so_when_resumed(finished, capsys):
 def test_full_disk_is_one_line_and_loses_no_epoch(monkeypatch, tmp_path):
     from experiments.files import write_atomically
 
-    def full(path, content):
+    def full(path, content, durable=True):
         if path.name == "last.ckpt" and path.exists():
             raise InputError(f"{path} cannot be written: No space left on device")
-        write_atomically(path, content)
+        write_atomically(path, content, durable)
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(InputError, match=r"last\.ckpt cannot be written: No space"):
