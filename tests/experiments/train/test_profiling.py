@@ -76,7 +76,8 @@ def test_a_profile_changes_no_weight(tmp_path):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_table_says_what_is_in_the_model(tmp_path, capsys):
+def test_the_table_says_what_is_in_the_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     options = ["--task", "adding", "--length", "8", "--hidden-size", "8", "--epochs", "1", "--limit-train-batches", "2"]
     limits = ["--limit-evaluation-batches", "1", "--threads", "1", "--root", str(tmp_path), "--profile"]
     assert main(["train", *options, *limits]) == 0
