@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from experiments import own
 from experiments.files import write_atomically
@@ -152,7 +151,6 @@ class Trackers(L.Callback):
         """Tell them of the epoch."""
         self.update()
 
-    @rank_zero_only
     def update(self) -> None:
         """Tell them of the epochs that they do not know.
 
@@ -167,7 +165,6 @@ class Trackers(L.Callback):
                     told["epochs"] = epoch
                 self._write()
 
-    @rank_zero_only
     def close(self, status: str, figures: Mapping[str, float] | None = None) -> None:
         """End the runs of the trackers; that they fail is said, and raised for nobody.
 
