@@ -36,6 +36,7 @@ class StepController:
         ds: the step each row wants to take.
         tried: attempted steps of each row in this interval.
         memory: e_before^0.2/k of each row.
+        blind: attempts in a row of each row whose error was no number.
         rounds: attempted steps of the row that tried most.
 
     Source: Söderlind, Automatic control and adaptive time-stepping, Numer. Algorithms 31 (2002), PI4020; Hairer,
@@ -52,7 +53,7 @@ class StepController:
         self.most = np.where(span > 0, (solver.max_step or np.inf) / moving, np.inf)
         # A span of zero is one step, whatever the field does.
         self.ds = np.where(span > 0, tally.next / moving, 1.0)
-        self.bounced = np.zeros(len(span), dtype=bool)
+        self.bounced, self.blind = np.zeros(len(span), dtype=bool), np.zeros(len(span), np.int64)
         self.tried, self.taken = np.zeros(len(span), np.int64), np.zeros(len(span), np.int64)
         self.root = 0.2 / solver.error_order
         self.memory, self.rounds = tally.memory.copy(), 0
@@ -91,8 +92,7 @@ class StepController:
         if np.count_nonzero(accept) == len(accept):
             self.s, self.ds, self.memory = end, following, memory
         else:
-            # What is no number (an overflow, an equation not solved) says nothing about how much shorter.
-            back = np.where(np.isfinite(error), np.clip(self.safety / root**5, 0.1, 0.9), 0.25) * ds
+            back = np.where(np.isfinite(error), np.clip(self.safety / root**5, 0.1, 0.9), self._blindly(error)) * ds
             self.s = np.where(accept, end, self.s)
             self.ds = np.where(accept, following, np.where(self.live, back, self.ds))
             self.memory = np.where(accept, memory, self.memory)
@@ -101,6 +101,16 @@ class StepController:
         self.taken += accept
         self.rounds += 1
         return accept
+
+    def _blindly(self, error: Array) -> Array:
+        """The factor after an error that is no number (an overflow, an equation not solved): it cannot say how much.
+
+        A quarter four times in a row, then its square, its fourth power, ...: where no step is short enough, the floor
+        is reached in a dozen attempts and not in five hundred.
+        """
+        self.blind = np.where(np.isfinite(error), 0, self.blind * self.bounced + 1)
+        factor: Array = np.exp2(-2.0 * np.exp2(np.clip(self.blind - 4, 0, 8)))
+        return factor
 
     def drop(self, leaving: Array, evaluations: int) -> None:
         """Take rows out of the batch and enter in the tally what they did."""
@@ -111,5 +121,5 @@ class StepController:
         moved = leaving & (self.tried > 0) & (self.span > 0)
         tally.next[self.ids[moved]] = (self.ds * self.span)[moved]
         tally.memory[ids] = self.memory[leaving]
-        for name in ("ids", "live", "s", "ds", "span", "least", "most", "memory", "bounced", "tried", "taken"):
+        for name in ("ids", "live", "s", "ds", "span", "least", "most", "memory", "bounced", "blind", "tried", "taken"):
             setattr(self, name, getattr(self, name)[~leaving])

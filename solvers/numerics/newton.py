@@ -138,9 +138,11 @@ class Newton:
             system = None
         search = _Search(self, equations, start, system)
         for _ in range(self.max_iterations):
+            if bool((search.done | search.lost).all()):
+                break
             search.advance()
-            if bool(search.done.all()):
-                return search.k, search.system
+        if bool(search.done.all()):
+            return search.k, search.system
         raise self._failure(search)
 
     def system(self, equations: StageEquations, k: Tensor, tolerance: float) -> System:
@@ -212,6 +214,11 @@ class _Search:
         self.system.equations = equations
         self.residual = equations.residual(start)
         self.direction = self.system.solve(self.residual)
+
+    @property
+    def lost(self) -> Tensor:
+        """Whether there is no direction although the factors are those of k: every part of it leads to NaN."""
+        return ~self.stale & ~self.direction.isfinite().all(-1, keepdim=True)
 
     def advance(self) -> None:
         """Try a step, and decide for each sample what becomes of it."""

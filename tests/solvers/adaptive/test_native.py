@@ -274,6 +274,20 @@ class TestFailures:
         assert error.value.sample == 0 and error.value.time == pytest.approx(0.5, abs=1e-6)
         assert isinstance(error.value, solvers.errors.ConvergenceError) or "smaller dt" not in str(error.value)
 
+    @pytest.mark.parametrize("name", NATIVE)
+    def test_a_state_that_no_step_leaves_is_given_up_soon(self, name):
+        calls = 0
+
+        def field(t, state, u):
+            nonlocal calls
+            calls += 1
+            return torch.where(state == 0, 1.0, torch.nan)
+
+        with pytest.raises((solvers.NonFiniteStateError, solvers.errors.ConvergenceError)):
+            drive(name, field, torch.zeros(2, 1, 1, dtype=F64), 1.0)
+        # Down to the least step there are 500 quarters, of four evaluations at least.
+        assert calls < 300
+
     def test_steps_are_counted_for_each_sample_alone(self):
         stiffness = torch.tensor([[1.0], [1e6]], dtype=F64)
         with pytest.raises(solvers.StepLimitError) as error:
