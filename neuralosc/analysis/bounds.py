@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuralosc.analysis.along import Walk
-from neuralosc.fields import HamiltonianOscillator, Lipschitz, Oscillator
+from neuralosc.fields import HamiltonianOscillator, Lipschitz, Multiscale, Oscillator
 from neuralosc.layers.rnn import ContinuousRNN
 
 #: What rounding may make of a bound that is met exactly.
@@ -149,6 +149,40 @@ def _lipschitz(walk: Walk, jacobians: Tensor) -> tuple[Bound, ...]:
     )
 
 
+def _lem(walk: Walk, jacobians: Tensor) -> tuple[Bound, ...]:
+    """Of the published step: states are weighted means of tanh and of states, and gates have a slope of 1/4 at most.
+
+    A row of d p_n / d X_(n-1) adds up to 1 + dt (|W2|/2 + |W|) at most, as |tanh - p| <= 2, and one of d q_n to
+    1 + dt (|W1|/2 + |Z| times that of p_n), |M| the largest absolute row sum.
+    """
+    field, rnn, paper = walk.rnn.layer(walk.layer), walk.rnn, "after Rusch et al., ICLR 2022"
+    assert isinstance(field, Multiscale)
+    dt = rnn.dts[walk.layer]
+    published = rnn.solver.name == "semi_implicit_euler" and rnn.substeps == 1 and _regular(walk) and 0 < dt <= 1
+    W1, W2, W = (_row_sums(part) for part in field.coupling.weight.chunk(3))
+    slow = 1 + dt * (W2 / 2 + W)
+    fast = 1 + dt * (W1 / 2 + _row_sums(field.transform.weight) * slow)
+    within = bool((walk.states[:, 0].abs() <= 1).all())
+    usual = (
+        f"dt <= 1 and a start within 1 under the published step 'semi_implicit_euler' (here dt = {dt:.3g} under "
+        f"{rnn.solver.name!r})"
+    )
+    growth = float(jacobians[walk.valid].abs().sum(-1).max())
+    largest = float(walk.states[:, 1:][walk.valid].abs().max())
+    return (
+        Bound(
+            "growth of a gradient over one step",
+            "||dX_n / dX_(n-1)||_inf <= 1 + dt max(|W2|/2 + |W|, |W1|/2 + |Z| (1 + dt (|W2|/2 + |W|)))",
+            paper,
+            usual,
+            published and within,
+            max(slow, fast),
+            growth,
+        ),
+        Bound("size of a state", "|q_n|, |p_n| <= 1", paper, usual, published and within, 1.0, largest),
+    )
+
+
 def _regular(walk: Walk) -> bool:
     spans = walk.spans[walk.valid]
     return bool((spans - walk.rnn.dts[walk.layer]).abs().max() < 1e-12)
@@ -158,4 +192,5 @@ _KNOWN: dict[type, Callable[[Walk, Tensor], tuple[Bound, ...]]] = {
     Oscillator: _cornn,
     HamiltonianOscillator: _unicornn,
     Lipschitz: _lipschitz,
+    Multiscale: _lem,
 }

@@ -89,6 +89,27 @@ def test_the_unicornn_keeps_volume_under_a_symplectic_step_alone():
     assert not lost.assumed and not lost.kept
 
 
+def test_the_lem_keeps_its_bounds_however_large_its_weights():
+    x = torch.randn(4, 20, 2, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for scale in (1.0, 8.0):
+        rnn = neuralosc.LEM(2, 6, dt=0.5)
+        with torch.no_grad():
+            for parameter in rnn.parameters():
+                parameter *= scale
+        growth, size = gradient_flow(rnn, x).bounds
+        assert growth.assumed and growth.kept and size.assumed and size.kept and 0 < size.found < 1
+    # Of one channel the row sums are the weights: with W = 3 alone the bound is 1 + dt 3.
+    rnn = neuralosc.LEM(1, 1, dt=1.0)
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.zero_()
+        rnn.field.coupling.weight[2] = 3.0
+    assert gradient_flow(rnn, x[..., :1]).bounds[0].limit == pytest.approx(4.0)
+    for other in ({"solver": "rk4"}, {"dt": 1.5}, {"substeps": 2}):
+        assert not any(b.assumed for b in gradient_flow(neuralosc.LEM(2, 6, **{"dt": 0.5, **other}), x).bounds)
+
+
 def test_the_lipschitz_rnn_contracts_where_the_theorem_says():
     torch.manual_seed(0)
     x = torch.randn(4, 10, 2)
