@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,7 +176,10 @@ def untrained_of(model: SequenceModel) -> Callable[[int], SequenceModel]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = descriptions.network(rnn.config, len(rnn.state_dict()))
-        made = SequenceModel(network, model.readout, model.collator, model.input_scaler, model.target_scaler)
+            embedding = copy.deepcopy(model.embedding)
+            if embedding is not None:
+                embedding.reset_parameters()
+        made = SequenceModel(network, model.readout, model.collator, model.input_scaler, model.target_scaler, embedding)
         return made.eval()
 
     return make
