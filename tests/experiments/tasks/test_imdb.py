@@ -10,8 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import experiments
+import neuralosc
 from experiments import tasks
 from experiments.command import cli
 from experiments.tasks import imdb, words
@@ -238,17 +240,21 @@ def trained(folder, tmp_path_factory):
     return root / "a"
 
 
-def test_a_run_is_compared_reported_and_exported(trained, capsys, tmp_path):
+def test_a_run_is_compared_and_exported_with_its_words(trained, capsys, tmp_path):
     assert command("compare", trained, "--no-figures", "--solvers", "rk4", "--samples", 8) == 0
     assert "rk4" in capsys.readouterr().out
-    assert command("report", trained) == 0
     assert command("export", trained, tmp_path / "model") == 0
+    task = experiments.load(trained).task
+    with safe_open(tmp_path / "model", "pt") as file:
+        assert json.loads(file.metadata()["words"]) == task.words
+    assert neuralosc.load(tmp_path / "model").predict(None, task.numbers("a film")).shape == (2,)
     assert command("predict", trained, trained / "result.json") == 2
     assert "no file has its columns" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_run_is_studied(trained, capsys):
+def test_a_run_is_studied_and_reported(trained, capsys):
+    assert command("report", trained) == 0
     assert command("study", trained, "--parts", "gradients,lyapunov,robustness,controls", "--budget", 4) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "gradients: The gradient" in said

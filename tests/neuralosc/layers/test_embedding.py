@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import neuralosc
 from neuralosc import Collator, Embedding, InputError, Readout, Scaler, SequenceModel
+from solvers.errors import PairingError
 
 F64 = torch.float64
 TOKENS, FEATURES, HIDDEN = 11, 4, 5
@@ -58,6 +59,20 @@ def test_it_is_the_embedding_of_torch_before_the_network_with_its_gradients(name
     torch.testing.assert_close(own["embedding.weight"], table.weight.grad, rtol=1e-12, atol=0)
     assert table.weight.grad.abs().sum() > 0
     torch.testing.assert_close({key: value for key, value in own.items() if key in other}, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "solver"), [("checkpoint", "rk4"), ("reversible", "implicit_midpoint"), ("truncated", "imex_euler")]
+)
+def test_every_gradient_of_a_loop_reaches_it(gradient, solver):
+    made, x = model(solver=solver), texts()
+    expected = gradients(made, made(x, lengths=LENGTHS).square().sum())
+    other = made.with_solver(solver, gradient=gradient)
+    found = gradients(other, other(x, lengths=LENGTHS).square().sum())
+    torch.testing.assert_close(found["embedding.weight"], expected["embedding.weight"], rtol=1e-7, atol=1e-12)
+    with pytest.raises(PairingError, match="gradient 'checkpoint'"):
+        # Real-time learning has no gradient of its input, and says so.
+        made.with_solver(solver, gradient="forward")(x)
 
 
 @pytest.mark.parametrize("kind", ["last", "mean", "attention", "every"])
