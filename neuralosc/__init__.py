@@ -36,6 +36,7 @@ from neuralosc.fields import (
 from neuralosc.files.programs import Step, export, export_onnx
 from neuralosc.files.saved import load, save
 from neuralosc.layers.blocks import LinOSSBlock, LinOSSNetwork
+from neuralosc.layers.embedding import Embedding
 from neuralosc.layers.linoss import LinOSS
 from neuralosc.layers.readout import READOUTS, Readout
 from neuralosc.layers.recurrent import RecurrentLayer
@@ -105,6 +106,7 @@ __all__ = [
     "ContinuousRNN",
     "DecayingLSTM",
     "DenseHamiltonian",
+    "Embedding",
     "ExpRNN",
     "FadingGRU",
     "GRUBayes",

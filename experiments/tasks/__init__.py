@@ -15,6 +15,7 @@ from experiments.tasks.event_mnist import EventMNIST
 from experiments.tasks.halfcheetah import HalfCheetah
 from experiments.tasks.har import HAR2
 from experiments.tasks.hopper import Hopper
+from experiments.tasks.imdb import IMDB
 from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physical import DoublePendulum, Duffing, HenonHeiles, Pendulum, SpringChain
@@ -35,7 +36,7 @@ TASKS: dict[str, type[Task]] = {
         *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10, HAR2),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
         *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
-        *(Table, Text, UEA, PPGDaLiA, Weather),
+        *(Table, Text, IMDB, UEA, PPGDaLiA, Weather),
     )
 }
 

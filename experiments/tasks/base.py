@@ -24,9 +24,10 @@ SPLIT_SEED = 0
 class Task(ABC):
     """Sequences with targets, divided into training, validation and test sets.
 
-    A data set holds `x` (time, input) float32 and `y`: a class number for a classification, (output,) float32 for a
-    regression, NaN where there is no target. It is indexed by a number, a slice or a vector of numbers, as a
-    `TensorDataset` is. One of series with times or lengths of their own is a `Series`.
+    A data set holds `x` (time, input) float32, or tokens (time, 1) as integers, and `y`: a class number for a
+    classification, (output,) float32 for a regression, NaN where there is no target. It is indexed by a number, a
+    slice or a vector of numbers, as a `TensorDataset` is. One of series with times or lengths of their own is a
+    `Series`.
 
     Attributes:
         name: what the task is called in `TASKS`.
@@ -41,6 +42,9 @@ class Task(ABC):
         irregular: the samples have timespans.
         gaps: values may be missing, NaN in x.
         length: samples in a sequence, the longest.
+        tokens: how many there are, of a task whose x are the numbers of tokens, 0 to `tokens` - 1, in the place of
+            features: the network is shown trained vectors of them; 0 of a task of features.
+        embedding_size, embedding_dropout: features of such a vector, and the dropout of `neuralosc.Embedding`.
         measured: x and y are in the units of the data: the model has the scales of the training set, as
             `SequenceModel.fit_scaling` takes them, and figures are in the units of y.
         echoed: what is asked for is a part of the state that is shown at first: a read-out of as many channels begins
@@ -65,6 +69,9 @@ class Task(ABC):
     irregular: bool = False
     gaps: bool = False
     length: int
+    tokens: int = 0
+    embedding_size: int = 100
+    embedding_dropout: float = 0.0
     measured: bool = False
     echoed: ClassVar[bool] = False
     counted: ClassVar[bool] = False
@@ -92,6 +99,10 @@ class Task(ABC):
     def reported(self) -> dict[str, int]:
         """Outputs of a regression whose own errors are told beside those of all, and their numbers; none of most."""
         return {}
+
+    def embedded(self, drawn: Tensor) -> Tensor:
+        """The vectors of the tokens that training begins with, like `drawn`, `(tokens, embedding_size)`."""
+        return drawn
 
     def guesses(self, part: int) -> dict[str, Any]:
         """Answers without a network to the training (0), validation (1) or test set (2), by what they are called.

@@ -21,6 +21,7 @@ PARTS = ("training", "validation", "test")
 SAID = (
     *("name", "description", "input_size", "output_size", "kind", "metrics", "every", "irregular", "gaps", "length"),
     *("measured", "counted", "streams", "collator", "notices", "scale", "guesses", "reported"),
+    *("tokens", "embedding_size", "embedding_dropout", "embedded"),
 )
 
 
@@ -135,8 +136,9 @@ class _Checked:
     def _fault(self, batch: Batch) -> str:
         """What cannot be learnt from, empty if nothing."""
         task, (x, y) = self.task, batch[:2]
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 3 or x.shape[-1] != task.input_size:
-            return f"x is {_shape(x)}, expected floating-point numbers (samples, time, {task.input_size})"
+        size, numbers = (1, "whole") if task.tokens else (task.input_size, "floating-point")
+        if not isinstance(x, Tensor) or _numbers(x) != numbers or x.dim() != 3 or x.shape[-1] != size:
+            return f"x is {_shape(x)}, expected {numbers} numbers (samples, time, {size})"
         shape: tuple[int, ...] = tuple(x.shape[: 1 + task.every])
         if task.kind != CLASSIFICATION:
             shape += (task.output_size,)
@@ -156,6 +158,9 @@ class _Checked:
         values = x if batch.valid is None else x[batch.valid]
         if bool(values.isinf().any()) or (not task.gaps and bool(values.isnan().any())):
             return "x is not finite: of missing values, NaN, the task says gaps = True"
+        if task.tokens and bool(((values < 0) | (values >= task.tokens)).any()):
+            wrong = values[(values < 0) | (values >= task.tokens)][0]
+            return f"x has the token {int(wrong)}, expected 0 to {task.tokens - 1}"
         if (batch.timespans is not None) != bool(task.irregular):
             has = "timespans" if batch.timespans is not None else "no timespans"
             return f"its samples have {has}, and the task says irregular = {task.irregular}: make both agree"
@@ -163,6 +168,13 @@ class _Checked:
             if part is not None and part.shape != x.shape[:count]:
                 return f"{name} are {_shape(part)}, expected {tuple(x.shape[:count])}"
         return ""
+
+
+def _numbers(x: Tensor) -> str:
+    """What kind of numbers a tensor holds."""
+    if x.is_floating_point():
+        return "floating-point"
+    return str(x.dtype)[6:] if x.is_complex() or x.dtype == torch.bool else "whole"
 
 
 def _of_kind(y: Tensor, kind: str) -> bool:

@@ -35,9 +35,9 @@ def targets(model: nn.Module, y: Tensor) -> Tensor:
 
 
 def shown(model: SequenceModel, batch: Batch) -> Batch:
-    """A batch on the scale of the network, for those who ask the network itself."""
-    x = batch.x if model.input_scaler is None else model.input_scaler(batch.x)
-    return batch._replace(x=x, y=targets(model, batch.y))
+    """A batch as the network is shown it, with targets on its scale, for those who ask the network itself."""
+    with torch.no_grad():
+        return batch._replace(x=model.shown(batch.x, batch.lengths), y=targets(model, batch.y))
 
 
 def fit(model: SequenceModel, config: RunConfig, task: Task) -> None:
@@ -54,7 +54,8 @@ def scale(model: SequenceModel, task: Task) -> None:
     """Give a model scales to be filled, where `fit` gives it those of the training set."""
     if task.measured:
         weight = model.readout.weight
-        model.input_scaler = neuralosc.Scaler(model.rnn.input_size).to(weight)
+        if model.embedding is None:
+            model.input_scaler = neuralosc.Scaler(model.rnn.input_size).to(weight)
         if task.kind != CLASSIFICATION:
             model.target_scaler = neuralosc.Scaler(model.readout.out_features).to(weight)
 
@@ -63,11 +64,25 @@ def features(config: RunConfig, task: Task) -> int:
     """Features of the samples that the network is given.
 
     Raises:
-        InputError: a choice of time for a task whose samples have none.
+        InputError: a choice of time for a task whose samples have none, or which tokens have no place for.
     """
     if not task.irregular and config.time != "true":
         raise InputError(f"time is {config.time!r}, and the samples of task {task.name!r} have no times: leave it out")
+    if task.tokens:
+        if config.time == "input":
+            raise InputError(
+                f"time is 'input', and task {task.name!r} has tokens, beside which no feature stands: use --time true "
+                "or --time ignored"
+            )
+        return task.embedding_size
     return task.input_size + (config.time == "input")
+
+
+def embedding(task: Task) -> neuralosc.Embedding | None:
+    """The vectors of the tokens of a task, just drawn; None for one of features."""
+    if not task.tokens:
+        return None
+    return neuralosc.Embedding(task.tokens, task.embedding_size, task.embedding_dropout)
 
 
 def missing(config: RunConfig, task: Task) -> dict[str, Any]:

@@ -69,6 +69,9 @@ def build(config: RunConfig, task: Task) -> SequenceModel:
         # A network whose state is what is asked for begins with answers that are its state.
         nn.init.eye_(model.readout.weight)
         nn.init.zeros_(model.readout.bias)
+    if model.embedding is not None:
+        with torch.no_grad():
+            model.embedding.weight.copy_(task.embedded(model.embedding.weight))
     return model
 
 
@@ -101,11 +104,12 @@ def _assembled(config: RunConfig, task: Task, more: dict[str, Any]) -> SequenceM
         readout = neuralosc.Readout(
             rnn.output_size, task.output_size, kind, rnn.bidirectional, likelihood=config.likelihood
         )
+        embedding = feeding.embedding(task)
     feeding.check(rnn, config, task)
     streams.check(rnn, config, task)
     # A network that is not told the time has no unit of it.
     collator = task.collator if config.time == "true" else None
-    return SequenceModel(rnn, readout, collator).to(dtype(config))
+    return SequenceModel(rnn, readout, collator, embedding=embedding).to(dtype(config))
 
 
 def dtype(config: RunConfig) -> torch.dtype:

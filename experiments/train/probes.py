@@ -1,7 +1,8 @@
-"""Whether code of one's own still does what it did in a run: a few series with what was answered to them.
+"""Whether code or data still are what they were in a run: a few series with what was answered to them.
 
 A run keeps the name of a class, not the class. A class that was changed since may have weights of the same shapes and
-other answers; what it answered in training is therefore kept beside the weights that answered it.
+other answers; what it answered in training is therefore kept beside the weights that answered it. Nor does a run keep
+the texts that say which token has which number: of other texts every number would be another word.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Probe = dict[str, Tensor]
 
 
 def of(model: SequenceModel, config: RunConfig, splits: Splits) -> Probe | None:
-    """What a model answers to some series, with these; None of a run without code of one's own."""
-    if not own.is_own(config.network) and not own.is_own(config.task):
+    """What a model answers to some series, with these; None of a run without code of one's own and without tokens."""
+    if not own.is_own(config.network) and not own.is_own(config.task) and model.embedding is None:
         return None
     batch = _shortened(splits)
     parts = {name: part for name, part in batch._asdict().items() if part is not None}
@@ -65,13 +66,18 @@ def require_same_answers(model: SequenceModel, config: RunConfig, probe: Probe |
         )
 
 
+def watched(config: RunConfig, task: Task) -> bool:
+    """Whether the data of a task may be others without a word: of code of one's own, or the numbers of tokens."""
+    return own.is_own(config.task) or bool(task.tokens)
+
+
 def require_same_data(task: Task, config: RunConfig, probe: Probe | None, where: str) -> None:
-    """Refuse a task of one's own whose data are others than in training.
+    """Refuse a task whose data may be others, see `watched`, and are others than in training.
 
     Raises:
         InputError: they are.
     """
-    if probe is None or not own.is_own(config.task):
+    if probe is None or not watched(config, task):
         return
     now, then = _shortened(task.splits(config.seed)), Batch(*(probe.get(name) for name in Batch._fields))  # type: ignore[arg-type]
     if not all(_same(a, b) for a, b in zip(now, then, strict=True)):

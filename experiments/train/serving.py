@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 import neuralosc
 from experiments.tasks import columns, windows
 from experiments.tasks.columns import Recorded
+from experiments.tasks.imdb import IMDB
 from experiments.tasks.table import Table
 from experiments.tasks.uea import CLASS, SERIES, UEA
 from experiments.train.config import RunConfig
@@ -170,7 +172,8 @@ def export(run: str | Path, path: str | Path, onnx: bool = False, length: int | 
         raise InputError("--length is of an ONNX file: give --onnx too")
     model, config, task = load_model(run)
     if not onnx:
-        return neuralosc.save(model, target)
+        # Numbers of words say nothing without the words.
+        return neuralosc.save(model, target, {"words": json.dumps(task.words)} if isinstance(task, IMDB) else None)
     if isinstance(model.rnn, OwnLayer):
         raise InputError(
             f"--onnx is for fields and for networks of neuralosc, and model {config.network!r} is a module of your "

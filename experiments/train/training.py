@@ -242,7 +242,7 @@ def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, T
         put_weights(model, best or load_checkpoint(folder.best), folder.best)
     else:
         raise InputError(f"run {folder.path} has no weights yet: it has not finished its first epoch")
-    if task.measured and model.input_scaler is None:
+    if task.measured and model.input_scaler is model.embedding is None:
         raise InputError(
             f"run {folder.path} is of a version that scaled the values of task {config.task!r} before the model, which "
             "has no scales: train it again"
@@ -266,12 +266,12 @@ def require_same_arguments(config: RunConfig) -> None:
 
 
 def require_same_data(run: str | Path | RunFolder, config: RunConfig, task: Task) -> None:
-    """Refuse a task of one's own that gives other data than in the training of a run, before it is measured on them.
+    """Refuse a task that gives other data than in the training of a run, before it is measured on them; see `probes`.
 
     Raises:
         InputError: it does.
     """
-    if own.is_own(config.task):
+    if probes.watched(config, task):
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
         probes.require_same_data(task, config, _probe(folder, config.task, _best(folder)), str(folder.path))
 

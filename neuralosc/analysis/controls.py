@@ -16,6 +16,7 @@ from neuralosc.analysis.results import Result, Row, Verdict, no_claim
 from neuralosc.analysis.samples import Paired, Samples, Score, spread
 from neuralosc.analysis.subject import continuous, exact, precise, run, under, watched, without_solver
 from neuralosc.files import descriptions
+from neuralosc.layers.embedding import Embedding
 from neuralosc.layers.sequence_model import SequenceModel
 from solvers.errors import InputError, NumericalError, PairingError
 
@@ -175,7 +176,9 @@ def untrained_of(model: SequenceModel) -> Callable[[int], SequenceModel]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = descriptions.network(rnn.config, len(rnn.state_dict()))
-        made = SequenceModel(network, model.readout, model.collator, model.input_scaler, model.target_scaler)
+            own = model.embedding
+            embedding = None if own is None else Embedding(own.tokens, own.features, own.dropout)
+        made = SequenceModel(network, model.readout, model.collator, model.input_scaler, model.target_scaler, embedding)
         return made.eval()
 
     return make

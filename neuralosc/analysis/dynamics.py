@@ -106,10 +106,14 @@ class Dynamics:
             count = rnn.substeps if substeps is None else substeps
             rnn = rnn.with_solver(rnn.solver if solver is None else solver, substeps=count, gradient="backprop")
         field = rnn.layer(index)
-        rows = _rows(x, field.input_size, batch)
-        scaler = copy.input_scaler if isinstance(copy, SequenceModel) and index == 0 else None
-        if scaler is not None:
-            rows = scaler(rows.unsqueeze(1)).squeeze(1)
+        whole = copy if isinstance(copy, SequenceModel) and index == 0 else None
+        tokens = whole is not None and whole.embedding is not None
+        if tokens and x is None:
+            raise InputError("x is left out, and the inputs of this model are tokens: give the one that is held")
+        rows = _rows(x, 1 if tokens else field.input_size, batch)
+        if whole is not None:
+            with torch.no_grad():
+                rows = whole.shown(rows.unsqueeze(1)).squeeze(1)
         return cls(field, rows, _current(field, rows), rnn.solver, rnn.dts[index], rnn.substeps, rnn, index)
 
     @classmethod

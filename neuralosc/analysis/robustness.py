@@ -169,10 +169,15 @@ def robustness(
     seen does not say that there is none.
 
     Raises:
-        InputError: no such kind, strengths that make no sense, solvers for a network that has none, or no targets.
+        InputError: no such kind, strengths that make no sense, solvers for a network that has none, no targets, or a
+            model of tokens, which no noise can be added to.
 
     Source: Lim, Erichson, Hodgkinson & Mahoney, Noisy Recurrent Neural Networks, NeurIPS 2021 (noise and attacks).
     """
+    if isinstance(model, SequenceModel) and model.embedding is not None:
+        raise InputError(
+            "the inputs of this model are tokens, whose numbers cannot be disturbed: there is no robustness"
+        )
     found = Samples.of(data).take(samples, seed).double()
     chosen, wanted = Score.of(score, found.targets), _strengths(kinds)
     measured = Loss.of(loss, model, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,11 +93,11 @@ def layer_of(rnn: ContinuousRNN, layer: int) -> int:
 
 
 def shown(model: nn.Module, samples: Samples) -> Samples:
-    """Samples on the scale of the network."""
-    scaler = model.input_scaler if isinstance(model, SequenceModel) else None
-    if scaler is None:
+    """Samples as the network is shown them."""
+    if not isinstance(model, SequenceModel):
         return samples
-    return Samples(scaler(samples.x), samples.y, samples.timespans, samples.lengths)
+    with torch.no_grad():
+        return dataclasses.replace(samples, x=model.shown(samples.x, samples.lengths))
 
 
 def under(model: M, solver: str, substeps: int = 1, **options: Any) -> M:

@@ -11,18 +11,26 @@ from neuralosc.data.times import Times, Unit
 from solvers.errors import InputError
 
 
-def taken(times: Any, values: Any) -> tuple[list[tuple[Any, Any]], bool]:
+def taken(times: Any, values: Any, tokens: bool = False) -> tuple[list[tuple[Any, Any]], bool]:
     """Pairs of times and values, one for each series, and whether there is one series that stands alone.
 
     Args:
         times: of one series `(samples,)`, or a sequence of such; None where samples are one step apart.
         values: of one series `(samples, features)`, or a sequence of such.
+        tokens: the values are tokens, those of one series `(samples,)`.
 
     Raises:
-        InputError: there are not as many times as values, or no series at all.
+        InputError: there are not as many times as values, no series at all, or values of which it is not known whether
+            they are one series.
     """
     if times is None:
-        alone = not _many(values, 2)
+        alone = not _many(values, 1 if tokens else 2)
+        if tokens and not alone and _depth(values) == 2 and all(_count(each) == 1 for each in values):
+            count = len(values)
+            raise InputError(
+                f"values are ({count}, 1), which is one series of {count} tokens or {count} series of one: give "
+                "(samples,), or (series, samples, 1)"
+            )
         every = [values] if alone else list(values)
         pairs = [(range(_count(each)), each) for each in every]
     else:

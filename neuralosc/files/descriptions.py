@@ -13,6 +13,7 @@ import torch
 from neuralosc import arguments
 from neuralosc.data.collate import Collator
 from neuralosc.data.times import Unit, read
+from neuralosc.layers.embedding import Embedding
 from neuralosc.layers.readout import Readout
 from neuralosc.layers.recurrent import RecurrentLayer
 from neuralosc.layers.scaling import Scaler
@@ -23,6 +24,8 @@ from solvers.errors import InputError
 
 #: What is written of a model.
 PARTS = ("rnn", "settings", "readout", "collator", "input_scaler", "target_scaler")
+#: What is written of a model that has one.
+EMBEDDING = ("embedding", "embedding_dropout")
 READOUT = ("features", "answers", "kind", "bidirectional", "bias")
 #: What is left out where it is this.
 USUAL = {"likelihood": "none"}
@@ -63,6 +66,7 @@ def described(model: SequenceModel) -> dict[str, Any]:
         "collator": None if model.collator is None else _written(model.collator),
         "input_scaler": model.input_scaler is not None,
         "target_scaler": model.target_scaler is not None,
+        **({} if model.embedding is None else _written_embedding(model.embedding)),
     }
 
 
@@ -78,17 +82,22 @@ def network(config: Mapping[str, Any], tensors: int) -> RecurrentLayer:
 
 def model(description: Mapping[str, Any], tensors: int) -> SequenceModel:
     """The model that was described, with weights drawn anew."""
-    arguments.known("a model", description, PARTS)
+    arguments.known("a model", description, (*PARTS, *EMBEDDING))
     parts = {name: description[name] for name in PARTS}
     arguments.known("a readout", parts["readout"], (*READOUT, *USUAL))
     chosen = {**USUAL, **parts["readout"]}
     rnn, readout = network(parts["rnn"], tensors), Readout(**{name: chosen[name] for name in (*READOUT, *USUAL)})
-    scalers = [
+    shown, asked = (
         Scaler(size) if arguments.flag(name, parts[name]) else None
         for name, size in (("input_scaler", rnn.input_size), ("target_scaler", readout.answers))
-    ]
+    )
     collator = None if parts["collator"] is None else _collator(parts["collator"])
-    return SequenceModel(rnn, readout, collator, *scalers)
+    embedding = None
+    if "embedding" in description:
+        sizes = description["embedding"]
+        arguments.known("an embedding", sizes, ("tokens", "features"))
+        embedding = Embedding(sizes["tokens"], sizes["features"], description["embedding_dropout"])
+    return SequenceModel(rnn, readout, collator, shown, asked, embedding)
 
 
 def latent_ode(description: Mapping[str, Any], tensors: int) -> LatentODE:
@@ -104,6 +113,13 @@ def latent_ode(description: Mapping[str, Any], tensors: int) -> LatentODE:
     made = LatentODE(**chosen)
     made.encoder = made.encoder.with_solver(**encoder)
     return made
+
+
+def _written_embedding(embedding: Embedding) -> dict[str, Any]:
+    if type(embedding) is not Embedding:
+        raise InputError(f"embedding is a {type(embedding).__name__}, of a class that cannot be written down")
+    sizes = {"tokens": embedding.tokens, "features": embedding.features}
+    return {"embedding": sizes, "embedding_dropout": embedding.dropout}
 
 
 def _written(collator: Collator) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def export(rnn: RecurrentLayer | SequenceModel, length: int | None = None, times
     Returns:
         a program `(x, state[, timespans]) -> (output, state)`: x `(batch, length, input)`, state as the network has
         it, timespans `(batch, length)`; for a single step without the axis of time, as in `ContinuousRNN.step`. Of a
-        model x is as measured, and in the place of the output there are the answers in the units of the targets.
+        model x is as measured, and in the place of the output there are the answers in the units of the targets; of one
+        with an embedding x is int64 `(batch, length, 1)`, and a number that is no token counts as NaN.
 
     Raises:
         InputError: a step that needs more of the past than a state.
@@ -97,6 +98,8 @@ def export(rnn: RecurrentLayer | SequenceModel, length: int | None = None, times
     like = next(network.parameters())
     inner = () if length is None else (length,)
     x, spans = like.new_zeros(BATCH, *inner, network.input_size), like.new_ones(BATCH, *inner)
+    if isinstance(rnn, SequenceModel) and rnn.embedding is not None:
+        x = x[..., :1].long()
     module = Step(rnn) if length is None else _Whole(rnn) if isinstance(rnn, SequenceModel) else rnn
     with torch.no_grad(), _quiet():
         _, state = module(x)

@@ -160,7 +160,7 @@ def _rebuild(source: Path, written: str, tensors: dict[str, Any], kind: Kind) ->
 
 
 #: What a network may have otherwise than the saved one: the same weights give the same outputs.
-_FREE = ("gradient", "dropout", "missing", "encoder_gradient")
+_FREE = ("gradient", "dropout", "missing", "encoder_gradient", "embedding_dropout")
 
 
 def _agree(given: nn.Module, header: dict[str, str], source: Path, kind: Kind) -> None:

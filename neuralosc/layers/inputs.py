@@ -20,8 +20,8 @@ from solvers.protocol import Time
 Lengths = Tensor | Sequence[int]
 
 
-def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
-    """Refuse inputs of the wrong type, shape, dtype or device."""
+def check_sequence(x: Tensor, input_size: int, module: nn.Module, tokens: bool = False) -> None:
+    """Refuse inputs of the wrong type, shape, dtype or device; the dtype of `tokens` is not that of the parameters."""
     if not isinstance(x, Tensor):
         raise InputError(f"x is a {type(x).__name__}, expected a tensor (batch, time, input): use torch.as_tensor(x)")
     _check_dense(x)
@@ -38,7 +38,7 @@ def check_sequence(x: Tensor, input_size: int, module: nn.Module) -> None:
         return
     if x.device != parameter.device:
         raise InputError(f"x is on {x.device}, the parameters are on {parameter.device}: move one with .to(device)")
-    if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+    if not tokens and x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
         other = f" or rnn.to({x.dtype})" if x.is_floating_point() else ""
         raise InputError(
             f"x has dtype {x.dtype}, the parameters have {parameter.dtype}: use x.to({parameter.dtype}){other}"

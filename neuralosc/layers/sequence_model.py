@@ -18,6 +18,7 @@ from neuralosc.data.collate import Batch, Collator
 from neuralosc.data.series import asked_for, on_clock, taken
 from neuralosc.data.times import Unit, read
 from neuralosc.layers import inputs
+from neuralosc.layers.embedding import Embedding
 from neuralosc.layers.inputs import Lengths
 from neuralosc.layers.queries import FUTURES, sample_times, states_at
 from neuralosc.layers.readout import Readout
@@ -39,6 +40,9 @@ class SequenceModel(nn.Module):
     of the targets. Scaling is part of it: `neuralosc.save`, `load`, `export` and `export_onnx` take it as they take a
     network, and what is loaded predicts from times and values as they are.
 
+    With an `Embedding` x is a sequence of tokens, `(batch, time, 1)` numbers or `(batch, time)` integers, of which the
+    network is shown the vectors, in the place of scaled features.
+
     Args:
         rnn: the recurrent network.
         readout: from its outputs to answers.
@@ -46,6 +50,7 @@ class SequenceModel(nn.Module):
             equal or out of order. Collate the training set with it. None where samples are one step apart.
         input_scaler: of the features of x; None for none, which `fit_scaling` makes.
         target_scaler: of the answers; None for none, as for classes.
+        embedding: of the tokens that x holds; None where it holds features.
 
     Raises:
         InputError: parts that do not fit each other, or a unit of time that was never fitted.
@@ -58,12 +63,14 @@ class SequenceModel(nn.Module):
         collator: Collator | None = None,
         input_scaler: Scaler | None = None,
         target_scaler: Scaler | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
         super().__init__()
         self.rnn, self.readout = recurrent(rnn), _readout(readout, rnn)
         self.collator = _collator(collator, rnn)
         self.input_scaler = _scaler("input_scaler", input_scaler, rnn.input_size)
         self.target_scaler = _scaler("target_scaler", target_scaler, readout.answers)
+        self.embedding = None if embedding is None else _embedding(embedding, self)
 
     @property
     def bidirectional(self) -> bool:
@@ -71,7 +78,7 @@ class SequenceModel(nn.Module):
         return self.rnn.bidirectional
 
     def fit_scaling(self, x: Tensor, lengths: Lengths | None = None, targets: Tensor | None = None) -> SequenceModel:
-        """Take the scales of a training set, before training; returns itself.
+        """Take the scales of a training set, before training; returns itself. Tokens have none, their targets may.
 
         Args:
             x: `(batch, time, input)`, NaN where there is no value.
@@ -82,12 +89,16 @@ class SequenceModel(nn.Module):
         Raises:
             InputError: shapes that do not fit, infinite values, or a feature of which there is no value.
         """
-        decay = self.rnn.decay
-        if decay is not None and bool(decay.mean.any()):
-            raise InputError(
-                "rnn.decay.mean is set, and the means of scaled features are 0: leave it at 0, or the scaling out"
-            )
-        fitted = {"input_scaler": Scaler(self.rnn.input_size).to(self.readout.weight).fit(x, lengths)}
+        fitted = {}
+        if self.embedding is None:
+            decay = self.rnn.decay
+            if decay is not None and bool(decay.mean.any()):
+                raise InputError(
+                    "rnn.decay.mean is set, and the means of scaled features are 0: leave it at 0, or the scaling out"
+                )
+            fitted["input_scaler"] = Scaler(self.rnn.input_size).to(self.readout.weight).fit(x, lengths)
+        elif targets is None:
+            raise InputError("x holds tokens, which have no scale: give targets, or leave fit_scaling out")
         if targets is not None:
             self._check_targets(targets)
             every = lengths if self.readout.pooling.every else None
@@ -121,12 +132,13 @@ class SequenceModel(nn.Module):
         """Answers on the scale of `scaled(targets)`, `(batch, answers)`, or `(batch, time, answers)` of "every".
 
         Args:
-            x: `(batch, time, input)` as measured: scaling is done here.
+            x: `(batch, time, input)` as measured: scaling is done here. Of tokens `(batch, time, 1)`, of any type that
+                holds them exactly, or integers `(batch, time)`; NaN where there is none.
             timespans: time since the sample before, as for the network, in units (`collator.unit`).
             lengths: number of valid samples of each sequence; what follows them does not count.
         """
         self._timed(timespans, "timespans", "them: a batch of its collator has them in batch.inputs")
-        output, _ = self.rnn(self._shown(x), timespans=timespans, lengths=lengths)
+        output, _ = self.rnn(self.shown(x, lengths), timespans=timespans, lengths=lengths)
         answers: Tensor = self.readout(output, lengths)
         return answers
 
@@ -134,14 +146,14 @@ class SequenceModel(nn.Module):
         self, x: Tensor, state: Any = None, timespans: Tensor | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, Any]:
         """Answers in the units of the targets, and the state after the last sample; see `RecurrentLayer.forward`."""
-        output, after = self.rnn(self._shown(x), state, timespans, lengths)
+        output, after = self.rnn(self.shown(x, lengths), state, timespans, lengths)
         return self.unscaled(self.readout(output, lengths)), after
 
     def step(self, x: Tensor, state: Any = None, timespan: Tensor | float | None = None) -> tuple[Tensor, Any]:
         """One sample at a time: the answer after it, in the units of the targets, is that of `predict` up to it.
 
         Args:
-            x: the sample `(batch, input)` as measured.
+            x: the sample `(batch, input)` as measured; a token `(batch, 1)`, or as integers `(batch,)`.
             state: what the step before returned; None, or what `rnn.begin` gives, at the beginning.
             timespan: time since the sample before, in units (`collator.unit`); before the first sample
                 `collator.first`. Left out, and 1, for a model without a collator.
@@ -153,7 +165,9 @@ class SequenceModel(nn.Module):
             InputError: a read-out, network or control that needs all samples, or what a step of the network refuses.
         """
         self._timed(timespan, "timespan", "the time since the sample before, and before the first `collator.first`")
-        if self.input_scaler is not None:
+        if self.embedding is not None:
+            x = self._vector(x)
+        elif self.input_scaler is not None:
             # The checks of the network come before any arithmetic.
             single(x, self.rnn)
             x = self.input_scaler(x)
@@ -167,7 +181,7 @@ class SequenceModel(nn.Module):
             times: of one series `(samples,)`: numbers, dates or durations, whatever `collate` takes; or a sequence of
                 such, one for each series. None for samples that are one step apart, for a model without a collator.
             values: of one series `(samples, input)`, NaN where there is none (a network with missing="error" refuses
-                that), or a sequence of such.
+                that), or a sequence of such. Tokens of one series `(samples,)`, of several a sequence of such.
             at: times that are asked for, of the same kind as `times`, `(times,)`: what the model answers then, from
                 what was known then; no later sample is used. A sequence of such gives each series its own. Of a
                 read-out "last" or "every".
@@ -189,7 +203,7 @@ class SequenceModel(nn.Module):
                 if self.collator is None
                 else f"times is None, and the model has a unit of time ({self.collator.unit}): give the times"
             )
-        pairs, alone = taken(times, values)
+        pairs, alone = taken(times, values, self.embedding is not None)
         with _evaluated(self):
             batch = self._collated(pairs)
             if at is not None:
@@ -210,7 +224,9 @@ class SequenceModel(nn.Module):
         if swap is None:
             raise InputError(f"a {type(self.rnn).__name__} has no solver: there is none to choose")
         network = swap(solver, **choices)
-        other = SequenceModel(network, self.readout, self.collator, self.input_scaler, self.target_scaler)
+        other = SequenceModel(
+            network, self.readout, self.collator, self.input_scaler, self.target_scaler, self.embedding
+        )
         other.training = self.training
         return other
 
@@ -218,8 +234,10 @@ class SequenceModel(nn.Module):
         """What the module shows of itself."""
         return "" if self.collator is None else f"unit={self.collator.unit}, first={self.collator.first:g}"
 
-    def _shown(self, x: Tensor | PackedSequence) -> Any:
-        """What the network is shown of x."""
+    def shown(self, x: Tensor | PackedSequence, lengths: Lengths | None = None) -> Any:
+        """What the network is shown of x: the features on one scale, or the vectors of tokens."""
+        if self.embedding is not None:
+            return self._vectors(x, lengths)
         if self.input_scaler is None:
             return x
         if isinstance(x, PackedSequence):
@@ -227,6 +245,30 @@ class SequenceModel(nn.Module):
         # The checks of the network come before any arithmetic.
         inputs.check_sequence(x, self.rnn.input_size, self.rnn)
         return self.input_scaler(x)
+
+    def _vectors(self, x: Tensor | PackedSequence, lengths: Lengths | None = None) -> Any:
+        """The vectors of tokens; what stands in the padding is not looked at."""
+        assert self.embedding is not None
+        if isinstance(x, PackedSequence):
+            return PackedSequence(self.embedding(x.data.view(len(x.data), -1)), *x[1:])
+        if isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() and not x.is_nested:
+            x = x.unsqueeze(-1)
+        inputs.check_sequence(x, 1, self.embedding, tokens=True)
+        return self.embedding(x, None if lengths is None else inputs.valid_steps(lengths, x))
+
+    def _vector(self, x: Tensor) -> Tensor:
+        """The vector of one token of each sequence."""
+        assert self.embedding is not None
+        if self.training and self.embedding.dropout:
+            raise InputError("a step with dropout of tokens would draw a mask of its own: call model.eval() first")
+        tensor = isinstance(x, Tensor) and not x.is_nested
+        if tensor and x.dim() == 1 and not x.is_floating_point():
+            x = x.unsqueeze(-1)
+        if not tensor or x.dim() != 2 or x.shape[1] != 1:
+            given = f"has shape {tuple(x.shape)}" if tensor else f"is a {type(x).__name__}"
+            raise InputError(f"x {given}, expected one token (batch, 1), or integers (batch,)")
+        vector: Tensor = self._vectors(x.unsqueeze(1)).squeeze(1)
+        return vector
 
     def _timed(self, spans: Any, name: str, what: str) -> None:
         if spans is None and self.collator is not None:
@@ -241,8 +283,11 @@ class SequenceModel(nn.Module):
 
     def _collated(self, pairs: list[tuple[Any, Any]]) -> Batch:
         """The series as a batch for the network."""
-        weight, features = self.readout.weight, self.rnn.input_size
-        batch = dataclasses.replace(self.collator or Collator(), dtype=weight.dtype)(pairs)
+        weight, tokens = self.readout.weight, self.embedding is not None
+        features = 1 if tokens else self.rnn.input_size
+        # A network in half precision still has more tokens than such numbers tell apart.
+        dtype = torch.promote_types(weight.dtype, torch.float32) if tokens else weight.dtype
+        batch = dataclasses.replace(self.collator or Collator(), dtype=dtype)(pairs)
         if batch.x.shape[-1] != features and not bool(batch.lengths.any()):
             # A series without samples need not say of how many features.
             batch = dataclasses.replace(batch, x=batch.x.new_zeros(len(batch), 1, features))
@@ -263,7 +308,7 @@ class SequenceModel(nn.Module):
         """The answers to each series at the times that are asked of it."""
         rnn, collator = self._queried(), self.collator or Collator()
         spans = None if self.collator is None else batch.timespans
-        solution = rnn.solve(self._shown(batch.x), timespans=spans, lengths=batch.lengths)
+        solution = rnn.solve(self.shown(batch.x, batch.lengths), timespans=spans, lengths=batch.lengths)
         clock = sample_times(rnn, solution).cpu().double().numpy()
         rows = []
         for number, ((times, _), wanted) in enumerate(zip(pairs, asked, strict=True)):
@@ -334,6 +379,20 @@ def _scaler(name: str, scaler: Any, features: int) -> Scaler | None:
         given = f"of {scaler.features} features" if isinstance(scaler, Scaler) else f"a {type(scaler).__name__}"
         raise InputError(f"{name} is {given}, expected a neuralosc.Scaler({features}), or None")
     return scaler
+
+
+def _embedding(embedding: Any, model: SequenceModel) -> Embedding:
+    """An embedding that fits the other parts."""
+    features, collator = model.rnn.input_size, model.collator
+    if not isinstance(embedding, Embedding) or embedding.features != features:
+        own = isinstance(embedding, Embedding)
+        given = f"of {embedding.features} features" if own else f"a {type(embedding).__name__}"
+        raise InputError(f"embedding is {given}, expected a neuralosc.Embedding(tokens, {features}), or None")
+    if model.input_scaler is not None:
+        raise InputError("input_scaler and embedding are given, and tokens have no scale: leave input_scaler out")
+    if collator is not None and collator.duplicates == "mean":
+        raise InputError("the collator takes the mean of samples of one time, which is no token: use duplicates='last'")
+    return embedding
 
 
 @contextmanager

@@ -91,6 +91,15 @@ class Plain:
     def splits(self):
         x = torch.randn(30, 5, 1, generator=torch.Generator().manual_seed(0))
         return tuple(Series(part, part.mean(1)) for part in x.split(10))
+
+
+class Words:
+    output_size, kind, metrics, measured, irregular = 1, "regression", ("mae",), True, True
+    tokens, embedding_size = 9, 3
+
+    def splits(self, seed=0):
+        x = torch.randint(9, (30, 5, 1), generator=torch.Generator().manual_seed(0))
+        return tuple(Series(part, 100 + part.float().mean(1), torch.ones(10, 5)) for part in x.split(10))
 '''
 BRIEF = "--epochs 2 --threads 1 --hidden-size 5 --root . --name run"
 PARITY = "train --task mine:Parity --count 60"
@@ -215,6 +224,20 @@ def test_a_class_that_is_no_task_but_says_what_one_says(here):
     assert main(f"train --task mine:Plain --field mine:Leaky {BRIEF}".split()) == 0
     figures = evaluate("run")
     assert set(figures) > {"mae"} and figures["samples"] == 10
+
+
+def test_a_task_of_ones_own_has_tokens_with_times_and_targets_in_their_units(here, capsys):
+    assert main(f"train --task mine:Words --model lem {BRIEF}".split()) == 0
+    capsys.readouterr()
+    model, _, task = load_model("run")
+    assert model.embedding.tokens == 9 and model.embedding.features == 3 and model.input_scaler is None
+    assert 100 < float(model.target_scaler.mean) < 108 and evaluate("run")["mae"] < 20
+    message = refused(f"train --task mine:Words --time input {BRIEF} --name other", capsys)
+    assert "has tokens, beside which no feature stands" in message
+    # With code of one's own the weights are loaded into a model that was made for them.
+    assert main(f"train --task mine:Words --field mine:Leaky {BRIEF} --name own".split()) == 0
+    again = load_model("own")[0]
+    assert torch.isfinite(again(*task.splits()[2][:][::2])).all() and again.input_scaler is None
 
 
 # Code that was changed since
@@ -397,6 +420,10 @@ TASKS = {
     "class Odd(Whole): x = torch.zeros(9, 4)": r"training set: x is float32 \(3, 4\), expected .*\(samples, time, 2\)",
     "class Odd(Whole): x = torch.zeros(9, 4, 3)": r"x is float32 \(3, 4, 3\)",
     "class Odd(Whole): x = torch.zeros(9, 4, 2, dtype=int)": "x is int64",
+    "class Odd(Whole): tokens = 3": r"x is float32 \(3, 4, 2\), expected whole numbers \(samples, time, 1\)",
+    "class Odd(Whole): tokens, x = 3, torch.zeros(9, 4, 1).bool()": "x is bool",
+    "class Odd(Whole): tokens, x = 3, torch.full((9, 4, 1), 3)": "x has the token 3, expected 0 to 2",
+    "class Odd(Whole): tokens, x = 3, torch.full((9, 4, 1), -1)": "x has the token -1, expected 0 to 2",
     "class Odd(Whole): x = torch.full((9, 4, 2), torch.nan)": "x is not finite.*gaps = True",
     "class Odd(Whole): y = torch.zeros(9)": r"y is float32 \(3,\), expected floating-point numbers \(3, 1\)",
     "class Odd(Whole): y = torch.zeros(9, 1, dtype=int)": "y is int64",

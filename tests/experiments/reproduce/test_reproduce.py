@@ -13,6 +13,7 @@ from experiments import reproduce, tasks
 from experiments.command import cli
 from experiments.reproduce import results, rows, showing
 from experiments.tasks.adding import Adding
+from experiments.tasks.imdb import IMDB
 from experiments.tasks.text import Text
 from experiments.tasks.ts_files import Labelled
 from experiments.tasks.uea import UEA
@@ -96,12 +97,13 @@ def test_every_row_builds_its_tasks_and_networks(name, monkeypatch):
 
     monkeypatch.setattr(UEA, "_parts", property(parts))
     monkeypatch.setattr(Text, "_read", property(lambda task: ("".join(map(chr, range(65))), [], "")))
+    monkeypatch.setattr(IMDB, "_read", property(lambda task: (list("abcdefg"), [])))
     row = rows.row(name)
     for cell in row.cells():
         task = make_task(cell.config)
         assert row.metric in task.metrics
         model = blank(cell.config, task)
-        x = torch.zeros(2, 5, model.rnn.input_size)
+        x = torch.zeros(2, 5, 1 if task.tokens else model.rnn.input_size)
         spans = torch.ones(2, 5) if task.irregular and cell.config.time == "true" else None
         with torch.no_grad():
             answers = model.eval()(x, spans)
