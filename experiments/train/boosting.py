@@ -100,9 +100,11 @@ def train(config: RunConfig) -> Boosted:
         training, validation = _part(sets[0], config, task, scaler, limit=0), _part(sets[1], config, task, scaler)
         grown = _grown(ensemble, training, validation, scoring, config.seed)
         seconds = time.perf_counter() - started
-        figures = [_judged(grown, part, scoring) for part in (validation, _part(sets[2], config, task, scaler))]
+        on_validation = _judged(grown, validation, scoring)
+        on_test = _judged(grown, _part(sets[2], config, task, scaler), scoring)
     return Boosted(
-        *figures,
+        validation=on_validation,
+        test=on_test,
         best_epoch=max(trees.best for trees in grown),
         epochs=max(trees.learner.n_iter_ for trees in grown),
         seconds=seconds,
@@ -202,7 +204,7 @@ def _fitted(learner: Any, training: Weighted, validation: Weighted) -> _Trees:
     """The learner, stopped by the validation set; of statistics, targets and weights of each."""
     (rows, y, weights), (held_rows, held_y, held_weights) = training, validation
     # It takes no statistic that no sequence has, such as the slope of a feature that is noted once; counts all have.
-    columns = ~np.isnan(rows).all(0)
+    columns = np.flatnonzero((~np.isnan(rows)).any(0))
     held = {"X_val": held_rows[:, columns], "y_val": held_y, "sample_weight_val": held_weights}
     learner.fit(rows[:, columns], y, weights, **held)
     # The first is the loss before there is a tree; a tree is kept at least.

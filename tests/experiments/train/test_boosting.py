@@ -149,7 +149,8 @@ class Plain(Means):
 
 
 @pytest.fixture
-def config():
+def config(monkeypatch):
+    monkeypatch.setitem(boosting.SETTINGS, "max_iter", 120)
     return RunConfig(task=f"{__name__}:Means", threads=1, seed=1)
 
 
