@@ -15,7 +15,8 @@ import torch
 from experiments.files import locked, write_atomically
 from experiments.reproduce.rows import Cell, Group, Row
 from experiments.tasks.metrics import METRICS
-from experiments.train import history
+from experiments.train import boosting, history
+from experiments.train.boosting import Boosted
 from experiments.train.config import RunConfig
 from experiments.train.runs import environment
 from experiments.train.training import RunResult, device_of
@@ -91,7 +92,7 @@ class Results:
         runs: list[dict[str, Any]] = found["runs"]
         return runs
 
-    def add(self, cell: Cell, seed: int, result: RunResult) -> None:
+    def add(self, cell: Cell, seed: int, result: RunResult | Boosted) -> None:
         """Add a finished run and write the file, with what other processes have added meanwhile."""
         entry = _entry(cell, seed, result)
         with locked(self.path.with_name(f".{self.path.name}.lock"), wait=True):
@@ -123,9 +124,9 @@ class Results:
         cells = [self.figures(cell) for cell in group.cells]
         return [statistics.fmean(runs) for runs in cells] if all(cells) else []
 
-    def best(self) -> tuple[Group, float] | None:
-        """The group with the best mean, and this; None where none has run."""
-        groups = self.row.groups(self.epochs)
+    def best(self, network: bool = True) -> tuple[Group, float] | None:
+        """The group of networks, or of what is none, with the best mean, and this; None where none has run."""
+        groups = [group for group in self.row.groups(self.epochs) if group.network == network]
         means = [(group, statistics.fmean(found)) for group in groups if (found := self.of_group(group))]
         sign = 1 if METRICS[self.row.metric].larger else -1
         return max(means, key=lambda each: sign * each[1], default=None)
@@ -133,6 +134,8 @@ class Results:
 
 def settings(cell: Cell) -> dict[str, Any]:
     """What decides a run besides its seed, where it runs and who follows it."""
+    if not cell.network:
+        return boosting.settings(cell.config)
     own = {"seed", "data_dir", "device", "threads", "loggers"}
     return {key: value for key, value in cell.config.to_dict().items() if key not in own}
 
@@ -147,8 +150,8 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _entry(cell: Cell, seed: int, result: RunResult) -> dict[str, Any]:
-    device = device_of(cell.config)
+def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]:
+    device = "cpu" if isinstance(result, Boosted) else device_of(cell.config)
     ran_on = environment(device)
     return {
         "seed": seed,
@@ -160,11 +163,11 @@ def _entry(cell: Cell, seed: int, result: RunResult) -> dict[str, Any]:
         "epochs": result.epochs,
         "seconds": round(result.seconds, 2),
         "parameters": result.parameters,
-        "curve": _curve(result),
+        "curve": [] if isinstance(result, Boosted) else _curve(result),
         "machine": processor() if device == "cpu" else ran_on["device"]["name"],
         "threads": cell.config.threads or torch.get_num_threads(),
         "started": ran_on["started"],
-        "versions": ran_on["versions"],
+        "versions": ran_on["versions"] | (result.versions if isinstance(result, Boosted) else {}),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tasks.metrics import METRICS
+from experiments.train import boosting
 from experiments.train.config import RunConfig, read_yaml
 from solvers.errors import InputError, unknown
 
@@ -50,6 +51,11 @@ class Cell:
         """The labels in one line; "all" where the table has no axes."""
         return ", ".join(self.labels) or "all"
 
+    @property
+    def network(self) -> bool:
+        """Whether it is of a network, and not of `boosting`."""
+        return self.config.model != boosting.NAME
+
 
 @dataclass(frozen=True)
 class Group:
@@ -68,6 +74,11 @@ class Group:
         """The labels in one line; "all" where the table has no other axes."""
         return ", ".join(self.labels) or "all"
 
+    @property
+    def network(self) -> bool:
+        """Whether it is of a network."""
+        return all(cell.network for cell in self.cells)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -81,7 +92,7 @@ class Row:
         metric: the figure that is compared, on the test set.
         seeds: one run of every cell for each.
         axes: of the table: by the name of an axis its labels, and the settings that each one stands for. A dot leads
-            into options: "model_options.dt".
+            into options: "model_options.dt". `model: boosting` stands for `boosting`, which has settings of its own.
         published: figures to compare with.
         reach: what is to be reached by the best cell, None where nothing was set.
         over: the axis over which the mean is what counts, such as divisions of the data; empty where every cell stands
@@ -120,7 +131,8 @@ class Row:
             values = dict(self.config)
             for settings in (*(each for _, each in chosen), {} if epochs is None else {"epochs": epochs}):
                 values = _with(values, settings)
-            cells.append(Cell(tuple(label for label, _ in chosen), RunConfig.from_dict(values)))
+            labels = tuple(f"{label} (no network)" if _boosts(each) else label for label, each in chosen)
+            cells.append(Cell(labels, RunConfig.from_dict(values)))
         return cells
 
 
@@ -154,8 +166,31 @@ def row(name: str) -> Row:
         raise InputError(f"{path}: {unknown('metric', made.metric, METRICS)}")
     if made.over and made.over not in made.axes:
         raise InputError(f"{path}: {unknown('axis (over)', made.over, made.axes)}")
+    _check_boosting(path, made)
     made.cells()
     return made
+
+
+def _boosts(settings: Mapping[str, Any]) -> bool:
+    return settings.get("model") == boosting.NAME
+
+
+def _check_boosting(path: Path, made: Row) -> None:
+    """Refuse settings that it does not have, beside those of networks that it does not look at.
+
+    Raises:
+        InputError: a label gives it some, or it is no label of an axis.
+    """
+    if _boosts(made.config):
+        raise InputError(f"{path}: config has model {boosting.NAME}: name it on an axis, beside networks")
+    for axis in made.axes.values():
+        for label, settings in axis.items():
+            strange = [key for key in settings if key != "model" and key.partition(".")[0] not in boosting.OF_CONFIG]
+            if _boosts(settings) and strange:
+                raise InputError(
+                    f"{path}: {label!r} gives {boosting.NAME} {strange[0]}: expected model and any of "
+                    f"{', '.join(boosting.OF_CONFIG)}"
+                )
 
 
 def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

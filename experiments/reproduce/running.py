@@ -10,7 +10,8 @@ from typing import Any
 
 from experiments.reproduce.results import Results
 from experiments.reproduce.rows import Cell, Row
-from experiments.train import training
+from experiments.train import boosting, training
+from experiments.train.boosting import Boosted
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
 from experiments.train.training import RunResult
@@ -55,7 +56,8 @@ def reproduce(
         for seed in seeds or row.seeds:
             if seed not in done:
                 config = dataclasses.replace(cell.config, seed=seed, data_dir=data_dir, threads=threads)
-                kept.add(cell, seed, _run(config, root, _folder(kept, cell, seed)))
+                run = _run(config, root, _folder(kept, cell, seed)) if cell.network else _boosted(config)
+                kept.add(cell, seed, run)
     return kept
 
 
@@ -71,6 +73,13 @@ def _run(config: RunConfig, root: Path, name: str) -> RunResult:
                 "another one"
             )
     return training.resume(root / name)
+
+
+def _boosted(config: RunConfig) -> Boosted:
+    """Of so few seconds that nothing of it is kept before its end."""
+    result = boosting.train(config)
+    print(f"boosting  {result.best_epoch} iterations of {result.epochs}  {result.seconds:.1f} s")
+    return result
 
 
 def _agree(given: Any, stored: Any) -> bool:

@@ -22,8 +22,9 @@ PAGE = """# Results
 Published results run again. `{command} --page docs/results.md` writes this page from the files in `results/`; each
 row is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the
 standard deviation of a sample; one over divisions of the data is the mean over their means, with the deviation of
-these. Figures are of the test set, with the weights that were best on the validation set. Rows without runs wait for
-somebody with the data or the time: their commands are ready.
+these. Figures are of the test set, with the weights that were best on the validation set. Boosting is no network:
+gradient-boosted trees on statistics of each sequence ([irregular.md](irregular.md#training)), stopped by the loss on
+the validation set. Rows without runs wait for somebody with the data or the time: their commands are ready.
 """
 
 Grid = tuple[list[str], list[list[str]]]
@@ -53,7 +54,8 @@ def cells(results: Results) -> Grid:
             seconds = statistics.fmean(run["seconds"] for run in runs)
             figure = summary(metric, results.figures(cell))
             labels = list(cell.labels) or [cell.config.model]
-            lines.append([*labels, figure, str(len(runs)), f"{seconds:.0f} s", f"{runs[0]['parameters']:,}"])
+            parameters = f"{runs[0]['parameters']:,}" if cell.network else ""
+            lines.append([*labels, figure, str(len(runs)), f"{seconds:.0f} s", parameters])
     blank = [""] * (len(axes) - 1)
     for name, value in _guesses(results):
         lines.append([f"{name} (no network)", *blank, shown(metric, value), "", "", ""])
@@ -149,8 +151,14 @@ def notices(results: Results) -> list[str]:
 
 def _machines(results: Results) -> str:
     runs = [run for cell in results.all_cells for run in results.runs(cell)]
-    places = {f"{run['machine']}, {_count(run['threads'])}, torch {run['versions']['torch']}" for run in runs}
+    places = {f"{run['machine']}, {_count(run['threads'])}, {_software(run['versions'])}" for run in runs}
     return "; ".join(sorted(places))
+
+
+def _software(versions: dict[str, str]) -> str:
+    """What computed it: scikit-learn is kept where it did."""
+    name = "scikit-learn" if "scikit-learn" in versions else "torch"
+    return f"{name} {versions[name]}"
 
 
 def _count(threads: int) -> str:
@@ -161,10 +169,9 @@ def _guesses(results: Results) -> list[tuple[str, float]]:
     """Answers that need no network, of the first run that has them."""
     for cell in results.all_cells:
         for run in results.runs(cell):
-            found = run.get("baselines", {})
-            return [
-                (name, figures[results.row.metric]) for name, figures in found.items() if results.row.metric in figures
-            ]
+            if found := run.get("baselines", {}):
+                metric = results.row.metric
+                return [(name, figures[metric]) for name, figures in found.items() if metric in figures]
     return []
 
 
@@ -184,13 +191,14 @@ def _epochs(row: Row, shown_cells: Sequence[Cell]) -> str:
 
 
 def _compared(results: Results) -> list[str]:
-    """The best figure, beside what there is to compare it with."""
-    best = results.best()
-    if best is None:
-        return ["", *_others(results.row)]
-    group, _ = best
-    which = f" ({group.name})" if group.labels else ""
-    return [summary(results.row.metric, results.of_group(group)) + which, *_others(results.row)]
+    """The best figure, of networks and of what is none, beside what there is to compare it with."""
+    shown_groups = []
+    for best in (results.best(), results.best(network=False)):
+        if best is not None:
+            group, _ = best
+            which = f" ({group.name})" if group.labels else ""
+            shown_groups.append(summary(results.row.metric, results.of_group(group)) + which)
+    return ["; ".join(shown_groups), *_others(results.row)]
 
 
 def _others(row: Row) -> list[str]:

@@ -17,7 +17,7 @@ from experiments.tasks.imdb import IMDB
 from experiments.tasks.text import Text
 from experiments.tasks.ts_files import Labelled
 from experiments.tasks.uea import UEA
-from experiments.train import training
+from experiments.train import boosting, training
 from experiments.train.model import blank, make_task
 from solvers.errors import InputError
 
@@ -71,7 +71,9 @@ def test_every_row_is_one_and_says_what_it_compares():
         # Cells differ in what they run, and not in their name alone.
         assert len({str(results.settings(cell)) for cell in found}) == len(found)
         assert all(cell.config.epochs == 1 for cell in row.cells(epochs=1))
-        assert all(neuralosc.model(cell.config.model) and tasks.options(cell.config.task) is not None for cell in found)
+        assert all(tasks.options(cell.config.task) is not None for cell in found)
+        assert all(neuralosc.model(cell.config.model) for cell in found if cell.network)
+        assert found[0].network
 
 
 #: Channels, classes and the length of a series of the sets that rows name.
@@ -102,6 +104,9 @@ def test_every_row_builds_its_tasks_and_networks(name, monkeypatch):
     for cell in row.cells():
         task = make_task(cell.config)
         assert row.metric in task.metrics
+        if not cell.network:
+            boosting.check(cell.config, task)
+            continue
         model = blank(cell.config, task)
         x = torch.zeros(2, 5, 1 if task.tokens else model.rnn.input_size)
         spans = torch.ones(2, 5) if task.irregular and cell.config.time == "true" else None
@@ -159,6 +164,59 @@ def test_what_another_process_added_meanwhile_stays(folder):
     run = training.resume(folder / "runs" / "small-lstm-seed-4", progress=False)
     kept.add(cell, 5, run)
     assert {n: len(c["runs"]) for n, c in stored(folder)["cells"].items()} == {"LSTM": 3, "coRNN": 1}
+
+
+BOOSTED = (
+    ROW
+    + """
+    Boosting: {model: boosting}
+  length:
+    "8": {task_options.length: 8}
+    "9": {task_options.length: 9}
+over: length
+"""
+)
+
+
+def test_boosting_stands_beside_networks_and_is_none(folder, capsys, monkeypatch):
+    pytest.importorskip("sklearn", reason="boosting is scikit-learn's")
+    (rows.FOLDER / "small.yaml").write_text(BOOSTED.replace("train_size: 40", "train_size: 200"))
+    assert command(folder, "small", "--epochs", "1", "--seeds", "1", "--only", "Boosting") == 0
+    ran, train = [], boosting.train
+    monkeypatch.setattr(boosting, "train", lambda config: ran.append(config.seed) or train(config))
+    assert command(folder, "small", "--epochs", "1") == 0
+    # What was there was not run again.
+    assert ran == [4, 4]
+    values = stored(folder, "small-1-epochs")["cells"]
+    assert len(values) == 6 and all(len(cell["runs"]) == 2 for cell in values.values())
+    networks, boosted = values["LSTM, 8"], values["Boosting (no network), 8"]
+    assert boosted["settings"]["model"] == "boosting" and boosted["settings"]["model_options"] == boosting.SETTINGS
+    assert boosted["settings"]["task_options"] == networks["settings"]["task_options"]
+    assert "lr" in networks["settings"] and "lr" not in boosted["settings"]
+    for run in boosted["runs"]:
+        assert set(run["test"]) == set(networks["runs"][0]["test"]) and run["seconds"] > 0 and run["threads"] == 1
+        assert set(networks["runs"][0]["versions"]) | {"scikit-learn"} == set(run["versions"]) and run["machine"]
+        assert run["curve"] == [] and run["parameters"] is None
+    kept = results.Results.read(folder / "results", rows.row("small"), 1)
+    (without, value), (best, _) = kept.best(network=False), kept.best()
+    assert without.name == "Boosting (no network)" and best.name in ("coRNN", "LSTM")
+    figures = [run["test"]["mse"] for length in "89" for run in values[f"Boosting (no network), {length}"]["runs"]]
+    assert value == pytest.approx(sum(figures) / 4)
+    page = showing.page(folder / "results")
+    assert f"({best.name}); {value:.4g} ±" in page and "| Boosting (no network) | 8 |" in page
+    assert f"scikit-learn {run['versions']['scikit-learn']}" in page
+    assert re.search(r"Boosting \(no\s+network\)", capsys.readouterr().out)
+
+
+def test_boosting_on_a_task_that_it_has_no_answer_to_is_one_line(folder, capsys, monkeypatch):
+    (rows.FOLDER / "small.yaml").write_text(BOOSTED)
+    assert command(folder, "small", "--epochs", "1", "--seeds", "1", "--only", "LSTM, 8") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(Adding, "every", True)
+    assert command(folder, "small", "--epochs", "1", "--only", "Boosting") == 2
+    error = capsys.readouterr().err
+    assert "task 'adding' asks at every sample: leave it out" in error and error.count("\n") == 1
+    assert list(stored(folder, "small-1-epochs")["cells"]) == ["LSTM, 8"]
 
 
 def test_a_mean_over_an_axis_is_told_once_all_of_it_has_run(folder, capsys):
@@ -256,6 +314,9 @@ def test_what_cannot_be_run_is_one_line(arguments, message, folder, capsys):
         ("title:", "titel:", "unknown key of a row 'titel'"),
         ("metric: mse\n", "", "has no metric"),
         ("task: adding", "tusk: adding", "unknown configuration key 'tusk'"),
+        ("coRNN: {model: cornn,", "coRNN: {model: boosting,", "'coRNN' gives boosting model_options.gamma"),
+        ("LSTM: {model: lstm,", "LSTM: {model: boosting,", "'LSTM' gives boosting lr: expected model and any of task"),
+        ("  batch_size: 20", "  model: boosting", "config has model boosting: name it on an axis"),
     ],
 )
 def test_a_file_that_is_no_row_is_one_line(old, new, message, folder):
