@@ -333,6 +333,16 @@ LINEAR = [
 ]
 
 
+def beside_loop(model: str, layers: int = 1) -> dict[str, Case]:
+    """The loop of a published network, and the library as it runs by default, by name; none where there is no loop."""
+    pairs = {"cornn": cornn, "lem": _lem, "lipschitz": _lipschitz, "unicornn": unicornn(layers)}
+    if model not in pairs or (layers > 1 and model != "unicornn"):
+        return {}
+    loop = Case(model, LOOP, written(pairs[model]), "")
+    ours = Case(model, COMPILED, library(pairs[model], "auto"), "", loop.name)
+    return {case.name: case for case in (loop, ours)}
+
+
 def cases(shape: Shape) -> dict[str, Case]:
     """The cases of a shape by name."""
     return {case.name: case for case in (LINEAR if shape.linear else NETWORKS)}

@@ -167,6 +167,9 @@ def reproduce(
         str | None, typer.Option("--data-dir", metavar="PATH", help="Folder with the data files of the task.")
     ] = None,
     threads: Annotated[int, number_option("--threads", "CPU threads; 0: PyTorch's choice.")] = 0,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Also time training steps beside those of the published network's loop.")
+    ] = False,
     results: Annotated[Path, typer.Option("--results", metavar="PATH", help="Folder of the results.")] = Path(
         "results"
     ),
@@ -182,7 +185,7 @@ def reproduce(
         raise InputError("reproduce what? Give a row, or --list to see which there are")
     out = console()
     if name is not None:
-        settings = {"epochs": epochs, "only": only, "data_dir": data_dir, "threads": threads}
+        settings = {"epochs": epochs, "only": only, "data_dir": data_dir, "threads": threads, "loop": loop}
         again.publish(again.run(name, results, root, seeds, **settings), out)
     if overview:
         out.print(again.overview(results))

@@ -33,6 +33,8 @@ def publish(results: Results, out: Console) -> None:
         out.print(showing.table("in the mean", means))
     if (curve := showing.curve(results)) is not None:
         out.print(showing.table("after each epoch, on the validation set", curve))
+    if (loops := showing.loops(results)) is not None:
+        out.print(showing.table("training steps beside those of the published loop, measured in turns", loops))
     if results.row.note:
         out.print(results.row.note, markup=False)
     for line in showing.notices(results):

@@ -98,9 +98,25 @@ class Results:
         with locked(self.path.with_name(f".{self.path.name}.lock"), wait=True):
             self.cells.update(Results.read(self.path.parent, self.row, self.epochs).cells)
             runs = [run for run in self.runs(cell) if run["seed"] != seed] + [entry]
-            self.cells[cell.name] = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
-            values = {"title": self.row.title, "source": self.row.source, "metric": self.row.metric}
-            write_atomically(self.path, (json.dumps(values | {"cells": self.cells}, indent=1) + "\n").encode())
+            ran = {"settings": settings(cell), "runs": sorted(runs, key=lambda run: run["seed"])}
+            self.cells[cell.name] = {**self.cells.get(cell.name, {}), **ran}
+            self._write()
+
+    def loop(self, cell: Cell) -> dict[str, Any]:
+        """What a training step of a cell took beside one of the published loop, empty where none was timed."""
+        timed: dict[str, Any] = self.cells.get(cell.name, {}).get("loop", {})
+        return timed
+
+    def add_loop(self, cell: Cell, timed: dict[str, Any]) -> None:
+        """Add such times to a cell that has run, and write the file."""
+        with locked(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+            self.cells.update(Results.read(self.path.parent, self.row, self.epochs).cells)
+            self.cells[cell.name]["loop"] = timed
+            self._write()
+
+    def _write(self) -> None:
+        values = {"title": self.row.title, "source": self.row.source, "metric": self.row.metric}
+        write_atomically(self.path, (json.dumps(values | {"cells": self.cells}, indent=1) + "\n").encode())
 
     def figures(self, cell: Cell) -> list[float]:
         """The compared figure of each run of a cell."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.reproduce.loops import beside
 from experiments.reproduce.results import Results
 from experiments.reproduce.rows import Cell, Row
 from experiments.train import boosting, training
@@ -27,6 +28,7 @@ def reproduce(
     epochs: int | None = None,
     only: str = "",
     threads: int = 0,
+    loop: bool = False,
 ) -> Results:
     """Run what is not there yet, and return all there is.
 
@@ -41,6 +43,7 @@ def reproduce(
         epochs: instead of those of the row. Such runs are kept apart.
         only: run the cells alone that have this in their name.
         threads: CPU threads, 0 for PyTorch's choice.
+        loop: also time a training step beside one of the published network's own loop, after the runs of a cell.
 
     Raises:
         InputError: no cell has such a name, the data are missing, or results lie there that had other settings.
@@ -58,6 +61,8 @@ def reproduce(
                 config = dataclasses.replace(cell.config, seed=seed, data_dir=data_dir, threads=threads)
                 run = _run(config, root, _folder(kept, cell, seed)) if cell.network else _boosted(config)
                 kept.add(cell, seed, run)
+        if loop and cell.network and not kept.loop(cell):
+            kept.add_loop(cell, dataclasses.asdict(beside(cell, data_dir, threads)))
     return kept
 
 

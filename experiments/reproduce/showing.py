@@ -79,6 +79,20 @@ def means(results: Results) -> Grid | None:
     return ([*axes, f"{row.metric}, mean over {row.over}", "runs"], lines) if lines else None
 
 
+def loops(results: Results) -> Grid | None:
+    """The training steps of an epoch beside those of the published loops; None where none were timed."""
+    lines = []
+    for cell in results.all_cells:
+        if timed := results.loop(cell):
+            size = ", ".join(str(timed[name]) for name in ("time", "batch", "hidden", "features"))
+            loop, ours = (timed["steps"] * timed[name] for name in ("loop", "ours"))
+            where = f"{timed['machine']}, {_count(timed['threads'])}"
+            label = cell.name if cell.labels else cell.config.model
+            lines.append([label, size, f"{ours:.0f} s", f"{loop:.0f} s", f"{loop / ours:.1f}", where])
+    heads = ["network", "(time, batch, hidden, features)", "an epoch's steps", "in the published loop", "ratio", "on"]
+    return (heads, lines) if lines else None
+
+
 def curve(results: Results) -> Grid | None:
     """The validation metric after each epoch beside the published one; None where there is nothing to compare."""
     published = [entry for entry in results.row.published if entry.curve]
@@ -137,6 +151,9 @@ def _section(results: Results) -> Iterable[str]:
     yield markdown(cells(results)) + "\n"
     if (found := curve(results)) is not None:
         yield f"{METRICS[results.row.metric].title} of the validation set after each epoch:\n"
+        yield markdown(found) + "\n"
+    if (found := loops(results)) is not None:
+        yield "Training steps (forward and backward) beside the published loop, measured in turns by `--loop`:\n"
         yield markdown(found) + "\n"
     for line in notices(results):
         yield f"{line[:1].upper()}{line[1:]}.\n"

@@ -86,21 +86,24 @@ def test_products_round_their_operands_and_nothing_else(features, hidden, relati
 
 
 @pytest.mark.slow
-def test_training_in_bfloat16_learns_as_well():
+@pytest.mark.parametrize("seed", range(3))
+def test_training_in_bfloat16_learns_as_well(seed):
+    # Digits by their rows and a rate that falls to zero: by pixels, seeds alone differ by more than what is looked for.
     digits = load_digits()
-    x = torch.from_numpy(digits.data).float().div(16).unsqueeze(-1)
+    x = torch.from_numpy(digits.data).float().div(16).reshape(-1, 8, 8)
     y = torch.from_numpy(digits.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, test = order[:1400], order[1400:]
-    accuracy = {}
-    for enabled in (False, True):
-        torch.manual_seed(0)
-        rnn = neuralosc.CoRNN(1, 128, dt=0.2, gamma=1.0, epsilon=2.0)
+
+    def trained(enabled):
+        torch.manual_seed(seed)
+        rnn = neuralosc.CoRNN(8, 128, dt=0.2, gamma=1.0, epsilon=2.0)
         readout = torch.nn.Linear(128, 10)
         optimizer = torch.optim.Adam([*rnn.parameters(), *readout.parameters()], lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
 
-        def answers(rows, rnn=rnn, readout=readout, enabled=enabled):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        def answers(rows):
+            with solvers.backend("compiled"), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 solution = rnn.solve(x[rows])
                 assert solution.trajectories[0].record.path == "compiled"
                 return readout(solution.output[:, -1]).float()
@@ -112,8 +115,11 @@ def test_training_in_bfloat16_learns_as_well():
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(rnn.parameters(), 1.0)
                 optimizer.step()
+            schedule.step()
         with torch.no_grad():
-            accuracy[enabled] = float((answers(test).argmax(1) == y[test]).float().mean())
-    print(accuracy)
-    assert accuracy[False] > 0.9
-    assert abs(accuracy[True] - accuracy[False]) < 0.03
+            return float((answers(test).argmax(1) == y[test]).float().mean())
+
+    full, half = trained(False), trained(True)
+    assert full > 0.8
+    # 397 digits: a hundredth is four of them.
+    assert abs(half - full) < 0.02
