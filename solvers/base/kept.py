@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Snapshot:
     Attributes:
         hidden: the tensors with a gradient that the evaluation read beside the known ones.
         likeness: of the field, if it is a module.
-        field: the module of that, or the function.
+        field: the module of that, or the function, without attributes of its own.
     """
 
     def __init__(self, field: Any, watch: Watch, known: Sequence[Tensor], before: Versions) -> None:
@@ -48,6 +49,8 @@ class Snapshot:
         if isinstance(self.field, nn.Module):
             self.likeness = Likeness(self.field, set(map(id, (*known, *self._named, *self.hidden))))
             self.field = self.likeness.module
+        elif isinstance(self.field, FunctionType):
+            self.field = _unattributed(self.field)
 
     def counting(self) -> AbstractContextManager[None]:
         """What the field counts in itself is counted in the module it was made of; see `Likeness.counting`."""
@@ -70,6 +73,19 @@ class Snapshot:
         others = [tensor for tensor in watch.hidden((*known, *self._named, *self.hidden)) if tensor.is_leaf]
         if others:
             raise lost(self.field, others[0])
+
+
+def _unattributed(function: FunctionType) -> FunctionType:
+    """A function that computes the same and has no attributes: states that are kept there would never be freed."""
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__, copy.__qualname__, copy.__module__ = (
+        function.__kwdefaults__,
+        function.__qualname__,
+        function.__module__,
+    )
+    return copy
 
 
 class Kept:

@@ -291,6 +291,24 @@ def test_a_module_that_keeps_its_states_is_freed(solver, gradient, backward, kep
     assert alive() is None
 
 
+@pytest.mark.parametrize(("solver", "gradient"), EVALUATED)
+def test_a_function_that_keeps_its_states_is_freed(solver, gradient):
+    weight = Weight()
+
+    def field(t, x, u, weight=weight):
+        return weight(t, x, u)
+
+    field.history = []
+    for _ in range(2):
+        field.kept = solvers.integrate(field, start(), TIMES, method=solver, gradient=gradient).states
+        field.kept.sum().backward()
+        field.history.append(field.kept)
+    alive = weakref.ref(weight)
+    del field, weight
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.parametrize(
     ("solver", "gradient"),
     [("rk4", "checkpoint"), ("rk4", "adjoint"), ("reversible", "reversible"), ("rk4", "backprop")],
