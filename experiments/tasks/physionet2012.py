@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from scipy import special
 
 from experiments.tasks.base import Splits, Task, positive, stratified
 from experiments.tasks.series import Series
 from experiments.tasks.stays import PARAMETERS, STATIC, Stays, read_stays
+from solvers.errors import unknown
 
 VALIDATION_SHARE = TEST_SHARE = 0.1
 MINUTES_PER_HOUR = 60
@@ -23,10 +27,11 @@ class PhysioNet2012(Task):
     """37 parameters of 4000 stays, measured when they were measured; the class is 1 for a death in hospital (13.9 %).
 
     A sample is what was measured in one minute, NaN else; of two values of a parameter in a minute the later one
-    counts. Timespans are in hours, that of the first sample is 1. Values are standardized by those of the training set,
-    after those beyond its 0.5 % and 99.5 % quantiles were cut off. What was noted on admission (age, gender, height,
-    and the kind of unit, one feature each) is a sample of minute 0; three stays have nothing else. -1 is not known.
-    80 % of the stays are for training, 10 % each for validation and test, with the same share of deaths.
+    counts. Timespans are in hours, that of the first sample is 1. Values are on the scale of those of the training
+    set: their deviations from its mean, after those beyond its 0.5 % and 99.5 % quantiles were cut off, or as
+    `transform` says. What was noted on admission (age, gender, height, and the kind of unit, one feature each) is a
+    sample of minute 0; three stays have nothing else. -1 is not known. 80 % of the stays are for training, 10 % each
+    for validation and test, with the same share of deaths.
 
     Source: I. Silva, G. Moody, D. J. Scott, L. A. Celi, R. G. Mark, Predicting in-hospital mortality of ICU patients:
     the PhysioNet/Computing in Cardiology Challenge 2012, Computing in Cardiology 2012; set A.
@@ -36,7 +41,12 @@ class PhysioNet2012(Task):
         division: number of the division into the three sets.
         static: show what was noted on admission; without, the three stays have no sample at all.
         running: show beside each value what is known of its parameter so far: the largest, the smallest and the mean
-            value, 0 (the mean of all) before the first one, and the logarithm of 1 + the number of values.
+            value, 0 (the middle of all) before the first one, and the logarithm of 1 + the number of values.
+        transform: "standard" for values in deviations from their mean, or "rank" for the normal quantile of their rank
+            among the values of the training set: of some laboratory values half lie within a tenth of a deviation.
+
+    Raises:
+        InputError: an option that is none.
     """
 
     name = "physionet2012"
@@ -51,9 +61,17 @@ class PhysioNet2012(Task):
     length = 202
 
     def __init__(
-        self, data_dir: str | None = None, division: int = 0, static: bool = True, running: bool = False
+        self,
+        data_dir: str | None = None,
+        division: int = 0,
+        static: bool = True,
+        running: bool = False,
+        transform: str = "standard",
     ) -> None:
         self.data_dir, self.static, self.running = data_dir, static, running
+        self.transform = transform
+        if transform not in SCALES:
+            raise unknown(f"value of option 'transform' of task {self.name!r}", transform, SCALES)
         self.division = positive(self.name, "division", division, least=0)
         measured = len(PARAMETERS) * (1 + (len(SUMMARIES) if running else 0))
         self.input_size = measured + (len(STATIC) - 1 + len(UNITS) if static else 0)
@@ -66,14 +84,15 @@ class PhysioNet2012(Task):
         """
         stays = read_stays(self.name, self.data_dir)
         parts = stratified(stays.died, VALIDATION_SHARE, TEST_SHARE, self.division)
-        values = standardized(stays.value, stays.parameter, np.isin(stays.stay, parts[0].numpy()), len(PARAMETERS))
+        scale, training = SCALES[self.transform], parts[0].numpy()
+        values = scaled(scale, stays.value, stays.parameter, np.isin(stays.stay, training), len(PARAMETERS))
         rows, minutes, lengths = samples(stays, self.static)
         x = np.full((len(lengths), max(1, lengths.max()), self.input_size), np.nan, np.float32)
         # Of an index that is there twice NumPy keeps the last.
         x[stays.stay, rows, stays.parameter] = values
         if self.static:
             admitted = len(STATIC) - 1 + len(UNITS)
-            x[:, 0, len(PARAMETERS) : len(PARAMETERS) + admitted] = admission(stays, parts[0].numpy())
+            x[:, 0, len(PARAMETERS) : len(PARAMETERS) + admitted] = admission(stays, training, scale)
         if self.running:
             for place, summary in enumerate(SUMMARIES, start=-len(SUMMARIES)):
                 begin = self.input_size + place * len(PARAMETERS)
@@ -131,24 +150,44 @@ def so_far(values: np.ndarray, summary: str) -> np.ndarray:
     return np.where(counts > 0, found, 0.0)
 
 
-def standardized(values: np.ndarray, feature: np.ndarray, training: np.ndarray, features: int) -> np.ndarray:
-    """Values of several features, cut off and standardized by those of the training set."""
+def scaled(scale: Scale, values: np.ndarray, feature: np.ndarray, training: np.ndarray, features: int) -> np.ndarray:
+    """Values of several features, each on the scale of those of the training set."""
     result = values.copy()
     for number in range(features):
         here = feature == number
         known = values[here & training]
         if len(known):
-            low, high = np.quantile(known, QUANTILES)
-            kept = known.clip(low, high)
-            result[here] = (values[here].clip(low, high) - kept.mean()) / (kept.std() or 1.0)
+            result[here] = scale(values[here], known)
     return result
 
 
-def admission(stays: Stays, training: np.ndarray) -> np.ndarray:
-    """What was noted on admission, `(stays, features)`: numbers standardized, and 1 for the kind of unit, else 0."""
+def standardized(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values in deviations from the mean of those that are known, all cut off at the quantiles of these."""
+    low, high = np.quantile(known, QUANTILES)
+    kept = known.clip(low, high)
+    deviations: np.ndarray = (values.clip(low, high) - kept.mean()) / (kept.std() or 1.0)
+    return deviations
+
+
+def ranked(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The normal quantile of the share of known values that are smaller, of equal ones half."""
+    known = np.sort(known)
+    below, up_to = (np.searchsorted(known, values, side) for side in ("left", "right"))
+    share = (below + up_to) / (2 * len(known))
+    edge = 1 / (2 * len(known))
+    return np.asarray(special.ndtri(share.clip(edge, 1 - edge)))
+
+
+#: From values and those of the training set to numbers for a network.
+Scale = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SCALES: dict[str, Scale] = {"standard": standardized, "rank": ranked}
+
+
+def admission(stays: Stays, training: np.ndarray, scale: Scale) -> np.ndarray:
+    """What was noted on admission, `(stays, features)`: numbers on that scale, and 1 for the kind of unit, else 0."""
     numbers, unit = stays.static[:, :-1], stays.static[:, -1:]
     stay, feature = np.nonzero(~np.isnan(numbers))
     shown = np.full(numbers.shape, np.nan)
     known = np.isin(stay, training)
-    shown[stay, feature] = standardized(numbers[stay, feature], feature, known, numbers.shape[1])
+    shown[stay, feature] = scaled(scale, numbers[stay, feature], feature, known, numbers.shape[1])
     return np.concatenate((shown, np.where(np.isnan(unit), np.nan, unit == np.array(UNITS))), axis=1)

@@ -1,6 +1,7 @@
 """Data sets of series, and the tasks that have them."""
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,29 @@ def test_physionet_is_standardized_by_the_training_set(folder):
     other = tasks.get("physionet2012", data_dir=str(folder), division=1).splits()[0]
     again = tasks.get("physionet2012", data_dir=str(folder)).splits(5)[0]
     assert same(train[:], again[:]) and not torch.equal(other[:].x[:, 0, 37], train[:].x[:, 0, 37])
+
+
+def test_physionet_by_ranks_has_the_order_of_the_values_and_no_tails(folder):
+    plain = tasks.get("physionet2012", data_dir=str(folder)).splits()
+    ranked = tasks.get("physionet2012", data_dir=str(folder), transform="rank").splits()
+    hr = stays.PARAMETERS.index("HR")
+    one, other = (data[0].whole.x[..., hr][data[0].whole.valid] for data in (plain, ranked))
+    seen = ~one.isnan()
+    assert torch.equal(seen, ~other.isnan())
+    order = one[seen].argsort()
+    assert (other[seen][order].diff() >= 0).all() and abs(other[seen].median()) < 0.1
+    # Nothing is further out than the first of so many values can be.
+    assert other[seen].abs().max() < 3
+    with pytest.raises(InputError, match=r"'transform' of task 'physionet2012' 'rnak'.*'rank'"):
+        tasks.get("physionet2012", data_dir=str(folder), transform="rnak")
+
+
+def test_a_rank_is_the_normal_quantile_of_what_is_smaller_and_half_of_what_is_equal():
+    known = np.array([1.0, 1.0, 2.0, 1000.0])
+    found = physionet2012.ranked(np.array([1.0, 2.0, 1000.0, 500.0, 0.0, 9999.0]), known)
+    expected = [statistics.NormalDist().inv_cdf(share) for share in (0.25, 0.625, 0.875, 0.75, 0.125, 0.875)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert physionet2012.ranked(np.ones(3), np.ones(5)).tolist() == [0, 0, 0]
 
 
 def test_physionet_shows_what_is_known_so_far(folder):
