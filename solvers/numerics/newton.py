@@ -138,9 +138,10 @@ class Newton:
             system = None
         search = _Search(self, equations, start, system)
         for _ in range(self.max_iterations):
-            if bool((search.done | search.lost).all()):
-                break
             search.advance()
+            if bool((search.done | search.lost).all()):
+                # What is lost would stand still through the iterations that are left.
+                break
         if bool(search.done.all()):
             return search.k, search.system
         raise self._failure(search)
