@@ -11,7 +11,7 @@ from experiments.bench.cases import COMPILED, LOOP, Shape, beside_loop
 from experiments.reproduce.results import processor
 from experiments.reproduce.rows import Cell
 from experiments.tasks.series import batch_of
-from experiments.train.model import make_task
+from experiments.train.model import build, make_task
 from solvers.errors import InputError
 
 ROUNDS = 3
@@ -51,24 +51,24 @@ def beside(cell: Cell, data_dir: str | None = None, threads: int = 0) -> Beside:
         InputError: there is no loop of such a network, or the data are missing.
         NumericalError: the two do not compute the same.
     """
-    config = cell.config
-    options = config.model_options
-    layers, hidden = int(options.get("num_layers", 1)), int(options["hidden_size"])
+    config = dataclasses.replace(cell.config, data_dir=data_dir)
+    task = make_task(config)
+    rnn = build(config, task).rnn
+    layers = rnn.num_layers
     cases = beside_loop(config.model, layers)
-    if not cases or options.get("bidirectional"):
+    if not cases or rnn.bidirectional:
         raise InputError(
             f"--loop: of {cell.name!r} ({config.model}, {layers} layers) there is no published loop here: those of "
             "coRNN, LEM and the Lipschitz RNN of one layer and of UnICORNN are"
         )
-    data = make_task(dataclasses.replace(config, data_dir=data_dir)).splits(config.seed)[0]
-    _, time, features = batch_of(data, slice(0, 1)).x.shape
-    shape = Shape(cell.name, time, config.batch_size, hidden, features)
+    data = task.splits(config.seed)[0]
+    time = batch_of(data, slice(0, 1)).x.shape[1]
+    shape = Shape(cell.name, time, config.batch_size, rnn.hidden_size, rnn.input_size)
     with suite.threads(threads):
         count = suite.machine()["threads"]
         timings = {timing.case.what: timing for timing in training.measure(shape, ROUNDS, todo=cases)}
     loop, ours = timings[LOOP], timings[COMPILED]
     steps = math.ceil(len(data) / config.batch_size)  # type: ignore[arg-type]
     rounds = min(len(loop.seconds), len(ours.seconds))
-    return Beside(
-        time, config.batch_size, hidden, features, steps, loop.minimum, ours.minimum, rounds, count, processor()
-    )
+    size = (shape.time, shape.batch, shape.hidden, shape.features)
+    return Beside(*size, steps, loop.minimum, ours.minimum, rounds, count, processor())

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,23 @@ def needed(task: str, data_dir: str | None, name: str) -> Path:
         state = "no such file" if path.parent.is_dir() else "no such folder"
         raise InputError(f"{name} of task {task!r} not found in {path.parent}: {state}; give --data-dir its folder")
     return path
+
+
+def given_path(task: str, option: str, value: Any, data_dir: str | None) -> str:
+    """The path of a text file as an option gives it, as it is kept; with a folder its name in that, "" for none.
+
+    Raises:
+        InputError: it is no path.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"task {task!r}: option {option!r} is {value!r}: expected the path of a text file")
+    # A run is gone on with from any folder.
+    return str(Path(value).expanduser().absolute()) if value and data_dir is None else value
+
+
+def path_in(data_dir: str | None, kept: str) -> Path:
+    """Where that file is."""
+    return Path(kept) if data_dir is None else Path(data_dir).expanduser() / kept
 
 
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from experiments.tasks import words
+from experiments.tasks.arrays import given_path, path_in
 from experiments.tasks.base import Splits, Task, positive, stratified
 from experiments.tasks.fetching import fetched
 from experiments.tasks.series import Series
@@ -87,10 +88,7 @@ class IMDB(Task):
         self.max_length = positive(self.name, "max_length", max_length, least=0)
         self.embedding_size = positive(self.name, "embedding_size", embedding_size)
         self.embedding_dropout = probability("embedding_dropout", embedding_dropout)
-        if not isinstance(vectors, str):
-            raise InputError(f"task {self.name!r}: option 'vectors' is {vectors!r}: expected the path of a text file")
-        # A run is gone on with from any folder.
-        self.vectors = str(Path(vectors).expanduser().absolute()) if vectors and data_dir is None else vectors
+        self.vectors = given_path(self.name, "vectors", vectors, data_dir)
 
     # mypy takes what is cached for what cannot be set.
     @property
@@ -135,8 +133,7 @@ class IMDB(Task):
         """The vectors that training begins with: those of the file for the words that it has."""
         if not self.vectors:
             return drawn
-        path = Path(self.vectors) if self.data_dir is None else Path(self.data_dir).expanduser() / self.vectors
-        return words.read_vectors(path, self.words, drawn)
+        return words.read_vectors(path_in(self.data_dir, self.vectors), self.words, drawn)
 
     def guesses(self, part: int) -> dict[str, Any]:
         """What says naive Bayes, of the counts of the tokens in either class, each seen once more than it was."""
@@ -217,9 +214,5 @@ def _padded(texts: Texts) -> Series:
 
 
 def _text(path: Path) -> str:
-    try:
+    with words.as_text(path, f"unpack {ARCHIVE} again"):
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; unpack {ARCHIVE} again") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8: byte {error.start}; unpack {ARCHIVE} again") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from experiments.tasks.arrays import given_path, path_in
 from experiments.tasks.base import Splits, Task, positive
 from experiments.tasks.series import Batch
 from solvers.errors import InputError
@@ -52,11 +53,7 @@ class Text(Task):
     streams = True
 
     def __init__(self, file: str = "", length: int = 100, data_dir: str | None = None) -> None:
-        if not isinstance(file, str):
-            raise InputError(f"task {self.name!r}: option 'file' is {file!r}: expected the path of a text file")
-        # A run is gone on with from any folder.
-        self.file = str(Path(file).expanduser().absolute()) if file and data_dir is None else file
-        self.data_dir = data_dir
+        self.file, self.data_dir = given_path(self.name, "file", file, data_dir), data_dir
         self.length = positive(self.name, "length", length)
 
     # mypy takes what is cached for what cannot be set.
@@ -111,7 +108,7 @@ class Text(Task):
         """The alphabet, the numbers of the characters of each part, and those characters that have none."""
         if not self.file:
             raise InputError(f"task {self.name!r} needs a text: give --file PATH")
-        path = Path(self.file) if self.data_dir is None else Path(self.data_dir).expanduser() / self.file
+        path = path_in(self.data_dir, self.file)
         codes = np.array(list(map(ord, read_text(path))), dtype=np.int64)
         parts = np.split(codes, [int(bound * len(codes)) for bound in BOUNDS])
         if min(map(len, parts)) < 2:

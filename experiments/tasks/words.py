@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,17 @@ def most_frequent(texts: Sequence[np.ndarray], names: Sequence[str], most: int) 
     return sorted(np.flatnonzero(counts).tolist(), key=lambda token: (-counts[token], names[token]))[:most]
 
 
+@contextlib.contextmanager
+def as_text(path: Path, advice: str) -> Iterator[None]:
+    """Make a file that is no text in UTF-8, or cannot be read in here, one line that ends with the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; {advice}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: byte {error.start}; {advice}") from error
+
+
 def read_vectors(path: Path, words: Sequence[str], drawn: Tensor) -> Tensor:
     """`drawn`, `(1 + words, size)`, with the vectors of a file for the words that it has, and 0 for unknown ones.
 
@@ -58,18 +70,13 @@ def read_vectors(path: Path, words: Sequence[str], drawn: Tensor) -> Tensor:
     vectors, size = drawn.detach().clone(), drawn.shape[1]
     vectors[UNKNOWN] = 0
     found = set()
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for place, line in enumerate(lines, start=1):
-                word, *values = line.rstrip().split(" ")
-                number = numbers.get(word)
-                if number is not None and number not in found:
-                    vectors[number] = _numbers(values, size, f"{path}, line {place}").to(vectors)
-                    found.add(number)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; give --vectors a file of them") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8: byte {error.start}; give --vectors a file of vectors") from error
+    with as_text(path, "give --vectors a file of vectors"), path.open(encoding="utf-8") as lines:
+        for place, line in enumerate(lines, start=1):
+            word, *values = line.rstrip().split(" ")
+            number = numbers.get(word)
+            if number is not None and number not in found:
+                vectors[number] = _numbers(values, size, f"{path}, line {place}").to(vectors)
+                found.add(number)
     if not found:
         raise InputError(f"{path} has a vector for none of the {len(words)} words: give --vectors another file")
     return vectors
