@@ -75,6 +75,8 @@ class RunConfig:
         momentum: of "sgd" and "rmsprop".
         epochs: passes over the training set, at most.
         batch_size: sequences in a training batch, of all processes together.
+        bucket: pools of so many batches, in each of which sequences share a batch with those of about their length, so
+            that less is padding; 0 for batches of any lengths. The batches themselves come in random order.
         class_weights: weights of the classes in the loss: "none", or "balanced", the inverse of their frequency in the
             training set.
         gradient_clip: largest norm of the gradient, 0 for any.
@@ -116,6 +118,7 @@ class RunConfig:
     momentum: float = 0.0
     epochs: int = 60
     batch_size: int = 64
+    bucket: int = 0
     class_weights: str = "none"
     gradient_clip: float = 1.0
     schedule: str = "cosine"
@@ -147,6 +150,7 @@ class RunConfig:
             "weight_decay",
             "momentum",
             "gradient_clip",
+            "bucket",
             "warmup",
             "patience",
             "seed",

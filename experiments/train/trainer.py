@@ -56,9 +56,10 @@ class Batches:
         dtype: of the floating-point tensors.
         time: how the network is told the time between samples, as in the configuration.
         streams: the data are pieces of one sequence, gone through side by side in so many parts as a batch has rows.
+        bucket: of how many batches the sequences are put together by their length; 0 for none. See `bucketed`.
 
     Raises:
-        InputError: fewer pieces than that.
+        InputError: fewer pieces than that, or sequences to be put together that are of one length.
     """
 
     def __init__(
@@ -71,9 +72,13 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         time: str = "true",
         streams: bool = False,
+        bucket: int = 0,
     ) -> None:
         self.data, self.size, self.shuffle, self.dtype, self.time = data, size, shuffle, dtype, time
-        self.streams = streams
+        self.streams, self.bucket = streams, bucket
+        self.lengths = batch_of(data, slice(None)).lengths if bucket and not streams else None
+        if bucket and self.lengths is None:
+            raise InputError(f"bucket is {bucket}, and the sequences of this task are of one length: leave it out")
         self.samples = len(data)  # type: ignore[arg-type]
         # The last piece may be shorter than others beside it.
         self.pieces = self.samples - (size > 1)
@@ -104,12 +109,31 @@ class Batches:
         else:
             generator = torch.Generator().manual_seed(seed_of(self.shuffle, _ORDER, self.epoch))
             order = torch.randperm(self.samples, generator=generator)
+            if self.lengths is not None:
+                order = bucketed(order, self.lengths, self.size, self.bucket, generator)
         # Of data that stay on a device the numbers of an epoch are brought there at once.
         order = order.to(next(iter(tensors(self.placed)), order).device)
         for part in order.split(self.size)[: self.count]:
             # Of several processes each has its part of every batch.
             part = part.tensor_split(processes.count())[processes.rank()]
             yield told(batch_of(self.placed, part), self.time).floating(self.dtype)
+
+
+def bucketed(order: Tensor, lengths: Tensor, size: int, pool: int, generator: torch.Generator) -> Tensor:
+    """An order in which batches hold sequences of about one length, and come in random order themselves.
+
+    Args:
+        order: a random one, which decides which sequences can meet.
+        lengths: of all sequences.
+        size: sequences in a batch.
+        pool: batches whose sequences are sorted by length together.
+        generator: draws the order of the batches; the last one, which may be smaller, stays the last.
+    """
+    lengths = lengths.to(order.device)
+    order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(size * pool)])
+    whole = len(order) // size
+    mixed = order[: whole * size].view(whole, size)[torch.randperm(whole, generator=generator)]
+    return torch.cat((mixed.flatten(), order[whole * size :]))
 
 
 @torch.no_grad()
@@ -192,6 +216,7 @@ class TrainingLoop(L.LightningModule):
             dtype=dtype(config),
             time=config.time,
             streams=task.streams,
+            bucket=config.bucket,
         )
         self.validation_batches = evaluation_batches(validation, config, task)
         self._require_whole_batches()

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from solvers.base.clock import is_late
-from solvers.base.values import concrete, exact, exporting, finite
+from solvers.base.values import concrete, exact, exporting, finite, followed, transformed
 from solvers.errors import InputError
 from solvers.protocol import Time
 
 Lengths = Tensor | Sequence[int]
+
+#: Values of a sample, of all sequences together, from which going from sample to sample costs less than searching all
+#: at once for where each feature was seen last.
+CARRIED = 128
 
 
 def check_sequence(x: Tensor, input_size: int, module: nn.Module, tokens: bool = False) -> None:
@@ -81,7 +85,9 @@ def _last_seen(x: Tensor) -> Tensor:
 
 
 def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
-    """Values `(batch, time, features)` where each feature was seen last; `before` until it was seen."""
+    """Values `(batch, time, features)` where each feature was seen last; `before`, which broadcasts, until it was."""
+    if _carried(values, before):
+        return _carry(values, seen, before)
     steps = torch.arange(1, seen.shape[1] + 1, device=seen.device).view(-1, 1)
     last = torch.where(seen, steps, 0)
     if exporting() and isinstance(seen.shape[1], int):
@@ -90,6 +96,22 @@ def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor
     else:
         last = last.cummax(1).values
     return torch.where(last > 0, values.gather(1, (last - 1).clamp_min(0)), before)
+
+
+def _carried(values: Tensor, before: Tensor | float) -> bool:
+    """Whether to go from sample to sample: of plain data on a processor, and enough of them in a sample to pay."""
+    parts = (values, before) if isinstance(before, Tensor) else (values,)
+    plain = all(part.is_floating_point() and part.device.type == "cpu" and not followed(part) for part in parts)
+    return plain and not transformed() and values[:, 0].numel() >= CARRIED
+
+
+def _carry(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
+    """`at_last_seen`, one sample after the other."""
+    held = torch.empty_like(values)
+    last = torch.as_tensor(before, dtype=values.dtype).expand_as(values[:, :1])[:, 0]
+    for sample, known, place in zip(values.unbind(1), seen.unbind(1), held.unbind(1), strict=True):
+        last = torch.where(known, sample, last, out=place)
+    return held
 
 
 def without_padding(x: Tensor, valid: Tensor, empty: Tensor | float = 0.0) -> Tensor:

@@ -46,14 +46,29 @@ def drawn_decay(features=2):
     return decay
 
 
-def test_shown_is_what_the_definitions_say():
-    x, spans = gappy()
+@pytest.mark.parametrize("batch, features", [(3, 2), (16, 9)])
+def test_shown_is_what_the_definitions_say(batch, features):
+    x, spans = gappy(batch, features=features)
     torch.testing.assert_close(filled(x, "mask", spans, None, None)[0], by_hand(x, spans))
-    decay = drawn_decay()
+    decay = drawn_decay(features)
     torch.testing.assert_close(filled(x, "decay", spans, None, decay)[0], by_hand(x, spans, decay))
     ones = torch.ones_like(spans)
     for same in (None, torch.ones(7, dtype=F64), 1.0):
         torch.testing.assert_close(filled(x, "mask", same, None, None)[0], by_hand(x, ones))
+
+
+@pytest.mark.parametrize("missing", ["hold", "mask"])
+@pytest.mark.parametrize("after", [False, True])
+def test_data_is_filled_as_what_is_differentiated(missing, after):
+    # Plain data goes from sample to sample; what has a gradient is searched at once.
+    x, spans = gappy(16, features=9)
+    x[1], x[2, :, 3] = NAN, NAN
+    memory = Memory(torch.randn(16, 9, dtype=F64), torch.rand(16, 9, dtype=F64)) if after else None
+    plain, followed = (filled(data, missing, spans, memory, None) for data in (x, x.clone().requires_grad_()))
+    assert followed[0].requires_grad
+    assert not plain[0].requires_grad
+    for a, b in ((plain[0], followed[0]), (plain[1].last, followed[1].last), (plain[1].since, followed[1].since)):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("missing", ["hold", "mask", "decay"])
