@@ -215,13 +215,15 @@ def _compared(results: Results) -> list[str]:
             group, _ = best
             which = f" ({group.name})" if group.labels else ""
             shown_groups.append(summary(results.row.metric, results.of_group(group)) + which)
-    return ["; ".join(shown_groups), *_others(results.row)]
+    return ["; ".join(shown_groups), *_others(results.row, results.epochs)]
 
 
-def _others(row: Row) -> list[str]:
-    """The first published figure, and what is to be reached."""
+def _others(row: Row, epochs: int | None = None) -> list[str]:
+    """The first published figure, also that after as many epochs where they are fewer, and what is to be reached."""
     metric = row.metric
     first = row.published[0] if row.published else None
     published = "" if first is None else f"{summary(metric, [first.value], first.deviation)} ({first.what})"
+    if first is not None and epochs is not None and epochs in first.curve:
+        published += f"; {shown(metric, first.curve[epochs])} after {epochs}"
     better = "at least" if METRICS[metric].larger else "at most"
     return [published, "" if row.reach is None else f"{better} {shown(metric, row.reach)}"]

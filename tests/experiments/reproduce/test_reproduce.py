@@ -272,6 +272,9 @@ def test_shortened_runs_are_kept_apart(folder, capsys):
     assert re.search(r"small .* 2 of 4 +1 of 2 ", capsys.readouterr().out)
     page = (folder / "page.md").read_text()
     assert "reproduce small --epochs 1" in page and "| coRNN (published) |" in page and "Run on " in page
+    # The published curve after as many epochs stands beside the end of it.
+    assert "| 0.167 ± 0.01 (coRNN); 0.3 after 1 |" in page
+    assert showing.overview(folder / "nothing")[1][0][-2:] == ["0.167 ± 0.01 (coRNN)", "at most 0.2"]
 
 
 def test_what_a_task_says_of_its_data_is_kept_and_shown(folder, capsys, monkeypatch):
