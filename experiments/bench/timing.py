@@ -13,6 +13,8 @@ import torch
 from rich import box
 from rich.table import Table
 
+from experiments.machines import processor
+
 Report = Callable[[str, float], None]
 
 
@@ -81,7 +83,7 @@ def machine() -> dict[str, Any]:
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         **gpu,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from experiments.bench import suite, training
 from experiments.bench.cases import COMPILED, LOOP, Shape, beside_loop
-from experiments.reproduce.results import processor
+from experiments.machines import processor
 from experiments.reproduce.rows import Cell
 from experiments.tasks.series import batch_of
 from experiments.train.model import build, make_task

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,16 +155,6 @@ def settings(cell: Cell) -> dict[str, Any]:
     return {key: value for key, value in cell.config.to_dict().items() if key not in own}
 
 
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
 def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]:
     device = "cpu" if isinstance(result, Boosted) else device_of(cell.config)
     ran_on = environment(device)
@@ -180,7 +169,7 @@ def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]
         "seconds": round(result.seconds, 2),
         "parameters": result.parameters,
         "curve": [] if isinstance(result, Boosted) else _curve(result),
-        "machine": processor() if device == "cpu" else ran_on["device"]["name"],
+        "machine": ran_on["device"]["name"],
         "threads": cell.config.threads or torch.get_num_threads(),
         "started": ran_on["started"],
         "versions": ran_on["versions"] | (result.versions if isinstance(result, Boosted) else {}),

@@ -16,9 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import neuralosc
+from experiments import machines
 from experiments.files import locked, write_atomically
 from experiments.train import processes
 from experiments.train.config import ENVIRONMENT, RunConfig, load_yaml, read_yaml, save_yaml
@@ -190,12 +189,11 @@ def environment(device: str) -> dict[str, Any]:
     # The version of the package itself comes from its code: a checkout need not be installed.
     versions = {"python": platform.python_version(), "neuralosc": neuralosc.__version__}
     versions |= {name: version(name) for name in VERSIONS_OF}
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
         "platform": platform.platform(),
-        "device": {"type": device, "name": name},
+        "device": {"type": device, "name": machines.device(device)},
         "processes": processes.count(),
         "versions": versions,
     }

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.bench import timing
 from experiments.files import write_atomically
+from experiments.machines import processor
 from experiments.train.config import RunConfig, read_yaml
 from experiments.train.runs import RunFolder
 from solvers.errors import InputError
@@ -75,7 +77,8 @@ def test_configuration_is_kept_with_what_it_ran_on(tmp_path):
     folder.write_config(config, "cpu")
     assert RunFolder.open(folder.path).config() == config
     ran_on = read_yaml(folder.config_file)["environment"]
-    assert ran_on["device"]["type"] == "cpu"
+    assert ran_on["device"] == {"type": "cpu", "name": processor()}
+    assert timing.machine()["processor"] == processor() != ""
     assert {"python", "torch", "neuralosc", "lightning"} <= set(ran_on["versions"])
     assert "unknown" not in ran_on["versions"].values()
     assert ran_on["command"] and ran_on["started"]
