@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.files import locked, write_atomically
 from experiments.reproduce.rows import Cell, Group, Row
 from experiments.tasks.metrics import METRICS
@@ -158,6 +156,8 @@ def settings(cell: Cell) -> dict[str, Any]:
 def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]:
     device = "cpu" if isinstance(result, Boosted) else device_of(cell.config)
     ran_on = environment(device)
+    # A run has written down what it ran with; PyTorch's own number is in force again.
+    threads = result.threads if isinstance(result, Boosted) else result.folder.config().threads
     return {
         "seed": seed,
         "test": result.test,
@@ -170,7 +170,7 @@ def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]
         "parameters": result.parameters,
         "curve": [] if isinstance(result, Boosted) else _curve(result),
         "machine": ran_on["device"]["name"],
-        "threads": cell.config.threads or torch.get_num_threads(),
+        "threads": threads,
         "started": ran_on["started"],
         "versions": ran_on["versions"] | (result.versions if isinstance(result, Boosted) else {}),
     }

@@ -57,6 +57,7 @@ class Boosted:
         seconds: time for the statistics of the training and validation set, and for the trees.
         notices: what the task had to say of its data.
         versions: of the package that grew the trees.
+        threads: of the processor that it was let have.
         parameters, baselines: none.
     """
 
@@ -67,6 +68,7 @@ class Boosted:
     seconds: float
     notices: list[str]
     versions: dict[str, str]
+    threads: int
     parameters: None = None
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -110,6 +112,7 @@ def train(config: RunConfig) -> Boosted:
         seconds=seconds,
         notices=list(task.notices),
         versions={"scikit-learn": importlib.metadata.version("scikit-learn")},
+        threads=config.threads or torch.get_num_threads(),
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import neuralosc
 from experiments import reproduce, tasks
 from experiments.command import cli
 from experiments.reproduce import results, rows, showing
@@ -17,7 +16,7 @@ from experiments.tasks.imdb import IMDB
 from experiments.tasks.text import Text
 from experiments.tasks.ts_files import Labelled
 from experiments.tasks.uea import UEA
-from experiments.train import boosting, training
+from experiments.train import boosting, networks, training
 from experiments.train.model import blank, make_task
 from solvers.errors import InputError
 
@@ -49,7 +48,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "FOLDER", tmp_path / "rows")
     rows.FOLDER.mkdir()
     (rows.FOLDER / "small.yaml").write_text(ROW)
-    return tmp_path
+    # Another number than the commands are given, so that what is kept of a run is the run's own.
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield tmp_path
+    torch.set_num_threads(before)
 
 
 def command(folder, *arguments):
@@ -72,7 +75,7 @@ def test_every_row_is_one_and_says_what_it_compares():
         assert len({str(results.settings(cell)) for cell in found}) == len(found)
         assert all(cell.config.epochs == 1 for cell in row.cells(epochs=1))
         assert all(tasks.options(cell.config.task) is not None for cell in found)
-        assert all(neuralosc.model(cell.config.model) for cell in found if cell.network)
+        assert all(networks.card(cell.config) for cell in found if cell.network)
         assert found[0].network
 
 
