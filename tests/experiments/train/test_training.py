@@ -15,7 +15,6 @@ from torch.utils.data import TensorDataset
 
 import neuralosc
 from experiments import tasks
-from experiments.tasks.series import Series
 from experiments.train import checkpoints, history, training
 from experiments.train.checkpoints import load_checkpoint, sealed
 from experiments.train.config import OPTIMIZERS, RunConfig, load_yaml
@@ -181,42 +180,6 @@ def test_batches_cover_everything_once_in_an_order_of_the_seed_and_the_epoch():
     plain = Batches(TensorDataset(x, torch.arange(10)), 4, limit=2, dtype=torch.float64)
     assert [batch.y.tolist() for batch in plain] == [[0, 1, 2, 3], [4, 5, 6, 7]] and len(plain) == 2
     assert next(iter(plain)).x.dtype == torch.float64
-
-
-def test_buckets_hold_sequences_of_about_one_length():
-    lengths = torch.randint(0, 41, (101,), generator=torch.Generator().manual_seed(0))
-    data = Series(torch.zeros(101, 40, 1), torch.arange(101), torch.ones(101, 40), lengths)
-
-    def epoch(number, **options):
-        batches = Batches(data, 8, shuffle=3, **options)
-        batches.epoch = number
-        return list(batches)
-
-    def padding(batches):
-        return sum(int((batch.lengths.max() - batch.lengths).sum()) for batch in batches)
-
-    plain, first, second = epoch(0), epoch(0, bucket=4), epoch(1, bucket=4)
-    for batches in (first, second):
-        assert [len(batch.y) for batch in batches] == [8] * 12 + [5]
-        assert sorted(itertools.chain(*(batch.y.tolist() for batch in batches))) == list(range(101))
-        assert padding(batches) < padding(plain) / 2
-        assert all(torch.equal(batch.lengths, lengths[batch.y]) for batch in batches)
-        # The short ones do not come first.
-        assert [int(batch.lengths.max()) for batch in batches] != sorted(int(batch.lengths.max()) for batch in batches)
-    assert [batch.y.tolist() for batch in first] == [batch.y.tolist() for batch in epoch(0, bucket=4)]
-    assert [batch.y.tolist() for batch in first] != [batch.y.tolist() for batch in second]
-    # Who can meet is drawn anew: batches are not the same ones in another order.
-    assert {frozenset(batch.y.tolist()) for batch in first}.isdisjoint(
-        {frozenset(batch.y.tolist()) for batch in second}
-    )
-    assert padding(epoch(0, bucket=100)) < padding(first)
-
-
-def test_buckets_of_sequences_of_one_length_are_refused(tmp_path, one_line):
-    with pytest.raises(InputError) as error:
-        train(tiny(bucket=4, epochs=1), root=tmp_path, progress=False)
-    one_line(error, "bucket is 4, and the sequences of this task are of one length: leave it out")
-    assert not list(tmp_path.iterdir())
 
 
 def test_totals_weigh_samples_not_batches():
