@@ -57,7 +57,7 @@ class Boosted:
         seconds: time for the statistics of the training and validation set, and for the trees.
         notices: what the task had to say of its data.
         versions: of the package that grew the trees.
-        threads: of the processor that it was let have.
+        threads: of the processor, as many as it could use.
         parameters, baselines: none.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuralosc.arguments import HELD
 from neuralosc.fields.decay import Decay
 from neuralosc.layers import inputs
 from solvers.protocol import Time
@@ -57,7 +58,7 @@ def filled(
         InputError: infinite values, or NaN under "error".
     """
     known = Memory.none(x) if memory is None else memory
-    if missing in ("error", "hold"):
+    if missing in HELD:
         held = inputs.filled(x if memory is None else torch.cat((known.last.unsqueeze(1), x), 1), missing)
         held = held if memory is None else held[:, 1:]
         return held, Memory(held[:, -1], known.since)

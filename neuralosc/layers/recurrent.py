@@ -158,7 +158,7 @@ class RecurrentLayer(nn.Module):
                 f"x has samples {tuple(x[:, 0].shape)}, the stream goes on from {tuple(memory.last.shape)}"
             )
         x, after = filled(x, self.missing, spans, memory, self.decay)
-        if valid is not None and self.missing not in ("error", "hold"):
+        if valid is not None and self.missing not in arguments.HELD:
             # What "mask" tells of the time before a sample goes on in the padding, which a control may look ahead to.
             x = inputs.without_padding(x, valid, x[:, :1])
         return x, spans, valid, after
