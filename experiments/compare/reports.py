@@ -151,7 +151,7 @@ def _record(row: Measurement) -> dict[str, Any]:
 def result_table(result: RunResult) -> Table:
     """How a training run ended."""
     grid = _pairs(f"run {result.folder.path}")
-    grid.add_row("best epoch", f"{result.best_epoch} of {result.epochs}")
+    grid.add_row("kept epoch", f"{result.best_epoch} of {result.epochs}")
     grid.add_row("validation", _figures(_whole(result.validation)))
     _add_parted(grid, "test", result.test)
     for name, values in result.baselines.items():

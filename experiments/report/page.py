@@ -42,7 +42,7 @@ def page(
     seeds = sorted({run.config.seed for run in runs})
     lead = f"{len(runs)} run{'s' * (len(runs) != 1)}, {finished} of them finished, with seed "
     lead += f"{', '.join(map(str, seeds))}; put together by neuralosc {__version__}. Figures are of the weights that "
-    lead += "were best on the validation set; ± is the standard deviation of a sample, over runs that differ in their "
+    lead += "were best on the validation set, or of the last epoch of runs with keep \"last\"; ± is the standard deviation of a sample, over runs that differ in their "
     lead += "seed alone."
     curves = [pages.picture(png, about) for name, (png, about) in figures.items() if name.startswith("curve_")]
     others = [pages.picture(png, about) for name, (png, about) in figures.items() if not name.startswith("curve_")]
@@ -71,7 +71,7 @@ def group_rows(reported: Reported) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"network": group.label, "seeds": len(ends)}
         row |= {f"test {name}": _over(name, [end.test for end in ends]) for name in names}
         row[f"validation {reported.metric}"] = _over(reported.metric, [end.validation for end in ends])
-        row["best epoch"] = ", ".join(str(end.best_epoch) for end in ends)
+        row["kept epoch"] = ", ".join(str(end.best_epoch) for end in ends)
         row["parameters"] = " to ".join(f"{count:,}" for count in sorted({end.parameters for end in ends}))
         row["time a run"] = f"{statistics.fmean(end.seconds for end in ends):.3g} s"
         rows.append(row)
@@ -93,7 +93,7 @@ def _outcome(reported: Reported) -> str:
     each = [
         {"run": run.name, "seed": run.config.seed}
         | {f"test {name}": _one(name, end.test) for name in _figures(reported)}
-        | {"best epoch": end.best_epoch, "of": end.epochs, "time": f"{end.seconds:.3g} s"}
+        | {"kept epoch": end.best_epoch, "of": end.epochs, "time": f"{end.seconds:.3g} s"}
         for run, end in ends
     ]
     text += pages.folded("Every run", pages.table(each, "figures of each run"))

@@ -23,7 +23,7 @@ from experiments.train import probes, processes
 from experiments.train.config import RunConfig
 from experiments.train.curves import draw_learning_curve
 from experiments.train.events import Events
-from experiments.train.history import Record, best_record, is_over
+from experiments.train.history import Record, is_over, kept_record
 from experiments.train.runs import RunFolder
 from experiments.train.trainer import NonFiniteLossError, TrainingLoop, optimizer_of
 from solvers.errors import InputError
@@ -257,7 +257,7 @@ class Keeper(L.Callback):
         checkpoint: the content of the checkpoint it goes on from, None for a run that has none.
 
     Raises:
-        InputError: the weights of the best epoch are lost.
+        InputError: the weights of the epoch that is kept are lost.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig, checkpoint: dict[str, Any] | None) -> None:
@@ -337,11 +337,11 @@ class Keeper(L.Callback):
                 notice(f"{path} is not complete ({reason}): the run goes on")
 
     def _mend_best(self) -> None:
-        """Have best.ckpt hold the best epoch: the process may have died between the two files, or it was damaged."""
+        """Have best.ckpt hold the epoch that is kept: the process may have died between the two files, or it was damaged."""
         if self.restored is None:
             return
-        epoch = best_record(self.history)["epoch"]
-        if self._best_is_last():
+        epoch = kept_record(self.config, self.history)["epoch"]
+        if self._kept_is_last():
             write_atomically(self.folder.best, sealed(self.restored))
             return
         for path in (self.folder.best, self.folder.previous):
@@ -357,8 +357,8 @@ class Keeper(L.Callback):
             f" remove {self.folder.last.parent} to train the run again from the start"
         )
 
-    def _best_is_last(self) -> bool:
-        return best_record(self.history)["epoch"] == self.history[-1]["epoch"]
+    def _kept_is_last(self) -> bool:
+        return kept_record(self.config, self.history) is self.history[-1]
 
     def _save(self, trainer: L.Trainer, loop: TrainingLoop) -> None:
         content = {
@@ -377,7 +377,7 @@ class Keeper(L.Callback):
             write_atomically(self.folder.previous, self.written, durable=False)
         write_atomically(self.folder.last, written)
         self.written = written
-        if self._best_is_last():
+        if self._kept_is_last():
             write_atomically(self.folder.best, written)
 
     def _log(self) -> None:

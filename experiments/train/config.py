@@ -29,6 +29,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 READOUTS_OF_A_SEQUENCE = tuple(name for name in READOUTS if not READOUTS[name].every)
 TIMES = ("true", "ignored", "input")
 CLASS_WEIGHTS = ("none", "balanced")
+KEPT = ("best", "last")
 #: Loggers that every run has, named or not, and those that it is told of besides.
 ALWAYS_LOGGED = ("csv", "tensorboard")
 LOGGERS = (*ALWAYS_LOGGED, "mlflow", "wandb", "trackio")
@@ -86,6 +87,8 @@ class RunConfig:
         warmup: epochs, not necessarily whole ones, over which the learning rate grows from 0 to that of the schedule,
             step by step in proportion; 0 for none.
         patience: epochs without a better validation figure after which training stops, 0 for never.
+        keep: the epoch whose weights are saved and judged: the "best" on the validation set, or the "last". Of a small
+            validation set the best is often a matter of luck, and an early one, before the learning rate has fallen.
         seed: of the initial weights, of the order of the samples, of dropout and of generated sequences.
         sync_batchnorm: of several processes: normalize over the whole batch, not over the part of each process.
         device: "auto", "cpu", "cuda" or "mps".
@@ -126,6 +129,7 @@ class RunConfig:
     lr_factor: float = 0.1
     warmup: float = 0.0
     patience: int = 0
+    keep: str = "best"
     seed: int = 0
     sync_batchnorm: bool = False
     device: str = "auto"
@@ -159,11 +163,15 @@ class RunConfig:
             "limit_evaluation_batches",
         ):
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
+        if self.keep == "last" and self.patience:
+            raise InputError(
+                f"patience is {self.patience} and keep is 'last': the last of epochs that bring nothing better; give one"
+            )
         self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")
         words: dict[str, typing.Collection[str]] = {"schedule": SCHEDULES, "device": DEVICES, "precision": PRECISIONS}
         words |= {"readout": ("auto", *READOUTS), "likelihood": LIKELIHOODS, "optimizer": OPTIMIZERS}
-        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS}
+        words |= {"time": TIMES, "class_weights": CLASS_WEIGHTS, "keep": KEPT}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

@@ -55,6 +55,11 @@ def best_record(history: list[Record]) -> Record:
     return max(history, key=merit)
 
 
+def kept_record(config: RunConfig, history: list[Record]) -> Record:
+    """The epoch whose weights a run keeps, of those so far."""
+    return history[-1] if config.keep == "last" else best_record(history)
+
+
 def is_over(config: RunConfig, history: list[Record]) -> bool:
     """Whether all epochs are done, or the last `patience` of them have brought nothing better."""
     if not history:

@@ -16,7 +16,7 @@ class RunResult:
 
     Attributes:
         folder: where everything about it lies.
-        validation: {"loss", and the metrics of the task} of the best weights on the validation set.
+        validation: {"loss", and the metrics of the task} of the weights that were kept, on the validation set.
         test: the same on the test set.
         best_epoch: the epoch, counted from 1, whose weights were kept.
         epochs: epochs done.

@@ -167,7 +167,7 @@ def evaluate(
     device: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Loss and metrics of a run's best weights, under the solver they were trained with or another.
+    """Loss and metrics of the weights a run kept, under the solver they were trained with or another.
 
     Args:
         run: the run or its folder.
@@ -222,7 +222,7 @@ def evaluate(
 
 
 def load_model(run: str | Path | RunFolder) -> tuple[SequenceModel, RunConfig, Task]:
-    """The best weights of a run, its configuration and its task; nothing that the files hold is executed.
+    """The weights a run kept, its configuration and its task; nothing that the files hold is executed.
 
     Raises:
         InputError: no run, no weights yet, or damaged files.
@@ -277,7 +277,7 @@ def require_same_data(run: str | Path | RunFolder, config: RunConfig, task: Task
 
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
-    """The checkpoint of the best epoch; None where it is lost."""
+    """The checkpoint of the epoch that was kept; None where it is lost."""
     with contextlib.suppress(InputError):
         return load_checkpoint(folder.best)
     return None
@@ -401,12 +401,12 @@ def _run(
 
 
 def _finish(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, device: str) -> RunResult:
-    """Save and evaluate the best weights."""
+    """Save and evaluate the weights that are kept."""
     config, task, model = loop.config, loop.task, loop.model
     best = processes.first(lambda: load_checkpoint(folder.best))
-    best_epoch = int(history.best_record(keeper.history)["epoch"])
+    best_epoch = int(history.kept_record(config, keeper.history)["epoch"])
     if best["epochs"] != best_epoch:
-        raise InputError(f"checkpoint {folder.best} is of epoch {best['epochs']}: the best one was {best_epoch}")
+        raise InputError(f"checkpoint {folder.best} is of epoch {best['epochs']}: {config.keep} is {best_epoch}")
     put_weights(model, best, folder.best)
     processes.first(lambda: save_model(model, folder))
     train, validation, test = loop.splits
@@ -443,7 +443,7 @@ def _require_unchanged(folder: RunFolder) -> None:
 
 
 def _give_up(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, *, status: str, message: str) -> None:
-    """Write why a run ended early, and the best weights it had, if any; that this fails, too, is not what is told."""
+    """Write why a run ended early, and the weights it would have kept, if any; that this fails, too, is not what is told."""
     if not processes.leads():
         return
     config = loop.config
