@@ -83,14 +83,14 @@ class Series(Dataset):
         return len(self.whole.x)
 
     def __getitem__(self, index: Index) -> Batch:
-        chosen = self.whole.each(lambda part: part[index])
-        if chosen.lengths is None:
-            return chosen
-        # A batch is as long as its longest series; a network needs one sample at least.
-        longest = max(1, int(chosen.lengths.max())) if chosen.lengths.numel() else 1
-        cut = slice(longest) if chosen.lengths.dim() == 0 else (slice(None), slice(longest))
-        spans = None if chosen.timespans is None else chosen.timespans[cut]
-        return Batch(chosen.x[cut], chosen.y[cut] if self.every else chosen.y, spans, chosen.lengths)
+        x, y, timespans, lengths = self.whole
+        if lengths is None:
+            return self.whole.each(lambda part: part[index])
+        lengths = lengths[index]
+        # A batch is as long as its longest series; a network needs one sample at least. What is not in it is not copied.
+        longest = max(1, int(lengths.max())) if lengths.numel() else 1
+        spans = None if timespans is None else timespans[:, :longest][index]
+        return Batch(x[:, :longest][index], (y[:, :longest] if self.every else y)[index], spans, lengths)
 
     def parts(self, *parts: Tensor) -> tuple[Series, ...]:
         """One data set for each vector of numbers."""
