@@ -22,9 +22,10 @@ PAGE = """# Results
 Published results run again. `{command} --page docs/results.md` writes this page from the files in `results/`; each
 row is a file of settings in `experiments/reproduce/rows/`. A figure is the mean over the runs of a cell, with the
 standard deviation of a sample; one over divisions of the data is the mean over their means, with the deviation of
-these. Figures are of the test set, with the weights that were best on the validation set, or the last ones where a row says so. Boosting is no network:
-gradient-boosted trees on statistics of each sequence ([irregular.md](irregular.md#training)), stopped by the loss on
-the validation set. Rows without runs wait for somebody with the data or the time: their commands are ready.
+these. Figures are of the test set, with the weights that were best on the validation set, or those of the last epoch
+where a row says so. Boosting is no network: gradient-boosted trees on statistics of each sequence
+([irregular.md](irregular.md#training)), stopped by the loss on the validation set. Rows without runs wait for somebody
+with the data or the time: their commands are ready.
 """
 
 Grid = tuple[list[str], list[list[str]]]

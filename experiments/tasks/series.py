@@ -87,7 +87,7 @@ class Series(Dataset):
         if lengths is None:
             return self.whole.each(lambda part: part[index])
         lengths = lengths[index]
-        # A batch is as long as its longest series; a network needs one sample at least. What is not in it is not copied.
+        # A batch is as long as its longest series; a network needs one sample at least. Padding beyond is not copied.
         longest = max(1, int(lengths.max())) if lengths.numel() else 1
         spans = None if timespans is None else timespans[:, :longest][index]
         return Batch(x[:, :longest][index], (y[:, :longest] if self.every else y)[index], spans, lengths)

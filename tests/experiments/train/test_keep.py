@@ -60,7 +60,7 @@ def test_a_resumed_run_keeps_the_last_epoch_again(first_is_best, tmp_path):
 
 
 def test_the_last_of_epochs_that_bring_nothing_is_not_kept():
-    with pytest.raises(InputError, match="patience is 2 and keep is 'last'.*give one"):
+    with pytest.raises(InputError, match=r"patience is 2 and keep is 'last'.*give one"):
         config(keep="last", patience=2)
-    with pytest.raises(InputError, match="'first'.*best.*last"):
+    with pytest.raises(InputError, match=r"'first'.*best.*last"):
         config(keep="first")
