@@ -337,7 +337,7 @@ class Keeper(L.Callback):
                 notice(f"{path} is not complete ({reason}): the run goes on")
 
     def _mend_best(self) -> None:
-        """Have best.ckpt hold the epoch that is kept: the process may have died before it was written, or it is damaged."""
+        """Have best.ckpt hold the epoch that is kept: the process may have died before writing it, or it is damaged."""
         if self.restored is None:
             return
         epoch = kept_record(self.config, self.history)["epoch"]

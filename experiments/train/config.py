@@ -165,7 +165,7 @@ class RunConfig:
             self._require(name, getattr(self, name) >= 0, "0 or a positive number")
         if self.keep == "last" and self.patience:
             raise InputError(
-                f"patience is {self.patience} and keep is 'last', the last of epochs that bring nothing better: give one"
+                f"patience is {self.patience} and keep is 'last', the last of epochs that bring nothing: give one"
             )
         self._require("threads", self.threads <= MOST_THREADS, f"{MOST_THREADS} at most")
         self._require("seed", self.seed < 2**32, "a number below 2^32")

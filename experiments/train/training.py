@@ -443,7 +443,7 @@ def _require_unchanged(folder: RunFolder) -> None:
 
 
 def _give_up(folder: RunFolder, loop: TrainingLoop, keeper: Keeper, *, status: str, message: str) -> None:
-    """Write why a run ended early, and the weights it kept so far, if any; that this fails, too, is not what is told."""
+    """Write why a run ended early, and the weights it kept, if any; that this fails, too, is not what is told."""
     if not processes.leads():
         return
     config = loop.config
