@@ -42,10 +42,8 @@ def page(
     seeds = sorted({run.config.seed for run in runs})
     lead = f"{len(runs)} run{'s' * (len(runs) != 1)}, {finished} of them finished, with seed "
     lead += f"{', '.join(map(str, seeds))}; put together by neuralosc {__version__}. Figures are of the weights that "
-    lead += (
-        "were best on the validation set, or of the last epoch where keep is 'last'; ± is the standard deviation of "
-    )
-    lead += "a sample, over runs that differ in their seed alone."
+    lead += "were best on the validation set, or of the last epoch where keep is 'last'; ± is the standard "
+    lead += "deviation of a sample, over runs that differ in their seed alone."
     curves = [pages.picture(png, about) for name, (png, about) in figures.items() if name.startswith("curve_")]
     others = [pages.picture(png, about) for name, (png, about) in figures.items() if not name.startswith("curve_")]
     sections = [pages.Section("figures-of-the-test-set", "What came out", _outcome(reported) + pages.beside(others))]
