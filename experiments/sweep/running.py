@@ -14,8 +14,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.sweep.plan import Plan, SweepFolder
-from experiments.sweep.trials import CURVE, OutOfTime, Trials, line
-from experiments.train.history import best_record, merit
+from experiments.sweep.trials import CONFIG, CURVE, OutOfTime, Trials, line
+from experiments.train.config import RunConfig
+from experiments.train.history import kept_record, merit
 from experiments.train.model import seed_of
 from solvers.errors import InputError
 
@@ -206,5 +207,9 @@ def chosen(study: optuna.Study) -> list[FrozenTrial]:
     best = sorted(study.best_trials, key=lambda trial: trial.number)
     if len(study.directions) > 1:
         return best
+
+    def of_run(trial: FrozenTrial) -> tuple[float, float]:
+        return merit(kept_record(RunConfig.from_dict(trial.user_attrs[CONFIG]), trial.user_attrs[CURVE]))
+
     # As the best epoch of a run: among equals by the validation loss, then the first.
-    return [max(best, key=lambda trial: merit(best_record(trial.user_attrs[CURVE])))]
+    return [max(best, key=of_run)]

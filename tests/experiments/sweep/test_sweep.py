@@ -26,7 +26,7 @@ from experiments.command import cli
 from experiments.sweep import beginning, costs, running, showing
 from experiments.sweep.plan import Plan, SweepFolder
 from experiments.sweep.space import Space
-from experiments.sweep.trials import CONFIG, Trials
+from experiments.sweep.trials import CONFIG, CURVE, Trials
 from experiments.train import training
 from experiments.train.config import RunConfig, load_yaml
 from experiments.train.runs import RunFolder
@@ -131,6 +131,18 @@ def test_a_trial_keeps_its_configuration_its_curve_and_its_figures(tmp_path):
         assert trial.value == min(record["validation_mse"] for record in curve) == run.result()["validation"]["mse"]
         assert "test" not in json.dumps([trial.user_attrs["figures"], curve])
         assert trial.user_attrs["figures"]["parameters"] == run.result()["parameters"]
+
+
+@pytest.mark.parametrize("keep, first", [("best", 0), ("last", 1)])
+def test_of_trials_equally_good_the_epoch_that_was_kept_decides(keep, first):
+    """Accuracy is the same everywhere; the one has the smallest loss of all, the other the smaller one at the end."""
+    study = optuna.create_study(direction="maximize")
+    for losses in ((0.1, 0.4), (0.3, 0.2)):
+        epochs = enumerate(losses, 1)
+        curve = [{"epoch": n, "validation_loss": loss, "validation_accuracy": 0.5} for n, loss in epochs]
+        told = {CONFIG: RunConfig(keep=keep).to_dict(), CURVE: curve}
+        study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=told))
+    assert [trial.number for trial in running.chosen(study)] == [first]
 
 
 def test_what_breaks_down_is_left_out_with_its_reason_and_the_sweep_goes_on(tmp_path):
