@@ -21,7 +21,7 @@ class Loaded:
     """A run, to go on with in Python.
 
     Attributes:
-        model: scaling, network and read-out with the best weights, in evaluation mode.
+        model: scaling, network and read-out with the weights that were kept, in evaluation mode.
         config: the configuration.
         task: the task.
     """

@@ -140,7 +140,7 @@ def compare(
     sweep: bool = True,
     report: Report = lambda what, done: None,
 ) -> Comparison:
-    """Compare solvers on the best weights of the run at `path`.
+    """Compare solvers on the kept weights of the run at `path`.
 
     Args:
         path: the run's folder.

@@ -28,7 +28,7 @@ VERSIONS_OF = ("torch", "lightning", "numpy", "torchdiffeq")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run: its configuration, logs, checkpoints, best weights and result.
+    """One run: its configuration, logs, checkpoints, kept weights and result.
 
     Attributes:
         path: the folder.
@@ -63,12 +63,12 @@ class RunFolder:
 
     @property
     def model_file(self) -> Path:
-        """The model with the best weights, which `neuralosc.load` reads."""
+        """The model with the kept weights, which `neuralosc.load` reads."""
         return self.path / "model.safetensors"
 
     @property
     def readout_file(self) -> Path:
-        """The best weights of the read-out, in runs from before: their model file holds the network alone."""
+        """The kept weights of the read-out, in runs from before: their model file holds the network alone."""
         return self.path / "readout.safetensors"
 
     @property
@@ -162,7 +162,7 @@ class RunFolder:
         return result
 
     def checksums(self) -> dict[str, str]:
-        """Of the best weights, by file: what is in their files today."""
+        """Of the kept weights, by file: what is in their files today."""
         files = (self.model_file, self.readout_file)
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 

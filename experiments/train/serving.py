@@ -41,7 +41,7 @@ class NonFiniteAnswerError(NumericalError):
 
 
 def predict(run: str | Path, paths: Sequence[str | Path], say: Callable[[str], None] = lambda line: None) -> Any:
-    """The answers of a run's best weights to the series of some files, as a table of pandas.
+    """The answers of a run's kept weights to the series of some files, as a table of pandas.
 
     A forecast answers at its horizons after the last sample of each series: a row for each of these times, with the
     columns of id, time and targets, as in the file. A regression gives a row for each series with the targets, a
@@ -154,7 +154,7 @@ def _first(one: Recorded, task: Table) -> int:
 
 
 def export(run: str | Path, path: str | Path, onnx: bool = False, length: int | None = None) -> Path:
-    """Write the best weights of a run with everything that serves them as one file.
+    """Write the kept weights of a run with everything that serves them as one file.
 
     Args:
         run: the run's folder.
