@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy import special
+from torch import Tensor
 
 from experiments.tasks.base import Splits, Task, positive, stratified
 from experiments.tasks.series import Series
@@ -42,6 +43,8 @@ class PhysioNet2012(Task):
         static: show what was noted on admission; without, the three stays have no sample at all.
         running: show beside each value what is known of its parameter so far: the largest, the smallest and the mean
             value, 0 (the middle of all) before the first one, and the logarithm of 1 + the number of values.
+        divider: what divides: "stratified" cuts each class in the order drawn from `division`; "scikit-learn" is its
+            train_test_split, twice, with `division` as the state of both: 20 % are put aside, and halved.
         transform: "standard" for values in deviations from their mean, or "rank" for the normal quantile of their rank
             among the values of the training set: of some laboratory values half lie within a tenth of a deviation.
 
@@ -67,11 +70,13 @@ class PhysioNet2012(Task):
         static: bool = True,
         running: bool = False,
         transform: str = "standard",
+        divider: str = "stratified",
     ) -> None:
         self.data_dir, self.static, self.running = data_dir, static, running
-        self.transform = transform
-        if transform not in SCALES:
-            raise unknown(f"value of option 'transform' of task {self.name!r}", transform, SCALES)
+        self.transform, self.divider = transform, divider
+        for option, value, choices in (("transform", transform, SCALES), ("divider", divider, DIVIDERS)):
+            if value not in choices:
+                raise unknown(f"value of option {option!r} of task {self.name!r}", value, choices)
         self.division = positive(self.name, "division", division, least=0)
         measured = len(PARAMETERS) * (1 + (len(SUMMARIES) if running else 0))
         self.input_size = measured + (len(STATIC) - 1 + len(UNITS) if static else 0)
@@ -83,7 +88,7 @@ class PhysioNet2012(Task):
             InputError: a file is missing or damaged.
         """
         stays = read_stays(self.name, self.data_dir)
-        parts = stratified(stays.died, VALIDATION_SHARE, TEST_SHARE, self.division)
+        parts = DIVIDERS[self.divider](stays.died, VALIDATION_SHARE, TEST_SHARE, self.division)
         scale, training = SCALES[self.transform], parts[0].numpy()
         values = scaled(scale, stays.value, stays.parameter, np.isin(stays.stay, training), len(PARAMETERS))
         rows, minutes, lengths = samples(stays, self.static)
@@ -191,3 +196,22 @@ def admission(stays: Stays, training: np.ndarray, scale: Scale) -> np.ndarray:
     known = np.isin(stay, training)
     shown[stay, feature] = scaled(scale, numbers[stay, feature], feature, known, numbers.shape[1])
     return np.concatenate((shown, np.where(np.isnan(unit), np.nan, unit == np.array(UNITS))), axis=1)
+
+
+def as_scikit_learn(labels: np.ndarray, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the three parts, as most papers draw them; see `stratified` for the arguments."""
+    # Imported here, since it takes a second.
+    from sklearn.model_selection import train_test_split
+
+    aside = validation + test
+    train, rest = train_test_split(np.arange(len(labels)), test_size=aside, random_state=seed, stratify=labels)
+    held_out, held_back = train_test_split(rest, test_size=test / aside, random_state=seed, stratify=labels[rest])
+    first, second, third = (torch.from_numpy(np.sort(part)) for part in (train, held_out, held_back))
+    return first, second, third
+
+
+#: Indices of training, validation and test from labels, the two shares put aside, and the number of the division.
+DIVIDERS: dict[str, Callable[[np.ndarray, float, float, int], tuple[Tensor, Tensor, Tensor]]] = {
+    "stratified": stratified,
+    "scikit-learn": as_scikit_learn,
+}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from sklearn.model_selection import train_test_split
 
 from experiments import tasks
 from experiments.tasks import halfcheetah, oscillators, physionet2012, stays
@@ -245,6 +246,19 @@ def test_physionet_is_standardized_by_the_training_set(folder):
     other = tasks.get("physionet2012", data_dir=str(folder), division=1).splits()[0]
     again = tasks.get("physionet2012", data_dir=str(folder)).splits(5)[0]
     assert same(train[:], again[:]) and not torch.equal(other[:].x[:, 0, 37], train[:].x[:, 0, 37])
+
+
+def test_physionet_divided_by_scikit_learn_is_what_two_of_its_lines_give(folder):
+    died = stays.read_stays("physionet2012", str(folder)).died
+    train, rest = train_test_split(range(len(died)), test_size=0.2, random_state=5, stratify=died)
+    halves = train_test_split(rest, test_size=0.5, random_state=5, stratify=died[rest])
+    task = tasks.get("physionet2012", data_dir=str(folder), division=5, divider="scikit-learn")
+    parts = physionet2012.as_scikit_learn(died, 0.1, 0.1, 5)
+    for part, data, expected in zip(parts, task.splits(), (train, *halves), strict=True):
+        assert part.tolist() == sorted(expected)
+        assert data.whole.y.tolist() == died[sorted(expected)].tolist()
+    with pytest.raises(InputError, match=r"'divider' of task 'physionet2012' 'sklearn'.*'scikit-learn'"):
+        tasks.get("physionet2012", data_dir=str(folder), divider="sklearn")
 
 
 def test_physionet_by_ranks_has_the_order_of_the_values_and_no_tails(folder):
