@@ -322,7 +322,8 @@ class Keeper(L.Callback):
         """Draw the learning curve, if there is anything to draw."""
         if self.history and processes.leads():
             with self._by_product(self.folder.curve_file):
-                draw_learning_curve(self.history, self.folder.curve_file)
+                kept = kept_record(self.config, self.history)
+                draw_learning_curve(self.history, kept, self.folder.curve_file)
         self.drawn = time.perf_counter()
 
     @contextlib.contextmanager

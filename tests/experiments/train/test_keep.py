@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from experiments import figures
 from experiments.train import history as histories
 from experiments.train.checkpoints import load_checkpoint
 from experiments.train.config import RunConfig
@@ -42,6 +43,15 @@ def test_kept_weights_are_those_that_are_served_and_judged(first_is_best, tmp_pa
     assert same(weights(result.folder.last), served) == (keep == "last")
     assert evaluate(result.folder)["loss"] == result.test["loss"]
     assert evaluate(result.folder, "validation")["loss"] == result.validation["loss"]
+
+
+@pytest.mark.parametrize("keep, epoch", [("best", 1), ("last", EPOCHS)])
+def test_the_learning_curve_marks_the_epoch_that_is_kept(first_is_best, tmp_path, monkeypatch, keep, epoch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda draw, path: drawn.append(draw()))
+    train(config(keep=keep), root=tmp_path, progress=False)
+    for axes in drawn[-1].axes:
+        assert [list(line.get_xdata()) for line in axes.lines if line.get_label().startswith("epoch kept")] == [[epoch]]
 
 
 def test_what_is_kept_changes_nothing_of_the_training(first_is_best, tmp_path):
