@@ -83,6 +83,13 @@ def sweep(
             rich_help_panel=PANEL,
         ),
     ] = "",
+    repeats: Annotated[
+        int,
+        _number(
+            "--repeats",
+            "Trainings of each configuration, from --seed and the seeds after it: their mean counts.",
+        ),
+    ] = 1,
     trials: Annotated[
         int | None, _number("--trials", "How many there are to be in all; 100 if left out, or any within --minutes.")
     ] = None,
@@ -142,6 +149,7 @@ def sweep(
     fixed = options.given(values)
     asked = {"models": models, "solvers": solvers, "gradients": gradients, "controls": controls, "range": ranges}
     asked |= {"objectives": objectives, "at-most": at_most, "pruner": pruner, "config": config, "name": name}
+    asked |= {"repeats": repeats if repeats != 1 else None}
     if resume is not None:
         extra = [*fixed, *(key for key, value in asked.items() if value)]
         if extra or sampler != "tpe" or sampler_seed:
@@ -152,7 +160,7 @@ def sweep(
         names = {key: tuple(asked[key] or ()) for key in ("models", "solvers", "gradients", "controls")}
         settings = options.put(beginning.settings_in(config), options.settings(), values) | options.implied(values)
         space = Space(settings, ranges=ranges or {}, **names)
-        plan = Plan(space, tuple(objectives or ()), sampler, sampler_seed, pruner, at_most or {})
+        plan = Plan(space, tuple(objectives or ()), sampler, sampler_seed, pruner, at_most or {}, repeats)
         begun = beginning.begun(plan, root, name, storage)
     out = console()
     for line in beginning.about(begun.plan):

@@ -126,3 +126,6 @@ def about(plan: Plan) -> Iterator[str]:
     pruned = "trainings are ended early by the metric" if plan.prunes else "no training is ended early"
     limits = "".join(f", {name} at most {most:g}" for name, most in plan.at_most.items())
     yield f"objectives: {asked}{limits}; {plan.sampler} from seed {plan.seed}, {pruned}"
+    if plan.repeats > 1:
+        last = plan.first_seed + plan.repeats - 1
+        yield f"each is trained {plan.repeats} times, from the seeds {plan.first_seed} to {last}, and has their mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,8 @@ class Plan:
         seed: of the proposals, which follow from it, the number of the trial and the trials before it.
         pruner: who ends trainings early, of `PRUNERS`; "" for "median" where the metric is the one objective.
         at_most: costs that a configuration must not exceed to be trained, by name.
+        repeats: trainings of each configuration, from its seed and the ones that follow it; its metric, and where that
+            is asked for its deviation, are their means.
 
     Raises:
         InputError: names that there are not, or a pruner where there is more than one figure to judge by.
@@ -51,6 +54,7 @@ class Plan:
     seed: int = 0
     pruner: str = ""
     at_most: Mapping[str, float] = field(default_factory=dict)
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -59,6 +63,8 @@ class Plan:
             raise unknown("pruner", self.pruner, PRUNERS)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--sampler-seed is {self.seed}: expected 0 or a positive number below 2^32")
+        if self.repeats < 1:
+            raise InputError(f"--repeats is {self.repeats}: expected a positive number")
         for name, most in self.at_most.items():
             if name not in costs.BEFORE:
                 raise unknown("cost that is known before the training", name, costs.BEFORE)
@@ -76,6 +82,15 @@ class Plan:
         """The task, of which all settings are fixed."""
         values = {k: v for k, v in self.space.settings.items() if k not in ("model_options", "solver_options")}
         return make_task(RunConfig.from_dict(values))
+
+    @property
+    def first_seed(self) -> int:
+        """Of the first training of each configuration."""
+        return int(self.space.settings.get("seed", 0))
+
+    def repeated(self, config: RunConfig) -> list[RunConfig]:
+        """A configuration with the seed of each of its trainings."""
+        return [dataclasses.replace(config, seed=self.first_seed + number) for number in range(self.repeats)]
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -120,6 +135,7 @@ class Plan:
             "seed": self.seed,
             "pruner": self.pruner,
             "at_most": dict(self.at_most),
+            "repeats": self.repeats,
         }
 
     @classmethod
@@ -132,7 +148,8 @@ class Plan:
         most = {key: float(value) for key, value in values["at_most"].items()}
         names = tuple(values["objectives"])
         space = Space.from_dict(values["space"])
-        return cls(space, names, values["sampler"], values["seed"], values["pruner"], most)
+        # A sweep that an earlier version began has one of each.
+        return cls(space, names, values["sampler"], values["seed"], values["pruner"], most, values.get("repeats", 1))
 
 
 @dataclass(frozen=True)

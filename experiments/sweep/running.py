@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.sweep.plan import Plan, SweepFolder
-from experiments.sweep.trials import CONFIG, CURVE, OutOfTime, Trials, line
+from experiments.sweep.trials import CONFIG, CURVE, KEPT, OutOfTime, Trials, line
 from experiments.train.config import RunConfig
 from experiments.train.history import kept_record, merit
 from experiments.train.model import seed_of
@@ -120,6 +121,9 @@ def study_of(plan: Plan, folder: SweepFolder, storage: str | None) -> optuna.Stu
         where = str(folder.database) if storage is None else "the database of --storage"
         raise InputError(f"{where} cannot be used ({type(error).__name__}: {reason:.160})") from error
     mine = json.loads(json.dumps(plan.to_dict()))
+    if known is not None:
+        # A study that an earlier version began has one training of each.
+        known = {"repeats": 1, **known}
     if known is not None and known != mine:
         other = next(key for key in mine if known.get(key) != mine[key])
         raise InputError(
@@ -208,8 +212,11 @@ def chosen(study: optuna.Study) -> list[FrozenTrial]:
     if len(study.directions) > 1:
         return best
 
-    def of_run(trial: FrozenTrial) -> tuple[float, float]:
-        return merit(kept_record(RunConfig.from_dict(trial.user_attrs[CONFIG]), trial.user_attrs[CURVE]))
+    def of_runs(trial: FrozenTrial) -> tuple[float, ...]:
+        # Trials of an earlier version have one curve alone.
+        config, attributes = RunConfig.from_dict(trial.user_attrs[CONFIG]), trial.user_attrs
+        records = attributes.get(KEPT) or [kept_record(config, attributes[CURVE])]
+        return tuple(statistics.fmean(figures) for figures in zip(*map(merit, records), strict=True))
 
     # As the best epoch of a run: among equals by the validation loss, then the first.
-    return [max(best, key=of_run)]
+    return [max(best, key=of_runs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from experiments.files import write_atomically
 from experiments.sweep.costs import Objective
 from experiments.sweep.plan import Plan, SweepFolder
 from experiments.sweep.running import chosen, finished, quiet
-from experiments.sweep.trials import CONFIG, FIGURES, HOST, REASON, RUN, run_of, summary
+from experiments.sweep.trials import CONFIG, FIGURES, HOST, REASON, RUN, runs_of, summary
 from experiments.tasks.metrics import METRICS, shown
 from experiments.train.config import RunConfig, save_yaml
 from experiments.train.runs import RunFolder
@@ -234,17 +235,17 @@ def _tell_test(best: Sequence[FrozenTrial], plan: Plan, folder: SweepFolder, out
     metric = plan.metric
     sign = 1 if metric.larger else -1
     trial = max(best, key=lambda trial: sign * float(trial.user_attrs[FIGURES][metric.name]))
-    path = run_of(trial, folder)
+    paths = runs_of(trial, plan, folder)
     try:
-        result = RunFolder.open(path).result() or {}
-        test = result["test"][metric.name]
+        of_each = [(RunFolder.open(path).result() or {})["test"][metric.name] for path in paths]
     except (InputError, KeyError):
         host = trial.user_attrs.get(HOST)
-        out.print(f"The run of trial {trial.number} lies on {host}, not in {path}", soft_wrap=True)
+        out.print(f"The run of trial {trial.number} lies on {host}, not in {paths[0]}", soft_wrap=True)
         return
     value = trial.user_attrs[FIGURES][metric.name]
+    how = f" in the mean of {len(paths)} trainings" if len(paths) > 1 else ""
     out.print(
-        f"Trial {trial.number} on the test set, by which nothing was chosen: {metric.name} "
-        f"{shown(metric.name, test)} (validation set: {shown(metric.name, value)})",
+        f"Trial {trial.number} on the test set{how}, by which nothing was chosen: {metric.name} "
+        f"{shown(metric.name, statistics.fmean(of_each))} (validation set: {shown(metric.name, value)})",
         soft_wrap=True,
     )

@@ -6,6 +6,7 @@ import contextlib
 import math
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from experiments.sweep.plan import Plan, SweepFolder
 from experiments.train import training
 from experiments.train.checkpoints import load_checkpoint
 from experiments.train.config import RunConfig
-from experiments.train.history import Record
+from experiments.train.history import Record, kept_record
 from experiments.train.progress import Stopped
 from experiments.train.runs import RunFolder
 from experiments.train.training import RunResult
@@ -27,6 +28,8 @@ from solvers.errors import InputError, NumericalError
 
 #: What is kept with a trial.
 CONFIG, CURVE, FIGURES, RUN, HOST, REASON = "config", "curve", "figures", "run", "host", "reason"
+#: The record of the epoch that was kept, of each of its trainings; `CURVE` is of the first.
+KEPT = "kept"
 
 
 class OutOfTime(Stopped):
@@ -57,7 +60,7 @@ class Trials:
         self.plan, self.folder, self.deadline = plan, folder, deadline
         self.number = -1
         # What concerns every trial is found before the first.
-        plan.task.splits(int(plan.space.settings.get("seed", 0)))
+        plan.task.splits(plan.first_seed)
 
     def __call__(self, trial: optuna.Trial) -> list[float]:
         """The values of the objectives."""
@@ -79,14 +82,16 @@ class Trials:
         trial.set_user_attr(FIGURES, figures)
         self._within(trial, figures)
         with _reasons():
-            result = self._train(trial, config)
-        history = load_checkpoint(result.folder.last)["history"]
-        trial.set_user_attr(CURVE, history)
-        trial.set_user_attr(CONFIG, result.folder.config().to_dict())
-        figures[self.plan.metric.name] = result.validation[self.plan.metric.name]
+            results = [self._train(trial, one) for one in self.plan.repeated(config)]
+        histories = [load_checkpoint(result.folder.last)["history"] for result in results]
+        trial.set_user_attr(CURVE, histories[0])
+        trial.set_user_attr(KEPT, [kept_record(config, history) for history in histories])
+        trial.set_user_attr(CONFIG, results[0].folder.config().to_dict())
+        metric = self.plan.metric.name
+        figures[metric] = statistics.fmean(result.validation[metric] for result in results)
         with _reasons(InputError):
             if any(one.name in costs.AFTER for one in self.plan.objectives):
-                figures["deviation"] = costs.deviation(result.folder)
+                figures["deviation"] = statistics.fmean(costs.deviation(result.folder) for result in results)
             # The machine may have been busy the first time, or the second.
             figures["seconds"] = min(figures["seconds"], costs.before(config, self.plan.task)["seconds"])
         trial.set_user_attr(FIGURES, figures)
@@ -108,13 +113,15 @@ class Trials:
 
     def _train(self, trial: optuna.Trial, config: RunConfig) -> RunResult:
         # One that is tried again has the run of the first attempt.
-        path = self.folder.path / trial.user_attrs.get(RUN, f"trial-{trial.number:04d}")
-        trial.set_user_attr(RUN, path.name)
+        trial.set_user_attr(RUN, trial.user_attrs.get(RUN, f"trial-{trial.number:04d}"))
+        path = runs_of(trial, self.plan, self.folder)[config.seed - self.plan.first_seed]
+        # Of several trainings the first is compared with the first of others.
+        judged = self.plan.prunes and config.seed == self.plan.first_seed
         told = 0
 
         def after_epoch(history: list[Record]) -> None:
             nonlocal told
-            if self.plan.prunes:
+            if judged:
                 for record in history[told:]:
                     trial.report(record[f"validation_{self.plan.metric.name}"], int(record["epoch"]))
                 told = len(history)
@@ -172,6 +179,8 @@ def summary(trial: FrozenTrial, plan: Plan) -> str:
     return " ".join([*words, *([f"lr {config['lr']:g}"] if "lr" in plan.space.numbers else [])])
 
 
-def run_of(trial: FrozenTrial, folder: SweepFolder) -> Path:
-    """The run of a trial; it may lie on another machine."""
-    return folder.path / str(trial.user_attrs.get(RUN, ""))
+def runs_of(trial: FrozenTrial | optuna.Trial, plan: Plan, folder: SweepFolder) -> list[Path]:
+    """The runs of a trial, one for each seed; they may lie on another machine."""
+    first = str(trial.user_attrs.get(RUN, ""))
+    others = range(plan.first_seed + 1, plan.first_seed + plan.repeats)
+    return [folder.path / name for name in (first, *(f"{first}-seed-{seed}" for seed in others))]
