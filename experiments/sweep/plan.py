@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ PRUNERS = ("median", "hyperband", "none")
 POPULATION = 20
 #: Trials and epochs before the first is ended early.
 UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 5, 3
+#: What the plan of a sweep that an earlier version began does not say.
+EARLIER = {"repeats": 1}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Plan:
 
     def repeated(self, config: RunConfig) -> list[RunConfig]:
         """A configuration with the seed of each of its trainings."""
-        return [dataclasses.replace(config, seed=self.first_seed + number) for number in range(self.repeats)]
+        return [replace(config, seed=self.first_seed + number) for number in range(self.repeats)]
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -148,8 +149,8 @@ class Plan:
         most = {key: float(value) for key, value in values["at_most"].items()}
         names = tuple(values["objectives"])
         space = Space.from_dict(values["space"])
-        # A sweep that an earlier version began has one of each.
-        return cls(space, names, values["sampler"], values["seed"], values["pruner"], most, values.get("repeats", 1))
+        values = {**EARLIER, **values}
+        return cls(space, names, values["sampler"], values["seed"], values["pruner"], most, values["repeats"])
 
 
 @dataclass(frozen=True)

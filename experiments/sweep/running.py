@@ -14,7 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.sweep.plan import Plan, SweepFolder
+from experiments.sweep.plan import EARLIER, Plan, SweepFolder
 from experiments.sweep.trials import CONFIG, CURVE, KEPT, OutOfTime, Trials, line
 from experiments.train.config import RunConfig
 from experiments.train.history import kept_record, merit
@@ -121,11 +121,9 @@ def study_of(plan: Plan, folder: SweepFolder, storage: str | None) -> optuna.Stu
         where = str(folder.database) if storage is None else "the database of --storage"
         raise InputError(f"{where} cannot be used ({type(error).__name__}: {reason:.160})") from error
     mine = json.loads(json.dumps(plan.to_dict()))
-    if known is not None:
-        # A study that an earlier version began has one training of each.
-        known = {"repeats": 1, **known}
-    if known is not None and known != mine:
-        other = next(key for key in mine if known.get(key) != mine[key])
+    theirs = mine if known is None else {**EARLIER, **known}
+    if theirs != mine:
+        other = next(key for key in mine if theirs.get(key) != mine[key])
         raise InputError(
             f"there is a study {folder.path.name!r} already, with another {other}: give --name another name, or the "
             "same options to take part in it"

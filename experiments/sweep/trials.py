@@ -81,8 +81,11 @@ class Trials:
             figures = costs.before(config, self.plan.task)
         trial.set_user_attr(FIGURES, figures)
         self._within(trial, figures)
+        # One that is tried again has the runs of the first attempt.
+        trial.set_user_attr(RUN, trial.user_attrs.get(RUN, f"trial-{trial.number:04d}"))
+        trainings = zip(self.plan.repeated(config), runs_of(trial, self.plan, self.folder), strict=True)
         with _reasons():
-            results = [self._train(trial, one) for one in self.plan.repeated(config)]
+            results = [self._train(trial, one, path) for one, path in trainings]
         histories = [load_checkpoint(result.folder.last)["history"] for result in results]
         trial.set_user_attr(CURVE, histories[0])
         trial.set_user_attr(KEPT, [kept_record(config, history) for history in histories])
@@ -111,10 +114,7 @@ class Trials:
         if over:
             raise LeftOut(over)
 
-    def _train(self, trial: optuna.Trial, config: RunConfig) -> RunResult:
-        # One that is tried again has the run of the first attempt.
-        trial.set_user_attr(RUN, trial.user_attrs.get(RUN, f"trial-{trial.number:04d}"))
-        path = runs_of(trial, self.plan, self.folder)[config.seed - self.plan.first_seed]
+    def _train(self, trial: optuna.Trial, config: RunConfig, path: Path) -> RunResult:
         # Of several trainings the first is compared with the first of others.
         judged = self.plan.prunes and config.seed == self.plan.first_seed
         told = 0

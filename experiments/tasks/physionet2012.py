@@ -199,7 +199,7 @@ def admission(stays: Stays, training: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def as_scikit_learn(labels: np.ndarray, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the three parts, as most papers draw them; see `stratified` for the arguments."""
+    """Indices of the three parts by two calls of train_test_split; see `stratified` for the arguments."""
     # Imported here, since it takes a second.
     from sklearn.model_selection import train_test_split
 

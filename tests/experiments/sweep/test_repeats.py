@@ -9,7 +9,7 @@ import yaml
 from optuna.trial import TrialState
 
 from experiments.command import cli
-from experiments.sweep import beginning, costs, running
+from experiments.sweep import beginning, running
 from experiments.sweep.plan import Plan
 from experiments.sweep.space import Space
 from experiments.sweep.trials import CONFIG, KEPT
@@ -17,30 +17,14 @@ from experiments.tasks.metrics import shown
 from experiments.train.config import RunConfig
 from experiments.train.runs import RunFolder
 from solvers.errors import InputError
+from tests.experiments.sweep.small import OPTIONS, SETTINGS
 
-SETTINGS = {
-    "task": "adding",
-    "task_options": {"length": 6, "train_size": 40, "validation_size": 20, "test_size": 20},
-    "epochs": 2,
-    "batch_size": 20,
-    "threads": 1,
-    "seed": 3,
-}
-ARGUMENTS = (
-    "sweep --task adding --length 6 --train-size 40 --validation-size 20 --test-size 20 --epochs 2 --batch-size 20 "
-    "--threads 1 --models lem --solvers euler --range hidden_size=2:6 --trials 1 --name s"
-)
+ARGUMENTS = f"sweep {OPTIONS} --models lem --solvers euler --range hidden_size=2:6 --trials 1 --name s"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Steps are timed for a moment only."""
-    monkeypatch.setattr(costs, "_TIMED", 0.02)
-    monkeypatch.setattr(costs, "_ROUNDS", (2, 50))
-
-
-def plan_of(repeats=3, **changed):
-    space = Space({**SETTINGS, **changed}, models=("lem",), solvers=("euler",), ranges={"hidden_size": (2.0, 6.0)})
+def plan_of(repeats=3):
+    settings = {**SETTINGS, "seed": 3}
+    space = Space(settings, models=("lem",), solvers=("euler",), ranges={"hidden_size": (2.0, 6.0)})
     return Plan(space, repeats=repeats)
 
 

@@ -33,20 +33,11 @@ from experiments.train.runs import RunFolder
 from neuralosc.analysis import work_precision
 from neuralosc.analysis.subject import CONFIRMED
 from solvers.errors import InputError
+from tests.experiments.sweep.small import OPTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[3]
-SETTINGS = {
-    "task": "adding",
-    "task_options": {"length": 6, "train_size": 40, "validation_size": 20, "test_size": 20},
-    "epochs": 2,
-    "batch_size": 20,
-    "threads": 1,
-}
 SPACE = {"models": ("ctrnn", "cornn", "lem"), "solvers": ("euler", "rk4"), "ranges": {"hidden_size": (2.0, 6.0)}}
-ARGUMENTS = (
-    "sweep --task adding --length 6 --train-size 40 --validation-size 20 --test-size 20 --epochs 2 --batch-size 20 "
-    "--threads 1 --models ctrnn,cornn,lem --solvers euler,rk4 --range hidden_size=2:6"
-)
+ARGUMENTS = f"sweep {OPTIONS} --models ctrnn,cornn,lem --solvers euler,rk4 --range hidden_size=2:6"
 
 
 def plan_of(settings=None, **changed):
@@ -71,13 +62,6 @@ def proposals(study):
 
 
 # Proposals
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Steps are timed for a moment only."""
-    monkeypatch.setattr(costs, "_TIMED", 0.02)
-    monkeypatch.setattr(costs, "_ROUNDS", (2, 50))
 
 
 def untrained(trials, trial, point):
