@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,9 @@ from experiments.train.config import RunConfig
 from experiments.train.runs import environment
 from experiments.train.training import RunResult, device_of
 from solvers.errors import InputError
+
+#: Where a run runs, who follows it, and what else is not a setting of its cell.
+_ELSEWHERE = ("seed", "data_dir", "device", "threads", "loggers", "initial_weights")
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,8 @@ class Results:
         found = self.cells.get(cell.name)
         if found is None:
             return []
-        # A setting that came later was its default before.
-        before = {**RunConfig().to_dict(), **found["settings"]}
-        different = [key for key, value in settings(cell).items() if before[key] != value]
+        before = _written_out(found["settings"])
+        different = [key for key, value in {"stages": [], **settings(cell)}.items() if before[key] != value]
         if different:
             raise InputError(
                 f"{self.path}: runs of {cell.name!r} had other settings ({', '.join(different)}): move the file away, "
@@ -89,9 +92,16 @@ class Results:
         runs: list[dict[str, Any]] = found["runs"]
         return runs
 
-    def add(self, cell: Cell, seed: int, result: RunResult | Boosted) -> None:
-        """Add a finished run and write the file, with what other processes have added meanwhile."""
-        entry = _entry(cell, seed, result)
+    def add(self, cell: Cell, seed: int, result: RunResult | Boosted, stages: Sequence[RunResult] = ()) -> None:
+        """Add a finished run and write the file, with what other processes have added meanwhile.
+
+        Args:
+            cell: which it is of.
+            seed: of it.
+            result: what it gave.
+            stages: what the trainings gave that came before it.
+        """
+        entry = _entry(cell, seed, result) | ({"stages": [_stage(stage) for stage in stages]} if stages else {})
         with locked(self.path.with_name(f".{self.path.name}.lock"), wait=True):
             self.cells.update(Results.read(self.path.parent, self.row, self.epochs).cells)
             runs = [run for run in self.runs(cell) if run["seed"] != seed] + [entry]
@@ -149,8 +159,22 @@ def settings(cell: Cell) -> dict[str, Any]:
     """What decides a run besides its seed, where it runs and who follows it."""
     if not cell.network:
         return boosting.settings(cell.config)
-    own = {"seed", "data_dir", "device", "threads", "loggers"}
-    return {key: value for key, value in cell.config.to_dict().items() if key not in own}
+    ran, *stages = (
+        {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
+        for config in (cell.config, *cell.stages)
+    )
+    return ran | ({"stages": stages} if stages else {})
+
+
+def _written_out(found: dict[str, Any]) -> dict[str, Any]:
+    """Settings that were kept, and those that came later: such a one was its default before."""
+    standard = {key: value for key, value in RunConfig().to_dict().items() if key not in _ELSEWHERE}
+    return {**standard, **found, "stages": [{**standard, **stage} for stage in found.get("stages", [])]}
+
+
+def _stage(result: RunResult) -> dict[str, Any]:
+    """What a training that came before gave."""
+    return {"epochs": result.epochs, "seconds": round(result.seconds, 2), "validation": result.validation}
 
 
 def _entry(cell: Cell, seed: int, result: RunResult | Boosted) -> dict[str, Any]:

@@ -41,10 +41,12 @@ class Cell:
     Attributes:
         labels: of its place on each axis of the table.
         config: of its runs, but for the seed and the folder of the data.
+        stages: of trainings that come before, each from the weights of the one before.
     """
 
     labels: tuple[str, ...]
     config: RunConfig
+    stages: tuple[RunConfig, ...] = ()
 
     @property
     def name(self) -> str:
@@ -95,6 +97,8 @@ class Row:
             into options: "model_options.dt". `model: boosting` stands for `boosting`, which has settings of its own.
         published: figures to compare with.
         reach: what is to be reached by the best cell, None where nothing was set.
+        stages: settings, put into those of a cell, of trainings that come before its own: every one begins with the
+            weights that the one before kept, and so does the last, which alone is compared.
         over: the axis over which the mean is what counts, such as divisions of the data; empty where every cell stands
             for itself.
         note: what a reader has to know.
@@ -109,6 +113,7 @@ class Row:
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     reach: float | None = None
+    stages: tuple[Mapping[str, Any], ...] = ()
     over: str = ""
     note: str = ""
 
@@ -123,6 +128,8 @@ class Row:
     def cells(self, epochs: int | None = None) -> list[Cell]:
         """The cells of the table, the last axis running fastest; with another number of epochs where one is given.
 
+        Stages that come before have their own number of epochs.
+
         Raises:
             InputError: settings that are none.
         """
@@ -132,7 +139,8 @@ class Row:
             for settings in (*(each for _, each in chosen), {} if epochs is None else {"epochs": epochs}):
                 values = _with(values, settings)
             labels = tuple(f"{label} (no network)" if _boosts(each) else label for label, each in chosen)
-            cells.append(Cell(labels, RunConfig.from_dict(values)))
+            stages = tuple(RunConfig.from_dict(_with(values, settings)) for settings in self.stages)
+            cells.append(Cell(labels, RunConfig.from_dict(values), stages))
         return cells
 
 
@@ -160,6 +168,7 @@ def row(name: str) -> Row:
     if lacking:
         raise InputError(f"{path} has no {lacking[0]}: expected title, source, config and metric")
     values["seeds"] = tuple(values.get("seeds", (0,)))
+    values["stages"] = tuple(values.get("stages", ()))
     values["published"] = tuple(Published(**entry) for entry in values.get("published", ()))
     made = Row(name=name, **values)
     if made.metric not in METRICS:

@@ -58,12 +58,25 @@ def reproduce(
         done = {run["seed"] for run in kept.runs(cell)}
         for seed in seeds or row.seeds:
             if seed not in done:
-                config = dataclasses.replace(cell.config, seed=seed, data_dir=data_dir, threads=threads)
-                run = _run(config, root, _folder(kept, cell, seed)) if cell.network else _boosted(config)
-                kept.add(cell, seed, run)
+                here = {"seed": seed, "data_dir": data_dir, "threads": threads}
+                if cell.network:
+                    *before, run = _staged(cell, here, root, _folder(kept, cell, seed))
+                    kept.add(cell, seed, run, before)
+                else:
+                    kept.add(cell, seed, _boosted(dataclasses.replace(cell.config, **here)))
         if loop and cell.network and not kept.loop(cell):
             kept.add_loop(cell, dataclasses.asdict(beside(cell, data_dir, threads)))
     return kept
+
+
+def _staged(cell: Cell, here: dict[str, Any], root: Path, name: str) -> list[RunResult]:
+    """The trainings of a cell, one after the other, of which the last is its own."""
+    done: list[RunResult] = []
+    for number, stage in enumerate((*cell.stages, cell.config), 1):
+        begun = {"initial_weights": str(done[-1].folder.path)} if done else {}
+        folder = name if stage is cell.config else f"{name}-stage-{number}"
+        done.append(_run(dataclasses.replace(stage, **here, **begun), root, folder))
+    return done
 
 
 def _run(config: RunConfig, root: Path, name: str) -> RunResult:
@@ -72,7 +85,9 @@ def _run(config: RunConfig, root: Path, name: str) -> RunResult:
     stored = RunFolder.open(root / name).config().to_dict()
     for key, value in config.to_dict().items():
         # What was left to defaults or to the machine is written out in a run.
-        if key not in ("data_dir", "device", "threads", "readout") and not _agree(value, stored[key]):
+        if key not in ("data_dir", "device", "threads", "readout", "initial_weights") and not _agree(
+            value, stored[key]
+        ):
             raise InputError(
                 f"run {root / name} has {key} {stored[key]!r}, the row {value!r}: remove its folder, or give --root "
                 "another one"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -52,7 +53,7 @@ def cells(results: Results) -> Grid:
     for cell in results.all_cells:
         runs = results.runs(cell)
         if runs:
-            seconds = statistics.fmean(run["seconds"] for run in runs)
+            seconds = statistics.fmean(_seconds(run) for run in runs)
             figure = summary(metric, results.figures(cell))
             labels = list(cell.labels) or [cell.config.model]
             parameters = f"{runs[0]['parameters']:,}" if cell.network else ""
@@ -64,6 +65,11 @@ def cells(results: Results) -> Grid:
         figure = summary(metric, [entry.value], entry.deviation)
         lines.append([f"{entry.what} (published)", *blank, figure, "", "", ""])
     return [*axes, metric, "runs", "time a run", "parameters"], lines
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    """Of a run and of the trainings that came before it."""
+    return float(run["seconds"] + sum(stage["seconds"] for stage in run.get("stages", ())))
 
 
 def means(results: Results) -> Grid | None:

@@ -65,6 +65,9 @@ class RunConfig:
             ranked probability score first.
         time: how the network is told the time between samples, of a task that has it: "true", its equation runs for
             that time; "input", it runs for 1 each time and is shown the time as one more feature; "ignored", not.
+        initial_weights: folder of a run whose kept weights, with their scales, training begins with: of the same task,
+            of shorter sequences, of another data set. The network must have the same weights; a read-out that answers
+            otherwise begins anew. Empty for random weights.
         lr: learning rate.
         optimizer: "adam"; "adamw", whose decay is no part of the gradient; "rmsprop"; "sgd", with momentum; or another
             one of torch.optim: "adadelta", "adafactor", "adagrad", "adamax", "asgd", "nadam", "radam".
@@ -113,6 +116,7 @@ class RunConfig:
     readout: str = "auto"
     likelihood: str = "none"
     time: str = "true"
+    initial_weights: str = ""
     lr: float = 0.01
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -15,7 +15,7 @@ import neuralosc
 import solvers
 from experiments import own, tasks
 from experiments.tasks import Task
-from experiments.train import checkpoints, feeding, history, networks, probes, processes, trackers
+from experiments.train import checkpoints, feeding, history, initial, networks, probes, processes, trackers
 from experiments.train.checkpoints import MOVABLE, PROBE, Keeper, load_checkpoint, newest, put_weights, require_same
 from experiments.train.config import RunConfig
 from experiments.train.guessing import guessed
@@ -73,7 +73,7 @@ def train(
     with processes.joined(), contextlib.ExitStack() as held:
         device, task, model = processes.together(lambda: _made(config))
         held.enter_context(threads(config))
-        loop = processes.together(lambda: TrainingLoop(model, resolved(config, task, model), task))
+        loop = processes.together(lambda: _begun(model, resolved(config, task, model), task))
         for line in task.notices:
             checkpoints.notice(line)
         prefix = f"{own.short(config.task)}-{own.short(config.network)}"
@@ -98,6 +98,12 @@ def _made(config: RunConfig) -> tuple[str, Task, SequenceModel]:
         what = f"{chosen} ({MISSING[chosen]})"
         checkpoints.notice(f"task {config.task!r} has missing values, shown as --missing {what}")
     return device, task, model
+
+
+def _begun(model: SequenceModel, config: RunConfig, task: Task) -> TrainingLoop:
+    """The loop of a run before its first epoch."""
+    initial.begin(model, config, task, load_model)
+    return TrainingLoop(model, config, task)
 
 
 def resume(
@@ -146,12 +152,13 @@ def _restored(folder: RunFolder, config: RunConfig, checkpoint: dict[str, Any] |
     require_same_arguments(config)
     task = make_task(config)
     model = build(config, task)
-    if checkpoint is not None:
-        put_weights(model, checkpoint, folder.last)
-        probe = checkpoint.get(PROBE)
-        probes.require_same_answers(model, config, probe, str(folder.path))
-        probes.require_same_data(task, config, probe, str(folder.path))
-    return device, TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"] if checkpoint else 0)
+    if checkpoint is None:
+        return device, _begun(model, config, task)
+    put_weights(model, checkpoint, folder.last)
+    probe = checkpoint.get(PROBE)
+    probes.require_same_answers(model, config, probe, str(folder.path))
+    probes.require_same_data(task, config, probe, str(folder.path))
+    return device, TrainingLoop(model, config, task, first_epoch=checkpoint["epochs"])
 
 
 def evaluate(
@@ -340,8 +347,14 @@ def resolved(config: RunConfig, task: Task, model: SequenceModel) -> RunConfig:
         model_options=chosen,
         solver_options=solver.options if solver is not None and "solver" in chosen else {},
         threads=torch.get_num_threads(),
-        data_dir=None if folder is None else str(Path(folder).expanduser().resolve()),
+        data_dir=None if folder is None else _full(folder),
+        initial_weights=_full(config.initial_weights) if config.initial_weights else "",
     )
+
+
+def _full(path: str) -> str:
+    """A path that is the same from everywhere."""
+    return str(Path(path).expanduser().resolve())
 
 
 @contextlib.contextmanager
