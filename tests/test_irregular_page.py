@@ -16,7 +16,7 @@ def test_the_code_runs_and_gives_the_figures(capsys, tmp_path, monkeypatch):
     for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(code, scope)
     shown = capsys.readouterr().out
-    assert "timespans go up to 1.14e+07" in shown and "Unit(size=3150.0, timed=True)" in shown
+    assert "timespans go up to 1.14e+07" in shown and "3150 seconds" in shown
     assert scope["states"].shape == (2, 2, 2, 16) and scope["later"].shape == (2, 2, 16)
     torch.testing.assert_close(scope["batch"].timespans[0], torch.tensor([1.0, 0.75, 1 / 12, 19 / 6]))
     served, stay = scope["served"], scope["stay"].numpy()

@@ -78,6 +78,7 @@ class Setting:
     default: str = ""
     name: str = ""
     typed: str = ""
+    metavar: str = ""
 
     @property
     def stored(self) -> str:
@@ -98,7 +99,7 @@ class Setting:
         option = typer.Option(
             declaration,
             help=self.help + default,
-            metavar="PATH" if self.key.endswith("_dir") else parsers.METAVARS[self.kind],
+            metavar=self.metavar or ("PATH" if self.key.endswith("_dir") else parsers.METAVARS[self.kind]),
             parser=parsed,
             rich_help_panel=self.panel,
             show_default=False,
@@ -225,7 +226,9 @@ def _run_settings(panel: str, names: Iterable[str]) -> list[Setting]:
         default = getattr(standard, name)
         shown = "" if default in (None, []) else ",".join(default) if isinstance(default, list) else str(default)
         kind, help_ = parsers.of_hint(hints[name]), _sentence(text.get(name, ""))
-        result.append(Setting(name, "", panel, kind, help_, shown, typed=declared[name].metadata.get("flag", "")))
+        about = declared[name].metadata
+        typed, metavar = about.get("flag", ""), about.get("metavar", "")
+        result.append(Setting(name, "", panel, kind, help_, shown, typed=typed, metavar=metavar))
     return result
 
 

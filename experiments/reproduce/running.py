@@ -58,7 +58,7 @@ def reproduce(
         done = {run["seed"] for run in kept.runs(cell)}
         for seed in seeds or row.seeds:
             if seed not in done:
-                here = {"seed": seed, "data_dir": data_dir, "threads": threads}
+                here: dict[str, Any] = {"seed": seed, "data_dir": data_dir, "threads": threads}
                 if cell.network:
                     *before, run = _staged(cell, here, root, _folder(kept, cell, seed))
                     kept.add(cell, seed, run, before)
@@ -73,9 +73,9 @@ def _staged(cell: Cell, here: dict[str, Any], root: Path, name: str) -> list[Run
     """The trainings of a cell, one after the other, of which the last is its own."""
     done: list[RunResult] = []
     for number, stage in enumerate((*cell.stages, cell.config), 1):
-        begun = {"initial_weights": str(done[-1].folder.path)} if done else {}
+        begun = str(done[-1].folder.path) if done else ""
         folder = name if stage is cell.config else f"{name}-stage-{number}"
-        done.append(_run(dataclasses.replace(stage, **here, **begun), root, folder))
+        done.append(_run(dataclasses.replace(stage, **here, initial_weights=begun), root, folder))
     return done
 
 

@@ -116,7 +116,7 @@ class RunConfig:
     readout: str = "auto"
     likelihood: str = "none"
     time: str = "true"
-    initial_weights: str = ""
+    initial_weights: str = dataclasses.field(default="", metadata={"metavar": "RUN"})
     lr: float = 0.01
     optimizer: str = "adam"
     optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -208,6 +208,9 @@ class Unit:
             raise InputError(f"{name} is {value!r}, expected a positive one")
         return cls(size, timed)
 
+    def __str__(self) -> str:
+        return f"{self.size:g} seconds" if self.timed else f"{self.size:g}"
+
     def per_tick(self, times: Times, name: str) -> float:
         """Units in one tick of some times.
 
@@ -217,11 +220,9 @@ class Unit:
         if not len(times):
             return 0.0
         if (times.tick is None) == self.timed:
-            what, unit = (
-                ("numbers", f"{self.size:g} seconds") if self.timed else ("dates or durations", f"{self.size:g}")
-            )
+            what = "numbers" if self.timed else "dates or durations"
             advice = "the number of them that makes one step" if self.timed else "a duration, such as unit='1h'"
-            raise InputError(f"{name} are {what} and unit is {unit}, expected {advice}")
+            raise InputError(f"{name} are {what} and unit is {self}, expected {advice}")
         return (1.0 if times.tick is None else times.tick) / self.size
 
 

@@ -18,6 +18,7 @@ from experiments.tasks.ts_files import Labelled
 from experiments.tasks.uea import UEA
 from experiments.train import boosting, networks, training
 from experiments.train.model import blank, make_task
+from experiments.train.runs import RunFolder
 from solvers.errors import InputError
 
 ROW = """
@@ -343,3 +344,48 @@ def test_a_row_without_axes_is_one_cell(folder):
     (rows.FOLDER / "small.yaml").write_text(ROW[: ROW.index("axes:")])
     (cell,) = rows.row("small").cells()
     assert cell.name == "all" and reproduce.overview(folder / "results").row_count == 1
+
+
+STAGES = """
+stages:
+  - {task_options.length: 4, epochs: 1, lr: 0.02}
+  - {task_options.length: 6}
+"""
+
+
+def test_a_row_in_stages_begins_each_with_the_weights_of_the_one_before(folder, capsys):
+    (rows.FOLDER / "small.yaml").write_text(ROW + STAGES)
+    assert command(folder, "small", "--seeds", "1", "--only", "LSTM", "--epochs", "1") == 0
+    runs = [
+        RunFolder.open(folder / "runs" / f"small-1-epochs-lstm-seed-3{end}") for end in ("-stage-1", "-stage-2", "")
+    ]
+    before = ["", *(str(run.path.resolve()) for run in runs)]
+    for run, earlier, length in zip(runs, before, (4, 6, 8), strict=False):
+        config = run.config()
+        assert config.initial_weights == earlier and config.task_options["length"] == length
+        assert (config.epochs, config.lr, config.seed) == (1, 0.02, 3)
+    kept = stored(folder, "small-1-epochs")["cells"]["LSTM"]
+    assert [stage["epochs"] for stage in kept["runs"][0]["stages"]] == [1, 1]
+    first = kept["runs"][0]["stages"][0]
+    assert first["validation"] == runs[0].result()["validation"] and first["seconds"] > 0
+    # The time of a run is that of all its trainings, and no path of a machine is kept.
+    row = rows.row("small")
+    [line] = [line for line in showing.cells(results.Results.read(folder / "results", row, 1))[1] if line[0] == "LSTM"]
+    total = sum(run.result()["seconds"] for run in runs)
+    assert line[3] == f"{total:.0f} s" and str(folder) not in json.dumps(kept)
+    # What is there is not run again; other stages are other settings.
+    marks = [run.result_file.stat().st_mtime_ns for run in runs]
+    arguments = ("small", "--seeds", "1", "--only", "LSTM", "--epochs", "1")
+    assert command(folder, *arguments) == 0
+    assert [run.result_file.stat().st_mtime_ns for run in runs] == marks
+    for text in (ROW, ROW + STAGES.replace("length: 6", "length: 5")):
+        (rows.FOLDER / "small.yaml").write_text(text)
+        capsys.readouterr()
+        assert command(folder, *arguments) == 2
+        assert "runs of 'LSTM' had other settings (stages)" in capsys.readouterr().err
+
+
+def test_stages_that_are_none_are_one_line(folder, capsys):
+    (rows.FOLDER / "small.yaml").write_text(ROW + "stages:\n  - {task_option.length: 4}\n")
+    assert command(folder, "small") == 2
+    assert "task_option" in (line := capsys.readouterr().err) and line.count("\n") == 1
