@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from experiments.tasks import Task
-from experiments.tasks.series import Batch, batch_of
+from experiments.tasks.series import Batch, Series, batch_of
 from experiments.train import optimizers, processes
 from experiments.train.config import RunConfig
 from experiments.train.feeding import told
@@ -56,7 +56,7 @@ class Batches:
         dtype: of the floating-point tensors.
         time: how the network is told the time between samples, as in the configuration.
         streams: the data are pieces of one sequence, gone through side by side in so many parts as a batch has rows.
-        bucket: of how many batches the sequences are put together by their length; 0 for none. See `bucketed`.
+        bucket: of how many batches the sequences are put together by their length; 0 for none. See `by_length`.
 
     Raises:
         InputError: fewer pieces than that, or sequences to be put together that are of one length.
@@ -106,11 +106,13 @@ class Batches:
             order = parallel(self.pieces, self.size).flatten()
         elif self.shuffle is None:
             order = torch.arange(self.samples)
+            if self.lengths is not None:
+                order = by_length(order, self.lengths, self.size * self.bucket)
         else:
             generator = torch.Generator().manual_seed(seed_of(self.shuffle, _ORDER, self.epoch))
             order = torch.randperm(self.samples, generator=generator)
             if self.lengths is not None:
-                order = bucketed(order, self.lengths, self.size, self.bucket, generator)
+                order = mixed(by_length(order, self.lengths, self.size * self.bucket), self.size, generator)
         # Of data that stay on a device the numbers of an epoch are brought there at once.
         order = order.to(next(iter(tensors(self.placed)), order).device)
         for part in order.split(self.size)[: self.count]:
@@ -119,21 +121,29 @@ class Batches:
             yield told(batch_of(self.placed, part), self.time).floating(self.dtype)
 
 
-def bucketed(order: Tensor, lengths: Tensor, size: int, pool: int, generator: torch.Generator) -> Tensor:
-    """An order in which batches hold sequences of about one length, and come in random order themselves.
+def by_length(order: Tensor, lengths: Tensor, pool: int) -> Tensor:
+    """An order in which sequences follow each other by their length, so many of them at a time.
 
     Args:
-        order: a random one, which decides which sequences can meet.
+        order: which decides who is in a pool together, and the order of sequences of one length.
         lengths: of all sequences.
-        size: sequences in a batch.
-        pool: batches whose sequences are sorted by length together.
-        generator: draws the order of the batches; the last one, which may be smaller, stays the last.
+        pool: sequences that are sorted together.
     """
     lengths = lengths.to(order.device)
-    order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(size * pool)])
+    return torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(pool)])
+
+
+def mixed(order: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """The batches of an order in random order; the last one, which may be smaller, stays the last.
+
+    Args:
+        order: of the sequences.
+        size: sequences in a batch.
+        generator: draws the order of the batches.
+    """
     whole = len(order) // size
-    mixed = order[: whole * size].view(whole, size)[torch.randperm(whole, generator=generator)]
-    return torch.cat((mixed.flatten(), order[whole * size :]))
+    batches = order[: whole * size].view(whole, size)[torch.randperm(whole, generator=generator)]
+    return torch.cat((batches.flatten(), order[whole * size :]))
 
 
 @torch.no_grad()
@@ -310,10 +320,16 @@ class TrainingLoop(L.LightningModule):
 
 
 def evaluation_batches(data: Dataset, config: RunConfig, task: Task, limit: int | None = None) -> Batches:
-    """Batches of a validation or test set; pieces of one sequence are gone through one after the other."""
+    """Batches of a validation or test set; pieces of one sequence are gone through one after the other.
+
+    Sequences of several lengths are gone through by their length, unless a limit names the first of them: what is
+    padded takes time.
+    """
     limit = config.limit_evaluation_batches if limit is None else limit
     size = 1 if task.streams else EVALUATION_BATCH
-    return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time, streams=task.streams)
+    several = isinstance(data, Series) and data.whole.lengths is not None and not task.streams
+    bucket = math.ceil(len(data) / size) if several and not limit else 0  # type: ignore[arg-type]
+    return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time, streams=task.streams, bucket=bucket)
 
 
 def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback], profile: Profile | None = None) -> None:

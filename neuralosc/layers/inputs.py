@@ -59,14 +59,16 @@ def _check_dense(x: Tensor) -> None:
         raise InputError(f"x has layout {x.layout}, expected a dense tensor: use x.to_dense()")
 
 
-def filled(x: Tensor, missing: str) -> Tensor:
+def filled(x: Tensor, missing: str, valid: Tensor | None = None) -> Tensor:
     """x `(batch, time, input)` with finite values only: NaN replaced by what was last seen under missing = "hold".
+
+    Where not `valid`, `(batch, time)`, nothing is seen, whatever stands there.
 
     Raises:
         InputError: infinite values, or NaN under missing = "error".
     """
     if missing == "hold":
-        x = _last_seen(x)
+        x = _last_seen(x, valid)
     if finite(x):
         return x
     sample, step, feature = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
@@ -79,9 +81,13 @@ def filled(x: Tensor, missing: str) -> Tensor:
     )
 
 
-def _last_seen(x: Tensor) -> Tensor:
-    """The last value of each feature that is not NaN, zero before there is one."""
-    return at_last_seen(x.nan_to_num(0.0, math.inf, -math.inf), ~x.isnan(), 0.0)
+def _last_seen(x: Tensor, valid: Tensor | None) -> Tensor:
+    """The last valid value of each feature that is not NaN, zero before there is one."""
+    seen = ~x.isnan()
+    if valid is not None:
+        seen = seen & valid.unsqueeze(-1)
+    # Going from sample to sample never looks at what is not seen; a derivative would.
+    return at_last_seen(x if _carried(x, 0.0) else x.nan_to_num(0.0, math.inf, -math.inf), seen, 0.0)
 
 
 def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
@@ -116,9 +122,13 @@ def _carry(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
 
 def without_padding(x: Tensor, valid: Tensor, empty: Tensor | float = 0.0) -> Tensor:
     """x with the last valid sample repeated in the padding; where there is none, `empty`, which broadcasts to x."""
+    return torch.where(valid.unsqueeze(-1), x, last_valid(x, valid, empty))
+
+
+def last_valid(x: Tensor, valid: Tensor, empty: Tensor | float = 0.0) -> Tensor:
+    """The last valid sample `(batch, 1, features)`; where there is none, `empty`, which broadcasts to it."""
     count = valid.sum(1).view(-1, 1, 1)
-    last = torch.where(count > 0, x.gather(1, (count - 1).clamp_min(0).expand(-1, 1, x.shape[2])), empty)
-    return torch.where(valid.unsqueeze(-1), x, last)
+    return torch.where(count > 0, x.gather(1, (count - 1).clamp_min(0).expand(-1, 1, x.shape[2])), empty)
 
 
 def pack_like(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:

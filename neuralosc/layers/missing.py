@@ -37,7 +37,12 @@ class Memory:
 
 
 def filled(
-    x: Tensor, missing: str, spans: Tensor | Time | None, memory: Memory | None, decay: Decay | None
+    x: Tensor,
+    missing: str,
+    spans: Tensor | Time | None,
+    memory: Memory | None,
+    decay: Decay | None,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Memory]:
     """What is shown of samples `(batch, time, features)` in which NaN is missing, and what is known after them.
 
@@ -53,14 +58,18 @@ def filled(
         spans: time before each sample, `(time,)`, `(batch, time)`, a number or None for ones.
         memory: of samples before these.
         decay: the module of "decay".
+        valid: under "hold", which samples are none of the padding, `(batch, time)`; all if left out.
 
     Raises:
         InputError: infinite values, or NaN under "error".
     """
     known = Memory.none(x) if memory is None else memory
     if missing in HELD:
-        held = inputs.filled(x if memory is None else torch.cat((known.last.unsqueeze(1), x), 1), missing)
-        held = held if memory is None else held[:, 1:]
+        if memory is None:
+            held = inputs.filled(x, missing, valid)
+        else:
+            begun = None if valid is None else torch.cat((valid.new_ones(len(x), 1), valid), 1)
+            held = inputs.filled(torch.cat((known.last.unsqueeze(1), x), 1), missing, begun)[:, 1:]
         return held, Memory(held[:, -1], known.since)
     seen = ~x.isnan()
     held = inputs.filled(torch.cat((known.last.unsqueeze(1), x), 1), "hold")[:, 1:]

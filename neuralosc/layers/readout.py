@@ -26,6 +26,8 @@ class Pooling(nn.Module):
 
     #: Whether there is one value for each sample, `(batch, time, features)`, not one for each sequence.
     every = False
+    #: Whether the padding is to repeat the last valid output; else it may hold anything.
+    repeated = True
 
     def __init__(self, features: int, bidirectional: bool) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class Pooling(nn.Module):
         """The value `(batch, features)`.
 
         Args:
-            output: `(batch, time, features)`, with the last valid output repeated in the padding.
+            output: `(batch, time, features)`, where `repeated` with the last valid output in the padding.
             valid: which samples count, `(batch, time)`; None for all.
         """
         raise NotImplementedError
@@ -63,18 +65,23 @@ class Last(Pooling):
     The reverse direction has seen it after the first sample.
     """
 
+    repeated = False
+
     def forward(self, output: Tensor, valid: Tensor | None) -> Tensor:
-        """The value: the padding repeats it."""
-        last = output[:, -1]
+        """The value, zero where there is no valid sample."""
+        last = output[:, -1] if valid is None else inputs.last_valid(output, valid)[:, 0]
         if not self.bidirectional:
             return last
         half = output.shape[-1] // 2
-        return torch.cat((last[..., :half], output[:, 0, half:]), dim=-1)
+        first = output[:, 0, half:] if valid is None else torch.where(valid[:, :1], output[:, 0, half:], 0)
+        return torch.cat((last[..., :half], first), dim=-1)
 
 
 @pooling("mean")
 class Mean(Pooling):
     """The mean of the outputs at the valid samples."""
+
+    repeated = False
 
     def forward(self, output: Tensor, valid: Tensor | None) -> Tensor:
         """The value."""
@@ -191,7 +198,7 @@ class Readout(nn.Linear):
             return inputs.pack_like(answer, lengths, input) if self.pooling.every else answer
         inputs.check_sequence(input, self.in_features, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, input)
-        if valid is not None:
+        if valid is not None and self.pooling.repeated:
             input = inputs.without_padding(input, valid)
         return super().forward(self.pooling(input, valid))
 

@@ -149,15 +149,17 @@ class RecurrentLayer(nn.Module):
         inputs.check_sequence(x, self.input_size, self)
         valid = None if lengths is None else inputs.valid_steps(lengths, x)
         spans = None if timespans is None else inputs.check_timespans(timespans, x, valid)
-        if valid is not None:
-            # Padding may hold anything, NaN included; it must not reach the arithmetic.
-            x = inputs.without_padding(x, valid, 0.0 if memory is None else memory.last.unsqueeze(1))
-            spans = valid.to(x.dtype) if spans is None else spans
         if memory is not None and memory.last.shape != x[:, 0].shape:
             raise InputError(
                 f"x has samples {tuple(x[:, 0].shape)}, the stream goes on from {tuple(memory.last.shape)}"
             )
-        x, after = filled(x, self.missing, spans, memory, self.decay)
+        if valid is not None:
+            spans = valid.to(x.dtype) if spans is None else spans
+            if self.missing != "hold":
+                # Padding may hold anything, NaN included; it must not reach the arithmetic. Where values are held it
+                # is held over, too.
+                x = inputs.without_padding(x, valid, 0.0 if memory is None else memory.last.unsqueeze(1))
+        x, after = filled(x, self.missing, spans, memory, self.decay, valid)
         if valid is not None and self.missing not in arguments.HELD:
             # What "mask" tells of the time before a sample goes on in the padding, which a control may look ahead to.
             x = inputs.without_padding(x, valid, x[:, :1])

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from experiments.tasks.series import Series
+from experiments.train import trainer
 from experiments.train.config import RunConfig
+from experiments.train.model import build, make_task
+from experiments.train.scoring import Scoring
 from experiments.train.trainer import Batches
 from experiments.train.training import train
 from solvers.errors import InputError
@@ -39,6 +42,28 @@ def test_buckets_hold_sequences_of_about_one_length():
         {frozenset(batch.y.tolist()) for batch in second}
     )
     assert padding(epoch(0, bucket=100)) < padding(first)
+
+
+def test_sets_that_are_judged_are_gone_through_by_length_and_whole(monkeypatch):
+    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 16)
+    options = {"length": 20, "shortest": 2, "train_size": 50, "validation_size": 40, "test_size": 40}
+    config = RunConfig(task="oscillators", task_options=options, model="gru", model_options={"hidden_size": 4})
+    task = make_task(config)
+    model = build(config, task)
+    data = task.splits()[2]
+    batches = list(trainer.evaluation_batches(data, config, task))
+    order = torch.cat([batch.lengths for batch in batches])
+    assert torch.equal(order, data.whole.lengths.sort().values) and len(set(order.tolist())) > 5
+    assert sum(batch.x.shape[1] for batch in batches) < 3 * 20
+    # A limit is of the sequences that come first.
+    limited = list(trainer.evaluation_batches(data, config, task, limit=2))
+    assert torch.equal(torch.cat([batch.y for batch in limited]), data.whole.y[:32])
+    scoring = Scoring.of(task)
+    sorted_, plain = (
+        trainer.measure(model, found, scoring, "cpu")
+        for found in (trainer.evaluation_batches(data, config, task), Batches(data, 16))
+    )
+    assert sorted_ == pytest.approx(plain, rel=1e-6)
 
 
 def test_buckets_of_sequences_of_one_length_are_refused(tmp_path, one_line):
