@@ -71,6 +71,26 @@ def test_data_is_filled_as_what_is_differentiated(missing, after):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("hole", [0.5, NAN, float("inf")])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("followed", [False, True])
+def test_what_is_held_is_held_in_the_padding_too(hole, after, followed):
+    x, spans = gappy(16, features=9)
+    valid = torch.arange(7) < torch.tensor([7, 0, 3, 1] * 4).unsqueeze(-1)
+    memory = Memory(torch.randn(16, 9, dtype=F64), torch.rand(16, 9, dtype=F64)) if after else None
+    given = torch.where(valid.unsqueeze(-1), x, hole).requires_grad_(followed)
+    held, known = filled(given, "hold", spans, memory, None, valid)
+    for i, (row, series, count) in enumerate(zip(held, x, valid.sum(1).tolist(), strict=True)):
+        before = None if memory is None else Memory(memory.last[i : i + 1], memory.since[i : i + 1])
+        alone = filled(series[None, :count], "hold", spans, before, None)[0][0] if count else row[:0]
+        last = alone[-1] if count else torch.zeros(9, dtype=F64) if memory is None else before.last[0]
+        assert torch.equal(row[:count], alone) and torch.equal(row[count:], last.expand(7 - count, 9))
+    assert torch.equal(known.last, held[:, -1])
+    if followed:
+        (grad,) = torch.autograd.grad(held.sum(), given)
+        assert grad.isfinite().all() and not grad[~valid].any() and grad[valid].any()
+
+
 @pytest.mark.parametrize("missing", ["hold", "mask", "decay"])
 def test_memory_joins_chunks(missing):
     x, spans = gappy()

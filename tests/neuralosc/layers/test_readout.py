@@ -67,6 +67,17 @@ def test_lengths_equal_truncation_in_values_and_gradients(kind, both, lengths, h
 
 
 @KINDS
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("hole", [3.0, float("nan")])
+def test_of_no_sample_the_answer_is_the_bias(kind, both, hole):
+    readout = Readout(4, 3, kind, bidirectional=both).double()
+    h = torch.full((2, 5, 4), hole, dtype=F64)
+    h[1] = 1.0
+    answer = readout(h, [0, 5])[0]
+    torch.testing.assert_close(answer, readout.bias.expand_as(answer), rtol=0, atol=1e-15)
+
+
+@KINDS
 def test_without_lengths_every_sample_counts(kind):
     readout, h = Readout(4, 3, kind).double(), torch.randn(2, 5, 4, dtype=F64)
     torch.testing.assert_close(readout(h), readout(h, [5, 5]), rtol=1e-13, atol=1e-13)
