@@ -83,11 +83,17 @@ def filled(x: Tensor, missing: str, valid: Tensor | None = None) -> Tensor:
 
 def _last_seen(x: Tensor, valid: Tensor | None) -> Tensor:
     """The last valid value of each feature that is not NaN, zero before there is one."""
-    seen = ~x.isnan()
+    # NaN alone is not equal to itself: that is half the work of asking for it and turning the answer round.
+    seen = x == x
+    if _carried(x, 0.0):
+        if valid is not None:
+            # Row by row of the padding: a mask that is the same for all features would cost as much as all else.
+            seen.flatten(0, 1).index_fill_(0, (~valid).flatten().nonzero()[:, 0], False)
+        return at_last_seen(x, seen, 0.0)
     if valid is not None:
         seen = seen & valid.unsqueeze(-1)
-    # Going from sample to sample never looks at what is not seen; a derivative would.
-    return at_last_seen(x if _carried(x, 0.0) else x.nan_to_num(0.0, math.inf, -math.inf), seen, 0.0)
+    # A derivative would look at what is not seen.
+    return at_last_seen(x.nan_to_num(0.0, math.inf, -math.inf), seen, 0.0)
 
 
 def at_last_seen(values: Tensor, seen: Tensor, before: Tensor | float) -> Tensor:
