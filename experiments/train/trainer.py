@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import solvers
 from experiments.tasks import Task
 from experiments.tasks.series import Batch, Series, batch_of
 from experiments.train import optimizers, processes
@@ -34,6 +35,10 @@ from solvers.errors import InputError, NumericalError
 
 # Larger than a usual training batch, since nothing is stored for a backward pass; small enough for 784 steps.
 EVALUATION_BATCH = 250
+
+#: Steps of a whole training from which compiling a step pays, however short the sequences are; and those of a sequence
+#: below which a call of it costs as much as the plain loop.
+MANY, FEW = 20_000, 16
 
 # The purposes for which numbers are drawn anew in every epoch.
 _ORDER, _NOISE = 1, 2
@@ -248,6 +253,15 @@ class TrainingLoop(L.LightningModule):
         """The epoch of the run, counted from 0, whichever process does it."""
         return self.first_epoch + self.current_epoch
 
+    @property
+    def least(self) -> int | None:
+        """Steps of a sequence from which this training compiles; None for as many as a single call needs.
+
+        It follows from the configuration and the data alone, so a resumed run takes the same path.
+        """
+        steps = self.config.epochs * len(self.train_batches) * getattr(self.task, "length", 0)
+        return FEW if steps >= MANY else None
+
     def train_dataloader(self) -> Any:
         """The training batches."""
         return self.train_batches
@@ -347,7 +361,12 @@ def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback], profile: P
     """
     main = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _quiet(), loop.train_batches.staying(device), loop.validation_batches.staying(device):
+    with (
+        _quiet(),
+        loop.train_batches.staying(device),
+        loop.validation_batches.staying(device),
+        solvers.backend(solvers.get_backend(), loop.least),
+    ):
         trainer = L.Trainer(
             accelerator="gpu" if device == "cuda" else device,
             **_placed(),

@@ -40,7 +40,7 @@ from solvers.methods.reversible import Undoing
 from solvers.parallel import linear as parallel
 from solvers.run import canary
 from solvers.run.check import TOLERANCE, Run, self_check
-from solvers.run.choice import WORTHWHILE, get_backend
+from solvers.run.choice import get_backend, least_steps
 from solvers.run.record import PLAIN, Record
 
 #: Bytes of a segment whose start is rebuilt, at most. A call costs as much as some ten steps of a narrow network, and
@@ -82,8 +82,8 @@ def attempt(
             # A GPU kernel has no registers to spare for the map.
             loop = with_input_map(loop, path == "compiled")
         _suitable(field, loop, gradient, state)
-        if chosen == "auto" and len(loop) * loop.substeps < WORTHWHILE:
-            raise Refused(f"fewer than {WORTHWHILE} steps do not pay for compiling")
+        if chosen == "auto" and len(loop) * loop.substeps < (least := least_steps()):
+            raise Refused(f"fewer than {least} steps do not pay for compiling")
         given, loop = loop, with_noise(loop, state)
         carried = loop.solver.open(state)
         layout = Layout.of(carried, state)

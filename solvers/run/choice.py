@@ -20,9 +20,10 @@ WORTHWHILE = 64
 
 
 class _Choice(threading.local):
-    """The backend of each thread; a thread that chose none follows the process."""
+    """The choices of each thread; a thread that made none follows the process."""
 
     name: str | None = None
+    least: int | None = None
 
 
 _process = "auto"
@@ -51,11 +52,28 @@ def get_backend() -> str:
     return _thread.name or _process
 
 
+def least_steps() -> int:
+    """Steps below which "auto" does not compile here."""
+    return WORTHWHILE if _thread.least is None else _thread.least
+
+
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Choose how loops are run inside a `with` block, in this thread."""
-    before, _thread.name = _thread.name, _checked(name)
+def backend(name: str, least: int | None = None) -> Iterator[None]:
+    """Choose how loops are run inside a `with` block, in this thread.
+
+    Args:
+        name: one of `BACKENDS`.
+        least: steps of a sequence from which "auto" compiles; as around the block if left out, and 64 around all. For
+            somebody who knows that short sequences will be many: a call of what is compiled costs as much as ten steps.
+
+    Raises:
+        InputError: an unknown name, or no number of steps.
+    """
+    if least is not None and (type(least) is not int or least < 1):
+        raise InputError(f"least is {least!r}, expected a whole number of steps, at least 1")
+    before = _thread.name, _thread.least
+    _thread.name, _thread.least = _checked(name), before[1] if least is None else least
     try:
         yield
     finally:
-        _thread.name = before
+        _thread.name, _thread.least = before

@@ -206,6 +206,29 @@ def test_the_backends(one_line):
     one_line(error, "dopri5", "'auto'")
 
 
+def test_short_sequences_are_compiled_for_where_that_is_asked_for(one_line):
+    rnn = ContinuousRNN(Written(linear), "euler", 0.01)
+
+    def path(steps):
+        record = rnn.solve(X[:, :steps]).trajectories[0].record
+        return record.path, record.reason
+
+    with solvers.backend("auto", least=5):
+        assert path(5)[0] == "compiled"
+        assert path(4) == ("plain", "fewer than 5 steps do not pay for compiling")
+        with solvers.backend("auto"):
+            assert path(5)[0] == "compiled"
+        with solvers.backend("plain", least=3):
+            assert path(5)[0] == "plain"
+        assert path(4)[0] == "plain"
+    assert path(5) == ("plain", "fewer than 64 steps do not pay for compiling")
+    for least in (0, 2.5, True):
+        with pytest.raises(solvers.InputError) as error, solvers.backend("auto", least=least):
+            pass
+        one_line(error, f"least is {least!r}", "at least 1")
+    assert path(5)[0] == "plain"
+
+
 def test_what_is_taken_on_a_gpu(monkeypatch):
     """GPU kernels where they can be made; else what needs none."""
     backend = importlib.import_module("solvers.run.backend")
