@@ -108,15 +108,13 @@ def before(config: RunConfig, task: Task) -> dict[str, float]:
             # The number is waited for, as training does.
             float(loss.detach())
 
-        # The first step compiles, and makes the moments of the optimizer.
-        step()
-        with PeakMemory() as memory:
+        with loop.paths():
+            # The first step compiles, and makes the moments of the optimizer.
             step()
-        return {
-            "parameters": float(parameter_count(model)),
-            "memory": float(memory.peak),
-            "seconds": _shortest(step, clock_of(device)),
-        }
+            with PeakMemory() as memory:
+                step()
+            seconds = _shortest(step, clock_of(device))
+        return {"parameters": float(parameter_count(model)), "memory": float(memory.peak), "seconds": seconds}
 
 
 def clock_of(device: str) -> Callable[[], float]:

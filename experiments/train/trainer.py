@@ -262,6 +262,10 @@ class TrainingLoop(L.LightningModule):
         steps = self.config.epochs * len(self.train_batches) * getattr(self.task, "length", 0)
         return FEW if steps >= MANY else None
 
+    def paths(self) -> contextlib.AbstractContextManager[None]:
+        """Within this the steps of the training take their paths."""
+        return solvers.backend(solvers.get_backend(), self.least)
+
     def train_dataloader(self) -> Any:
         """The training batches."""
         return self.train_batches
@@ -365,7 +369,7 @@ def fit(loop: TrainingLoop, device: str, callbacks: list[L.Callback], profile: P
         _quiet(),
         loop.train_batches.staying(device),
         loop.validation_batches.staying(device),
-        solvers.backend(solvers.get_backend(), loop.least),
+        loop.paths(),
     ):
         trainer = L.Trainer(
             accelerator="gpu" if device == "cuda" else device,
