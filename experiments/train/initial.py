@@ -20,8 +20,8 @@ Loader = Callable[[str], tuple[SequenceModel, RunConfig, Task]]
 
 #: Of the read-out and what it answers in: another question has others.
 ANSWERS = ("readout.", "target_scaler.")
-#: What decides what a network does with its weights.
-DYNAMICS = ("model", "field", "time", "model_options.", "solver_options.")
+#: What decides what a model does with its weights.
+CHOICES = ("model", "field", "time", "readout", "model_options.", "solver_options.")
 #: Sequences that are looked at at once.
 CHUNK = 1000
 
@@ -78,7 +78,7 @@ def put(model: SequenceModel, earlier: SequenceModel, name: str) -> None:
                 "or begin with random weights"
             )
     kept = {key for key in own if different and key.startswith(ANSWERS)}
-    model.load_state_dict({**theirs, **{key: own[key] for key in kept}} if kept else theirs)
+    model.load_state_dict({key: value if key in kept else theirs[key] for key, value in own.items()})
     if kept:
         notice(f"the read-out of run {name} answers otherwise: this one begins with random weights")
 
@@ -91,7 +91,7 @@ def differences(config: RunConfig, model: SequenceModel, then: RunConfig, earlie
     """Choices of two runs besides the weights that decide what a network does with them, where they differ."""
     now, before = (
         {
-            **{key: value for key, value in flat(each).items() if key.startswith(DYNAMICS)},
+            **{key: value for key, value in flat(each).items() if key.startswith(CHOICES)},
             "unit of time": None if made.collator is None else made.collator.unit,
         }
         for each, made in ((config, model), (then, earlier))

@@ -156,11 +156,43 @@ def test_a_read_out_that_answers_otherwise_begins_anew_and_says_so(begun, tmp_pa
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-25)
 
 
+class Numbered(Divided):
+    """A number is asked of the same sequences."""
+
+    kind = "regression"
+    metrics = ("mse",)
+
+    def __init__(self, first: int = 0) -> None:
+        super().__init__(first, classes=1)
+
+    def splits(self, seed=0):
+        return tuple(TensorDataset(x, x[:, -1] * 3 + 1) for x, _ in (data.tensors for data in super().splits(seed)))
+
+
+@pytest.mark.parametrize("there, here", [("Numbered", "Divided"), ("Divided", "Numbered")])
+def test_a_scale_of_the_targets_goes_with_the_read_out(there, here, tmp_path, capsys):
+    earlier = train(config(task=f"{__name__}:{there}"), root=tmp_path, progress=False).folder
+    values = {"task": f"{__name__}:{here}", "lr": 1e-30, "gradient_clip": 0}
+    kept = untrained(train(after(earlier, **values), root=tmp_path, progress=False))
+    fresh = untrained(train(config(**values), root=tmp_path, progress=False))
+    assert "the read-out of run" in capsys.readouterr().err
+    assert kept.keys() == fresh.keys()
+    assert any(name.startswith("target_scaler.") for name in kept) == (here == "Numbered")
+    for name in kept:
+        if name.startswith(("readout.", "target_scaler.")):
+            torch.testing.assert_close(kept[name], fresh[name], rtol=0, atol=1e-25)
+
+
 def test_choices_that_are_no_weights_are_told_where_they_differ(begun, tmp_path, capsys):
-    train(after(begun, model_options={"hidden_size": 4, "dt": 0.5, "gamma": 2.5}), root=tmp_path, progress=False)
+    train(
+        after(begun, model_options={"hidden_size": 4, "dt": 0.5, "gamma": 2.5}, readout="mean"),
+        root=tmp_path,
+        progress=False,
+    )
     line = capsys.readouterr().err
     dt, gamma = (begun.config().model_options[name] for name in ("dt", "gamma"))
     assert f"model_options.dt {dt} (0.5 here)" in line and f"model_options.gamma {gamma} (2.5 here)" in line
+    assert "readout last (mean here)" in line
     assert "hidden_size" not in line and line.count("\n") == 1
 
 
