@@ -20,6 +20,7 @@ from experiments.tasks.mnist import PermutedSequentialMNIST, SequentialMNIST
 from experiments.tasks.oscillators import Oscillators
 from experiments.tasks.physical import DoublePendulum, Duffing, HenonHeiles, Pendulum, SpringChain
 from experiments.tasks.physionet2012 import PhysioNet2012
+from experiments.tasks.physionet_forecast import PhysioNetForecast
 from experiments.tasks.ppg import PPGDaLiA
 from experiments.tasks.table import Table
 from experiments.tasks.text import Text
@@ -35,7 +36,7 @@ TASKS: dict[str, type[Task]] = {
         *(Digits, Adding, CopyMemory, SequentialMNIST, PermutedSequentialMNIST),
         *(NoisyCIFAR10, SequentialCIFAR10, PermutedSequentialCIFAR10, HAR2),
         *(Pendulum, Duffing, HenonHeiles, SpringChain, DoublePendulum),
-        *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012),
+        *(EventMNIST, Oscillators, HalfCheetah, Hopper, PhysioNet2012, PhysioNetForecast),
         *(Table, Text, IMDB, UEA, PPGDaLiA, Weather),
     )
 }

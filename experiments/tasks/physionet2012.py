@@ -45,8 +45,9 @@ class PhysioNet2012(Task):
             value, 0 (the middle of all) before the first one, and the logarithm of 1 + the number of values.
         divider: what divides: "stratified" cuts each class in the order drawn from `division`; "scikit-learn" is its
             train_test_split, twice, with `division` as the state of both: 20 % are put aside, and halved.
-        transform: "standard" for values in deviations from their mean, or "rank" for the normal quantile of their rank
-            among the values of the training set: of some laboratory values half lie within a tenth of a deviation.
+        transform: "standard" for values in deviations from their mean; "rank" for the normal quantile of their rank
+            among the values of the training set: of some laboratory values half lie within a tenth of a deviation;
+            "range" for those of the training set from 0 to 1, slips included.
 
     Raises:
         InputError: an option that is none.
@@ -57,7 +58,7 @@ class PhysioNet2012(Task):
     input_size = len(PARAMETERS) + len(STATIC) - 1 + len(UNITS)
     output_size = 2
     kind = "classification"
-    metrics = ("auroc", "auprc", "balanced_accuracy")
+    metrics: tuple[str, ...] = ("auroc", "auprc", "balanced_accuracy")
     baseline = "AUROC 0.5 by chance; of all three sets of the challenge 0.819 (GRU-D), 0.866 (GraFITi)"
     irregular = True
     gaps = True
@@ -89,31 +90,42 @@ class PhysioNet2012(Task):
         """
         stays = read_stays(self.name, self.data_dir)
         parts = DIVIDERS[self.divider](stays.died, VALIDATION_SHARE, TEST_SHARE, self.division)
-        scale, training = SCALES[self.transform], parts[0].numpy()
-        values = scaled(scale, stays.value, stays.parameter, np.isin(stays.stay, training), len(PARAMETERS))
+        training = parts[0].numpy()
+        known = np.isin(stays.stay, training)
+        values = scaled(SCALES[self.transform], stays.value, stays.parameter, known, len(PARAMETERS))
         rows, minutes, lengths = samples(stays, self.static)
-        x = np.full((len(lengths), max(1, lengths.max()), self.input_size), np.nan, np.float32)
+        table = np.full((len(lengths), max(1, lengths.max()), len(PARAMETERS)), np.nan, np.float32)
         # Of an index that is there twice NumPy keeps the last.
-        x[stays.stay, rows, stays.parameter] = values
-        if self.static:
-            admitted = len(STATIC) - 1 + len(UNITS)
-            x[:, 0, len(PARAMETERS) : len(PARAMETERS) + admitted] = admission(stays, training, scale)
-        if self.running:
-            for place, summary in enumerate(SUMMARIES, start=-len(SUMMARIES)):
-                begin = self.input_size + place * len(PARAMETERS)
-                x[..., begin : begin + len(PARAMETERS)] = so_far(x[..., : len(PARAMETERS)], summary)
+        table[stays.stay, rows, stays.parameter] = values
+        valid = np.arange(table.shape[1]) < lengths[:, None]
+        shown, asked = self._divided(table, minutes)
+        x = np.where(valid[..., None], self._features(shown, stays, training), 0)
         spans = np.zeros(x.shape[:2], np.float32)
         spans[:, 1:] = np.diff(minutes, axis=1) / MINUTES_PER_HOUR
         spans[:, 0] = 1
-        valid = np.arange(x.shape[1]) < lengths[:, None]
-        data = Series(
-            torch.from_numpy(np.where(valid[..., None], x, 0)),
-            torch.from_numpy(stays.died),
-            torch.from_numpy(np.where(valid, spans, 0)),
-            torch.from_numpy(lengths),
-        )
+        y = stays.died if asked is None else np.where(valid[..., None], asked, np.nan)
+        given, answers, gaps = map(torch.from_numpy, (x, y, np.where(valid, spans, 0)))
+        data = Series(given, answers, gaps, torch.from_numpy(lengths), self.every)
         train, validation, test = data.parts(*parts)
         return train, validation, test
+
+    def _divided(self, table: np.ndarray, minutes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """What is shown of the values `(stays, time, parameters)`, and those that are asked for; None for the class."""
+        return table, None
+
+    def _features(self, shown: np.ndarray, stays: Stays, training: np.ndarray) -> np.ndarray:
+        """The samples as a network has them, `(stays, time, features)`."""
+        x = np.full((*shown.shape[:2], self.input_size), np.nan, np.float32)
+        x[..., : len(PARAMETERS)] = shown
+        if self.static:
+            admitted = len(STATIC) - 1 + len(UNITS)
+            at_admission = admission(stays, training, SCALES[self.transform])
+            x[:, 0, len(PARAMETERS) : len(PARAMETERS) + admitted] = at_admission
+        if self.running:
+            for place, summary in enumerate(SUMMARIES, start=-len(SUMMARIES)):
+                begin = self.input_size + place * len(PARAMETERS)
+                x[..., begin : begin + len(PARAMETERS)] = so_far(shown, summary)
+        return x
 
 
 def samples(stays: Stays, admitted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,9 +195,15 @@ def ranked(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.asarray(special.ndtri(share.clip(edge, 1 - edge)))
 
 
+def ranged(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values less the least of those that are known, over their range."""
+    low, high = known.min(), known.max()
+    return np.asarray((values - low) / ((high - low) or 1.0))
+
+
 #: From values and those of the training set to numbers for a network.
 Scale = Callable[[np.ndarray, np.ndarray], np.ndarray]
-SCALES: dict[str, Scale] = {"standard": standardized, "rank": ranked}
+SCALES: dict[str, Scale] = {"standard": standardized, "rank": ranked, "range": ranged}
 
 
 def admission(stays: Stays, training: np.ndarray, scale: Scale) -> np.ndarray:
