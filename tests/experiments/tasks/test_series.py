@@ -13,6 +13,8 @@ from sklearn.model_selection import train_test_split
 from experiments import tasks
 from experiments.tasks import halfcheetah, oscillators, physionet2012, stays
 from experiments.tasks.series import Batch, Series
+from experiments.train.config import RunConfig
+from experiments.train.training import train
 from solvers.errors import InputError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -306,6 +308,77 @@ def test_physionet_shows_what_is_known_so_far(folder):
         np.testing.assert_array_equal(physionet2012.so_far(values, summary)[:, :3], cut)
     bare = tasks.get("physionet2012", data_dir=str(folder), static=False, running=True)
     assert bare.input_size == bare.splits()[0].whole.x.shape[-1] == 37 * 5
+
+
+def test_physionet_by_range_goes_from_0_to_1_in_the_training_set(folder):
+    train = tasks.get("physionet2012", data_dir=str(folder), transform="range").splits()[0].whole
+    hr = train.x[..., stays.PARAMETERS.index("HR")][train.valid]
+    assert hr[~hr.isnan()].min() == 0 and hr[~hr.isnan()].max() == 1
+    assert physionet2012.ranged(np.array([3.0, 1.0, 9.0]), np.array([1.0, 5.0])).tolist() == [0.5, 0, 2]
+    assert physionet2012.ranged(np.ones(2), np.ones(3)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("hours", [24, 3])
+def test_physionet_forecast_asks_for_what_comes_and_shows_nothing_of_it(folder, hours):
+    task = tasks.get("physionet2012_forecast", data_dir=str(folder), hours=hours, running=True)
+    plain = tasks.get("physionet2012", data_dir=str(folder), running=True)
+    for data, known in zip(task.splits(), plain.splits(), strict=True):
+        part, whole = data[:], known[:]
+        assert torch.equal(part.lengths, whole.lengths) and torch.equal(part.timespans, whole.timespans)
+        # The first timespan, of 1, is none of the stay.
+        late = (part.timespans.double().cumsum(1) - 1 > hours - 1e-3) & part.valid
+        assert late.any() and part.x[..., :37][late].isnan().all()
+        early = part.valid & ~late
+        assert torch.equal(part.x[early].nan_to_num(9), whole.x[early].nan_to_num(9))
+        values = torch.where(late.unsqueeze(-1), whole.x[..., :37], torch.nan)
+        assert torch.equal(part.y.nan_to_num(9), values.nan_to_num(9)) and not part.y[late].isnan().all(-1).any()
+        # What is known so far is no more than before.
+        for row, length, first in zip(part.x, part.lengths.tolist(), late.int().argmax(1).tolist(), strict=True):
+            if 0 < first < length:
+                assert (row[first:length, 44:] == row[first - 1, 44:]).all()
+    assert task.output_size == 37 and task.every and task.input_size == plain.input_size
+
+
+def test_physionet_forecast_stands_beside_the_mean_and_the_last_value(folder):
+    task = tasks.get("physionet2012_forecast", data_dir=str(folder), hours=3)
+    train, _, test = task.splits()
+    guesses, part = task.guesses(2), test[:]
+    hr = stays.PARAMETERS.index("HR")
+    measured = torch.cat([values[..., hr][train[:].valid] for values in (train[:].x, train[:].y)])
+    mean = measured[~measured.isnan()].mean()
+    for row, length, held, means in zip(
+        part.x, part.lengths.tolist(), guesses["last value"], guesses["mean"], strict=True
+    ):
+        last = mean
+        for i in range(length):
+            last = last if row[i, hr].isnan() else row[i, hr]
+            torch.testing.assert_close(held[i, hr], last)
+            torch.testing.assert_close(means[i, hr], mean)
+    assert held.shape == part.y[0].shape and not guesses["last value"].isnan().any()
+
+
+@pytest.mark.parametrize("hours", [0, 48, 2.5, True])
+def test_physionet_forecast_of_hours_that_are_none_is_one_line(hours, one_line):
+    with pytest.raises(InputError) as error:
+        tasks.get("physionet2012_forecast", hours=hours)
+    one_line(error, f"'hours' is {hours!r}: expected a whole number from 1 to 47")
+
+
+def test_physionet_forecast_trains(folder, tmp_path):
+    config = RunConfig(
+        task="physionet2012_forecast",
+        task_options={"hours": 3},
+        data_dir=str(folder),
+        model="gru",
+        model_options={"hidden_size": 4, "missing": "hold"},
+        epochs=2,
+        threads=1,
+    )
+    result = train(config, root=tmp_path / "runs", progress=False)
+    assert set(result.baselines) == {"mean", "last value"} and result.test["mse"] > 0
+    part = tasks.get("physionet2012_forecast", data_dir=str(folder), hours=3).splits()[2][:]
+    error = (tasks.get("physionet2012_forecast", data_dir=str(folder), hours=3).guesses(2)["mean"] - part.y).square()
+    assert result.baselines["mean"]["mse"] == pytest.approx(float(error[~part.y.isnan()].mean()), rel=1e-5)
 
 
 def test_physionet_reads_arrays_of_another_order_as_the_texts(folder, tmp_path):
