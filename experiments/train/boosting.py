@@ -138,7 +138,8 @@ def _part(data: Dataset, config: RunConfig, task: Task, scaler: neuralosc.Scaler
     """Statistics of the sequences of a set, and the targets, on the scale on which networks are judged."""
     rows, targets = [], []
     # Of values and times as they are: what a network is told of them is `time`.
-    for batch in evaluation_batches(data, replace(config, time="true", precision="64"), task, **limit):
+    told = replace(config, time="true", precision="64")
+    for batch in evaluation_batches(data, told, task, ordered=True, **limit):
         x = batch.x.numpy()
         spans = np.ones(x.shape[:2]) if batch.timespans is None or config.time == "ignored" else batch.timespans.numpy()
         lengths = np.full(len(x), x.shape[1]) if batch.lengths is None else batch.lengths.numpy()

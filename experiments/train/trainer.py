@@ -337,16 +337,18 @@ class TrainingLoop(L.LightningModule):
         return NonFiniteLossError(f"the {what} is {value.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}")
 
 
-def evaluation_batches(data: Dataset, config: RunConfig, task: Task, limit: int | None = None) -> Batches:
+def evaluation_batches(
+    data: Dataset, config: RunConfig, task: Task, limit: int | None = None, ordered: bool = False
+) -> Batches:
     """Batches of a validation or test set; pieces of one sequence are gone through one after the other.
 
-    Sequences of several lengths are gone through by their length, unless a limit names the first of them: what is
-    padded takes time.
+    Sequences of several lengths are gone through by their length, since padding takes time, unless a limit names the
+    first of them or they are asked for in the order of the data.
     """
     limit = config.limit_evaluation_batches if limit is None else limit
     size = 1 if task.streams else EVALUATION_BATCH
     several = isinstance(data, Series) and data.whole.lengths is not None and not task.streams
-    bucket = math.ceil(len(data) / size) if several and not limit else 0  # type: ignore[arg-type]
+    bucket = math.ceil(len(data) / size) if several and not limit and not ordered else 0  # type: ignore[arg-type]
     return Batches(data, size, limit=limit, dtype=dtype(config), time=config.time, streams=task.streams, bucket=bucket)
 
 
