@@ -128,7 +128,7 @@ class Row:
     def cells(self, epochs: int | None = None) -> list[Cell]:
         """The cells of the table, the last axis running fastest; with another number of epochs where one is given.
 
-        Stages that come before have their own number of epochs.
+        Stages that come before keep their own number of epochs, where they say one.
 
         Raises:
             InputError: settings that are none.

@@ -12,6 +12,7 @@ from experiments.tasks.base import Splits
 from experiments.tasks.metrics import REGRESSION
 from experiments.tasks.physionet2012 import MINUTES_PER_HOUR, PhysioNet2012
 from experiments.tasks.stays import PARAMETERS
+from neuralosc.layers.inputs import at_last_seen
 from solvers.errors import InputError
 
 HOURS = 48
@@ -85,8 +86,5 @@ class PhysioNetForecast(PhysioNet2012):
         valid = torch.cat((train.valid.flatten(), train.valid.flatten()))
         means = seen[valid].nanmean(0).nan_to_num(0.0)
         shown = data.x[..., : len(PARAMETERS)]
-        known = ~shown.isnan() & data.valid.unsqueeze(-1)
-        steps = torch.arange(shown.shape[1]).view(-1, 1)
-        last = torch.where(known, steps, -1).cummax(1).values
-        held = shown.gather(1, last.clamp_min(0))
-        return {"mean": means.expand_as(shown), "last value": torch.where(last >= 0, held, means)}
+        held = at_last_seen(shown, ~shown.isnan() & data.valid.unsqueeze(-1), means)
+        return {"mean": means.expand_as(shown), "last value": held}

@@ -89,7 +89,7 @@ def _last_seen(x: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
             # Row by row of the padding: a mask that is the same for all features would cost as much as all else.
             seen.flatten(0, 1).index_fill_(0, (~valid).flatten().nonzero()[:, 0], False)
-        return at_last_seen(x, seen, 0.0)
+        return _carry(x, seen, 0.0)
     if valid is not None:
         seen = seen & valid.unsqueeze(-1)
     # A derivative would look at what is not seen.
